@@ -1,0 +1,40 @@
+"""deltaconvert: any trained CNN, computing only what changed from frame to frame."""
+
+from pathlib import Path as _Path
+
+# In a checkout `passes/` and `cuda/` lie beside this package, not in it as when installed.
+if (_Path(__file__).parent.parent / "passes" / "__init__.py").is_file():
+    __path__.append(str(_Path(__file__).parent.parent))
+
+from deltaconvert.config import Config, NodeConfig
+from deltaconvert.convert import convert
+from deltaconvert.errors import (
+    CheckpointError,
+    ConfigError,
+    DeltaConvertError,
+    FrameError,
+    InputError,
+    StreamBusyError,
+    TraceError,
+    UnsupportedError,
+)
+from deltaconvert.module import DeltaModule
+from deltaconvert.stream import Stream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DeltaConvertError",
+    "DeltaModule",
+    "FrameError",
+    "InputError",
+    "NodeConfig",
+    "Stream",
+    "StreamBusyError",
+    "TraceError",
+    "UnsupportedError",
+    "convert",
+]

@@ -1,0 +1,1 @@
+"""The backends: ``reference`` (the oracle), ``paper`` (the published form), ``cpu``."""

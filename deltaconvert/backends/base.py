@@ -1,0 +1,109 @@
+"""What a backend is, and the table of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from deltaconvert.config import Config
+from deltaconvert.errors import ConfigError
+from deltaconvert.nodes import DeltaNode
+from deltaconvert.state import Edge, State
+
+
+class Work(NamedTuple):
+    """What a step did in a frame, over all lanes.
+
+    Args:
+        candidates: output pixels whose footprint holds a changed pixel.
+        scheduled: multiply-adds computed for them.
+    """
+
+    candidates: int
+    scheduled: int
+
+
+Step = Callable[..., Work]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Working memory that a node wants for the length of its step.
+
+    Scratch of the same name is shared by all nodes of a stream, as large as the largest
+    wish (a node that must keep something between frames names it after itself).
+    """
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What a step is bound to: its edges, the state they live in, and its scratch.
+
+    ``scratch[name]`` is a flat uint8 tensor, 64-byte aligned, of at least the bytes asked.
+    """
+
+    inputs: tuple[Edge, ...]
+    output: Edge
+    state: State
+    scratch: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One way to run delta nodes. An instance belongs to one specialised program."""
+
+    name: str
+
+    def supports(self, node: DeltaNode) -> str | None:
+        """Return nothing, or the reason why this node must run by ``reference``."""
+
+    def fold_filters(self, node: DeltaNode) -> Any:
+        """Return the node's weights in this backend's layout; once a program, shared by streams."""
+
+    def plan(self, node: DeltaNode) -> list[Scratch]:
+        """Return the working memory that the node wants beside its edge."""
+
+    def bind(self, node: DeltaNode, weights: Any, buffers: Buffers) -> Step:
+        """Return the step to call once a frame.
+
+        It reads the input edges, applies the rule, writes the output edge's value where it
+        propagates a change, its mask, and its ``counts``. A `SparsifyNode`'s step is a
+        `SparsifyStep`.
+        """
+
+
+class SparsifyStep(Protocol):
+    """The step of a door in, in two parts, so that a refused frame changes nothing."""
+
+    def examine(self, frame: torch.Tensor) -> None:
+        """Raise `FrameError` if the frame holds NaN or infinity; change no value."""
+
+    def __call__(self, frame: torch.Tensor) -> Work:
+        """Apply the rule to the frame that was examined last."""
+
+
+_MODULES = {
+    "reference": "deltaconvert.backends.reference",
+    "paper": "deltaconvert.backends.paper",
+    "cpu": "deltaconvert.backends.cpu",
+}
+
+
+def create(name: str, config: Config, device: torch.device) -> Backend:
+    """Make a backend by name; ``auto`` is ``cpu`` on a CPU and ``reference`` elsewhere.
+
+    Raises:
+        ConfigError: for a name that does not exist.
+    """
+    if name == "auto":
+        name = "cpu" if device.type == "cpu" else "reference"
+    if name not in _MODULES:
+        raise ConfigError(f"backend={name!r}: choose auto, {', '.join(sorted(_MODULES))}.")
+    backend: Backend = importlib.import_module(_MODULES[name]).create(config)
+    return backend

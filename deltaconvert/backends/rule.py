@@ -1,0 +1,82 @@
+"""The one rule in plain PyTorch, for whole maps; every backend answers to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers, Work
+from deltaconvert.config import Norm
+from deltaconvert.state import Edge
+
+
+def change_norm(new: Tensor, old: Tensor, norm: Norm, is_map: bool, has_lanes: bool) -> Tensor:
+    """Return the norm over channels of ``new - old``, in the shape of the mask.
+
+    For maps the channels are dimension 1; anything else is one pixel a lane, and all
+    its numbers are that pixel's channels. Numbers without a difference (integers,
+    booleans) count 1 where they differ.
+    """
+    if new.is_floating_point() or new.is_complex():
+        difference = (new - old).abs()
+        difference = torch.where(new == old, torch.zeros_like(difference), difference)
+    else:
+        difference = (new != old).float()
+    if not is_map:
+        difference = difference.reshape(new.shape[0], -1) if has_lanes else difference.reshape(1, -1)
+    if difference.shape[1] == 0:
+        return difference.new_zeros(difference.shape[:1] + difference.shape[2:])
+    if norm == "max":
+        return difference.amax(1)
+    return difference.square().mean(1).sqrt()
+
+
+def apply_rule(edge: Edge, new: Tensor, candidates: Tensor, fresh: Tensor, norm: Norm) -> None:
+    """Compare ``new`` with the edge's value at the candidates; write value, mask and counts.
+
+    Args:
+        edge: what is written.
+        new: f of the inputs' values, as large as the value.
+        candidates: bool, as the mask.
+        fresh: bool, one a lane: propagate everything.
+        norm: over channels.
+
+    A difference that is not a number (an overflow that came or went) propagates.
+    """
+    spec = edge.spec
+    size = change_norm(new, edge.value, norm, spec.is_map, spec.has_lanes)
+    limit = torch.from_numpy(edge.threshold).to(size)
+    if not spec.has_lanes:
+        fresh = fresh.any().reshape(1)
+    shape = (-1,) + (1,) * (size.dim() - 1)
+    changed = (candidates & ~(size <= limit.view(shape))) | fresh.view(shape)
+    where = changed[:, None] if spec.is_map else changed.view(
+        (-1,) + (1,) * (new.dim() - 1)) if spec.has_lanes else changed.reshape(())
+    edge.value.copy_(torch.where(where, new, edge.value))
+    edge.mask.copy_(changed)
+    edge.publish(changed.flatten(1).sum(1).tolist() if changed.dim() > 1 else changed.int().tolist())
+
+
+def run_needed(buffers: Buffers) -> bool:
+    """Whether a node that runs whole must: an input changed, or a lane is fresh."""
+    return any(buffers.state.fresh) or any(e.changed for e in buffers.inputs)
+
+
+def unite_masks(buffers: Buffers) -> Work:
+    """Do all the work of a concatenation written in place: the mask of its inputs together."""
+    edge = buffers.output
+    if not run_needed(buffers):
+        return nothing_changed(edge)
+    edge.mask.copy_(buffers.inputs[0].mask)
+    for source in buffers.inputs[1:]:
+        edge.mask |= source.mask
+    edge.publish(edge.mask.flatten(1).sum(1).tolist())
+    return Work(sum(edge.counts), 0)
+
+
+def nothing_changed(edge: Edge) -> Work:
+    """Leave the value, empty the mask."""
+    if edge.changed:
+        edge.mask.zero_()
+    edge.publish([0] * len(edge.counts))
+    return Work(0, 0)

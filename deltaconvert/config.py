@@ -1,0 +1,142 @@
+"""The settings of a conversion: one frozen dataclass, the same names as the CLI's flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from deltaconvert.errors import ConfigError
+
+Norm = Literal["max", "rms"]
+ThresholdUnit = Literal["absolute", "std"]
+InputTest = Literal["pixel", "block"]
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What one node may have for itself; ``None`` takes the model's setting."""
+
+    threshold: float | None = None
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a model is converted.
+
+    Args:
+        backend: ``"auto"`` (``cpu`` on a CPU, ``reference`` elsewhere), ``"cpu"``,
+            ``"reference"`` or ``"paper"``.
+        threshold: what a node may hold back, as the norm over channels at a pixel.
+            0 means exact: every change is passed on.
+        threshold_unit: ``"absolute"``, in units of the node's own value, or
+            ``"std"``, in standard deviations of the node's value in a lane's first
+            frame. Input thresholds are always absolute.
+        norm: over the channels of a pixel: ``"max"``, the largest magnitude, or
+            ``"rms"``, the root mean square.
+        nodes: settings for single nodes, by the node's name or module path, or a
+            pattern of either (``{"layer1.*": NodeConfig(threshold=0.1)}``). A bare
+            number is a threshold. The last match wins.
+        input_threshold: the same for the frames that come in, in the frame's units.
+        input_test: ``"pixel"`` compares pixel by pixel; ``"block"`` compares the
+            mean change of 8x8 blocks, whose pixels are held or replaced together.
+        input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
+            is eight times ``input_threshold``.
+        dense_fallback: evaluate a whole lane densely where that is cheaper.
+        threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
+    """
+
+    backend: str = "auto"
+    threshold: float = 0.0
+    threshold_unit: ThresholdUnit = "absolute"
+    norm: Norm = "max"
+    nodes: Mapping[str, NodeConfig] = field(default_factory=dict)
+    input_threshold: float = 0.0
+    input_test: InputTest = "pixel"
+    input_cap: float | None = None
+    dense_fallback: bool = True
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            ConfigError: naming the setting, its value and what it may be.
+        """
+        _check_amount("threshold", self.threshold)
+        _check_amount("input_threshold", self.input_threshold)
+        if self.input_cap is not None:
+            _check_amount("input_cap", self.input_cap)
+        _check_choice("threshold_unit", self.threshold_unit, ThresholdUnit)
+        _check_choice("norm", self.norm, Norm)
+        _check_choice("input_test", self.input_test, InputTest)
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads}: give at least 1, or None for PyTorch's own.")
+        object.__setattr__(self, "nodes", {k: _node_config(k, v) for k, v in self.nodes.items()})
+
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with some settings changed.
+
+        Raises:
+            ConfigError: for a setting that does not exist or has a wrong value.
+        """
+        known = [f.name for f in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(known))
+        if unknown:
+            raise ConfigError(f"no such setting: {', '.join(unknown)}; there are {', '.join(known)}.")
+        return dataclasses.replace(self, **changes)
+
+    def for_node(self, name: str, path: str) -> NodeConfig:
+        """Settle the threshold and norm of one node (its own settings, else the model's)."""
+        threshold, norm = self.threshold, self.norm
+        for pattern, own in self.nodes.items():
+            if fnmatchcase(name, pattern) or fnmatchcase(path, pattern):
+                threshold = threshold if own.threshold is None else own.threshold
+                norm = norm if own.norm is None else own.norm
+        return NodeConfig(threshold, norm)
+
+    @property
+    def cap(self) -> float:
+        """What the block test may hold back at a single pixel, at most."""
+        return 8 * self.input_threshold if self.input_cap is None else self.input_cap
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for a file's header."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Rebuild what `to_dict` gave.
+
+        Raises:
+            ConfigError: for settings that this version does not know.
+        """
+        return cls().replace(**data)
+
+
+def _check_amount(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ConfigError(f"{name}={value!r}: give a finite number that is 0 (exact) or larger.")
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}={value!r}: choose one of {', '.join(get_args(choices))}.")
+
+
+def _node_config(pattern: str, value: Any) -> NodeConfig:
+    if isinstance(value, (int, float)):
+        value = NodeConfig(threshold=value)
+    elif isinstance(value, Mapping):
+        value = NodeConfig(**value)
+    if not isinstance(value, NodeConfig):
+        raise ConfigError(f"nodes[{pattern!r}]={value!r}: give a threshold or a NodeConfig.")
+    if value.threshold is not None:
+        _check_amount(f"nodes[{pattern!r}].threshold", value.threshold)
+    if value.norm is not None:
+        _check_choice(f"nodes[{pattern!r}].norm", value.norm, Norm)
+    return value

@@ -1,0 +1,45 @@
+"""Every error that deltaconvert raises on purpose.
+
+Each message says what was wrong, where, why and what to do; the command line
+prints it without a stack trace. ``exit_code`` is the command line's.
+"""
+
+
+class DeltaConvertError(Exception):
+    """Base of all errors of this package."""
+
+    exit_code = 2
+
+
+class InputError(DeltaConvertError):
+    """Something handed in is wrong: a frame, a file, an argument."""
+
+
+class ConfigError(InputError):
+    """A setting has a value that makes no sense, or names a node that is not there."""
+
+
+class CheckpointError(InputError):
+    """A file of weights or a compiled model cannot be used."""
+
+
+class FrameError(InputError):
+    """A frame was refused; the stream is as it was before the call."""
+
+
+class StreamBusyError(DeltaConvertError):
+    """A second thread called a stream while the first was still inside it."""
+
+
+class UnsupportedError(DeltaConvertError):
+    """The model, a device or an operator is beyond what this version can do."""
+
+    exit_code = 3
+
+
+class TraceError(UnsupportedError):
+    """The model cannot be traced; the message names the user's own line."""
+
+
+class RegistryError(DeltaConvertError):
+    """An operator, a spelling or a backend was registered twice."""

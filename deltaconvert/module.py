@@ -1,0 +1,150 @@
+"""The converted model: an ``nn.Module`` with the original's state dict and many streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from deltaconvert.config import Config
+from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.result import PassResult
+from deltaconvert.program import Program, specialize
+from deltaconvert.state import NodeStats
+from deltaconvert.stream import Stream
+from deltaconvert.summary import summarize
+
+
+class DeltaModule(nn.Module):
+    """A model that, on video, computes only what changed.
+
+    Called with the frames of a video one after the other it answers as the dense model
+    does. Made by `convert` or `load`. ``state_dict()`` has the original's names, shapes and
+    values; ``load_state_dict``, ``.to()`` and ``.half()`` derive everything anew and start
+    all streams afresh. Gradients are not computed.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
+                 config: Config, *, strict: bool = False,
+                 results: Sequence[PassResult] = ()) -> None:
+        """Take over the modules of ``root`` (a private copy) and its normalised graph."""
+        super().__init__()
+        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            setattr(self, table, getattr(root, table))
+        # Not attributes that nn.Module would register: the graph's modules are root's own.
+        self.__dict__.update(_root=root, graph=graph, out_spec=out_spec, config=config,
+                             strict=strict, results=list(results), _programs={}, _version=0)
+        self.__dict__["stream"] = Stream(self)
+        self.training = False
+
+    def forward(self, *frames: Tensor, **named: Tensor) -> Any:
+        """Compute the outputs for the next frame of the module's own stream; see `Stream`."""
+        return self.stream(*frames, *(named[n] for n in self.input_names[len(frames):]
+                                      if n in named))
+
+    def new_stream(self) -> Stream:
+        """Start another stream with the same weights and a past of its own."""
+        return Stream(self)
+
+    def reset(self, lanes: Sequence[int] | None = None) -> None:
+        """Forget the past of the module's own stream; see `Stream.reset`."""
+        self.stream.reset(lanes)
+
+    def observe(self, observer: Any) -> None:
+        """Watch every node of the module's own stream; see `Stream.observe`."""
+        self.stream.observe(observer)
+
+    def summary(self) -> str:
+        """Return a table of nodes, rules, thresholds, state bytes and last update ratios."""
+        return summarize(self)
+
+    @property
+    def statistics(self) -> dict[str, NodeStats]:
+        """The work of the module's own stream since it was started, by node."""
+        return self.stream.totals
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of the inputs, in order."""
+        return [n.name for n in self.graph.nodes if n.op == "placeholder"]
+
+    def with_config(self, config: Config) -> DeltaModule:
+        """Return a module that shares these weights under other settings."""
+        return DeltaModule(self._root, self.graph, self.out_spec, config, strict=self.strict,
+                           results=self.results)
+
+    def train(self, mode: bool = True) -> DeltaModule:
+        """Stay in eval mode: a delta network cannot be trained."""
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights as ``nn.Module`` does; derived weights follow, streams start afresh."""
+        self._forget()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DeltaModule:
+        self._forget()
+        super()._apply(fn, recurse)
+        return self
+
+    def _forget(self) -> None:
+        self._programs.clear()
+        self.__dict__["_version"] += 1
+
+    def signature(self, frames: Sequence[Any]) -> Any:
+        """Return what a program is specialised for.
+
+        Raises:
+            FrameError: for the wrong number of inputs, or something that is not a tensor.
+        """
+        names = self.input_names
+        if len(frames) != len(names):
+            raise FrameError(f"the model takes {len(names)} inputs ({', '.join(names)}), "
+                             f"{len(frames)} were given.")
+        for name, frame in zip(names, frames, strict=True):
+            _check_frame(name, frame, self._device())
+        return self._version, *((tuple(f.shape), f.dtype, f.device) for f in frames)
+
+    def _device(self) -> torch.device | None:
+        first = next(iter(self.parameters()), None)
+        return None if first is None else first.device
+
+    def program(self, signature: Any, frames: Sequence[Tensor]) -> Program:
+        """Return the program for a signature, compiling it where it is new.
+
+        Raises:
+            FrameError: where the model does not take such frames.
+            UnsupportedError: under ``strict``, where something falls back.
+        """
+        if signature not in self._programs:
+            program = specialize(self._root, self.graph, frames, self.config)
+            if self.strict:
+                _refuse_fallbacks(program.nodes)
+            self._programs[signature] = program
+        found: Program = self._programs[signature]
+        return found
+
+
+def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
+    if not isinstance(frame, Tensor):
+        raise FrameError(f"input {name!r} is a {type(frame).__name__}, not a tensor. Decode and "
+                         "normalise the frame as for the dense model.")
+    if frame.dim() == 0 or frame.numel() == 0:
+        raise FrameError(f"input {name!r} has the shape {tuple(frame.shape)}: there is no lane or "
+                         "no pixel in it. Give N x C x H x W, N at least 1.")
+    if device is not None and frame.device != device:
+        raise FrameError(f"input {name!r} is on {frame.device}, the weights are on {device}. Move "
+                         f"the frame with .to({str(device)!r}), or the model.")
+
+
+def _refuse_fallbacks(nodes: Sequence[DeltaNode]) -> None:
+    unknown = [n.about for n in nodes if n.about.rule == "unknown"]
+    if unknown:
+        lines = [f"  {a.path or a.name}: {a.reason} ({a.source or 'line unknown'})" for a in unknown]
+        raise UnsupportedError(
+            f"strict: {len(unknown)} nodes would run as unknown operators, whole and densely:\n"
+            + "\n".join(lines) + "\nConvert with strict=False to accept that, or replace them.")

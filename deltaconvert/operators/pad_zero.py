@@ -1,0 +1,54 @@
+"""Zero padding of maps, on any side, by any number of pixels; negative ones crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltaconvert.footprint import Footprint, gather
+from deltaconvert.operators.registry import (
+    Refusal,
+    Shapes,
+    call,
+    operator,
+    spelled,
+    spelled_module,
+)
+
+
+def _footprints(shapes: Shapes) -> list[Footprint]:
+    left, _, top, _ = shapes.params["padding"]
+    size_in, size_out = shapes.inputs[0][2:], shapes.output[2:]
+    tables = []
+    for before, size, out in ((top, size_in[0], size_out[0]), (left, size_in[1], size_out[1])):
+        index = np.arange(out) - before
+        tables.append(np.where((index >= 0) & (index < size), index, -1))
+    return [gather(size_in, *tables)]
+
+
+@operator(footprints=_footprints, moves_only=True)
+def pad_zero(x: Tensor, *, padding: tuple[int, int, int, int]) -> Tensor:
+    """Put ``(left, right, top, bottom)`` pixels of zero around a map."""
+    return F.pad(x, padding)
+
+
+def _padding(pad: Sequence[int]) -> tuple[int, ...]:
+    pad = (*pad, *(0,) * (4 - len(pad)))
+    if len(pad) != 4 or not all(isinstance(p, int) for p in pad):
+        raise Refusal(f"padding by {tuple(pad)} is not by fixed numbers of rows and columns")
+    return pad
+
+
+@spelled(F.pad)
+def _function(input, pad, mode="constant", value=None):
+    if mode != "constant" or value not in (None, 0):
+        raise Refusal(f"padding with mode={mode!r}, value={value!r} is not zero padding")
+    return call(pad_zero, input, padding=_padding(pad))
+
+
+@spelled_module(nn.ZeroPad2d)
+def _module(module, attribute, input):
+    return call(pad_zero, input, padding=_padding(module.padding))

@@ -1,0 +1,35 @@
+"""Picking channels, rows and columns: slices, chunks, shuffles, crops and flips.
+
+Not spelled by anything: the compiler finds out that a chain of views only picks, once
+shapes are known, and puts this in its place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deltaconvert.footprint import Footprint, gather
+from deltaconvert.operators.registry import Shapes, operator
+
+Picks = tuple[int, ...] | None
+
+
+def _footprints(shapes: Shapes) -> list[Footprint]:
+    height, width = shapes.inputs[0][2:]
+    rows, cols = shapes.params["rows"], shapes.params["cols"]
+    return [gather((height, width), range(height) if rows is None else rows,
+                   range(width) if cols is None else cols)]
+
+
+def _channels(x: Tensor, *, channels: Picks, rows: Picks, cols: Picks) -> Tensor:
+    return x if channels is None else x.index_select(1, torch.tensor(channels, device=x.device))
+
+
+@operator(footprints=_footprints, pixelwise=_channels, moves_only=True)
+def select(x: Tensor, *, channels: Picks, rows: Picks, cols: Picks) -> Tensor:
+    """Pick along channels, rows and columns; ``None`` takes all as they are."""
+    for dim, picks in ((1, channels), (2, rows), (3, cols)):
+        if picks is not None:
+            x = x.index_select(dim, torch.tensor(picks, device=x.device))
+    return x

@@ -1,0 +1,121 @@
+"""A model compiled for one input signature, and the list of passes that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import GraphModule
+
+from deltaconvert.backends.base import Backend, Buffers, Step, create
+from deltaconvert.backends.rule import unite_masks
+from deltaconvert.config import Config
+from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.fold_batch_norm import fold_batch_norm
+from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
+from deltaconvert.passes.fuse import fuse
+from deltaconvert.passes.infer import infer
+from deltaconvert.passes.lower import lower
+from deltaconvert.passes.normalize import normalize
+from deltaconvert.passes.partition import partition
+from deltaconvert.passes.plan_state import Plan, plan_state
+from deltaconvert.passes.result import PassResult
+from deltaconvert.passes.trace import trace
+from deltaconvert.state import Edge, State
+
+
+@dataclass
+class Program:
+    """Delta nodes, derived weights and the plan of a stream, for one input signature.
+
+    Args:
+        graph_module: called as ``(state, *frames)``; ``print(graph_module.code)`` reads well.
+        nodes: those with a step, in order of execution.
+        weights: in the backend's layout, by node name.
+        plan: the buffers that a stream needs.
+        backends: by name.
+        config: what was settled.
+        lanes: the batch size.
+        results: what each pass said it did.
+    """
+
+    graph_module: GraphModule
+    nodes: list[DeltaNode]
+    weights: dict[str, Any]
+    plan: Plan
+    backends: dict[str, Backend]
+    config: Config
+    lanes: int
+    device: torch.device
+    results: list[PassResult]
+
+    def new_state(self) -> State:
+        """Allocate a stream's buffers and bind a step to each node."""
+        buffers, scratch = self.plan.allocate(self.device)
+        state = State(self.lanes, [True] * self.lanes, self.config.threshold_unit == "std")
+        for node in self.nodes:
+            spec = node.about.output
+            value, mask = buffers[spec.name]
+            edge = Edge(spec, value, mask, node.about.threshold)
+            state.edges[spec.name] = edge
+            inputs = tuple(state.edges[e.name] for e in node.about.inputs)
+            state.steps[spec.name] = self._bind(node, Buffers(inputs, edge, state, scratch))
+        return state
+
+    def _bind(self, node: DeltaNode, buffers: Buffers) -> Step:
+        if node.about.aliases:
+            return lambda: unite_masks(buffers)
+        return self.backends[node.backend].bind(node, self.weights[node.about.name], buffers)
+
+
+def compile_graph(model: nn.Module) -> GraphModule:
+    """Trace a model and give every operator its one canonical form; free of shapes.
+
+    Raises:
+        TraceError: where the model cannot be traced.
+    """
+    graph_module = trace(model)
+    graph_module.meta["results"] = [normalize(graph_module)]
+    return graph_module
+
+
+def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
+               config: Config) -> Program:
+    """Run the passes that need shapes, for frames like these.
+
+    The order, and why:
+
+    - `fold_batch_norm` first: it needs no shapes, and what it derives is computed by `infer`.
+    - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
+    - `partition` behind `fuse`: a fused node is asked once, for all that it holds.
+    - `lower` behind `partition`, which settles the rule of each node.
+    - `fold_filters` behind `lower`: the backend is asked about delta nodes.
+    - `plan_state` last: it needs to know which backend runs what.
+
+    Raises:
+        FrameError: where the model does not take such frames.
+    """
+    graph_module = GraphModule(root, _copy(graph))
+    lanes, device = frames[0].shape[0], frames[0].device
+    results = [fold_batch_norm(graph_module), infer(graph_module, frames), fuse(graph_module),
+               partition(graph_module, lanes)]
+    lowered = lower(graph_module, lanes, config)
+    chosen, fallback = create(config.backend, config, device), create("reference", config, device)
+    backends = {fallback.name: fallback, chosen.name: chosen}
+    weights = fold_filters(lowered, chosen, fallback)
+    plan = plan_state(lowered, backends)
+    return Program(lowered, delta_nodes(lowered), weights, plan, backends, config, lanes, device,
+                   results)
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    """Copy nodes, arguments and metadata, so that one normalised graph serves all signatures."""
+    copied = fx.Graph()
+    output = copied.graph_copy(graph, {})
+    copied.output(output)
+    for old, new in zip(graph.nodes, copied.nodes, strict=True):
+        new.name = old.name
+    return copied

@@ -1,0 +1,137 @@
+"""A stream: a sequence of frames with caches of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import FrameError, StreamBusyError
+from deltaconvert.program import Program
+from deltaconvert.state import NodeStats, Observer, State
+
+if TYPE_CHECKING:
+    from deltaconvert.module import DeltaModule
+
+
+class Stream:
+    """Callable like the model, on the frames of a video one after the other.
+
+    Weights are the module's; values, masks, counters and working memory are the stream's.
+    Two threads may run two streams; one stream takes one thread at a time.
+    """
+
+    def __init__(self, module: DeltaModule) -> None:
+        """Start empty; buffers are allocated at the first frame."""
+        self._module = module
+        self._program: Program | None = None
+        self._state: State | None = None
+        self._signature: Any = None
+        self._lock = threading.Lock()
+        self._totals: dict[str, NodeStats] = {}
+        self._observer: Observer | None = None
+
+    def __call__(self, *frames: Tensor) -> Any:
+        """Compute the outputs for the next frame.
+
+        Args:
+            frames: the model's inputs, ``[N, C, H, W]`` (or whatever it takes), a lane a
+                batch element. Another shape, dtype or device starts new state.
+
+        Returns:
+            What the model returns: same structure, shapes and dtype; copies.
+
+        Raises:
+            FrameError: the frame was refused; the stream is as it was.
+            StreamBusyError: another thread is inside this stream.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise StreamBusyError("this stream is running in another thread. A stream takes one "
+                                  "thread at a time: give each thread its own new_stream().")
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self._run([f.detach() if isinstance(f, Tensor) else f for f in frames])
+        finally:
+            self._lock.release()
+
+    def reset(self, lanes: Sequence[int] | None = None) -> None:
+        """Forget the past, of all lanes or of some: their next frame is a first frame.
+
+        Raises:
+            FrameError: for a lane that is not there.
+        """
+        if self._state is None:
+            return
+        chosen = range(self._state.lanes) if lanes is None else lanes
+        for lane in chosen:
+            if not 0 <= lane < self._state.lanes:
+                raise FrameError(f"lane {lane} is not there: the last batch had "
+                                 f"{self._state.lanes} lanes.")
+            self._state.fresh[lane] = True
+
+    def observe(self, observer: Observer | None) -> None:
+        """Call ``observer(node, edge)`` after every node of every frame; ``None`` stops it.
+
+        ``edge.value`` and ``edge.mask`` are the stream's own memory: read, copy, but do not
+        write them.
+        """
+        self._observer = observer
+        if self._state is not None:
+            self._state.observer = observer
+
+    @property
+    def program(self) -> Program | None:
+        """What the last frame was run by."""
+        return self._program
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of values, masks and working memory; 0 before the first frame."""
+        return self._program.plan.nbytes if self._program else 0
+
+    @property
+    def last(self) -> dict[str, NodeStats]:
+        """The work of the last frame, by node."""
+        return dict(self._state.last) if self._state else {}
+
+    @property
+    def totals(self) -> dict[str, NodeStats]:
+        """The work of all frames since the state was started, by node."""
+        return self._totals
+
+    def _run(self, frames: list[Any]) -> Any:
+        self._enter(frames)
+        assert self._state is not None and self._program is not None
+        state = self._state
+        self._examine(frames)
+        try:
+            leaves = self._program.graph_module(state, *frames)
+        except BaseException:
+            state.fresh = [True] * state.lanes  # half-way: nothing in it can be trusted
+            raise
+        state.fresh[:] = [False] * state.lanes
+        for name, work in state.last.items():
+            self._totals.setdefault(name, NodeStats()).add(work)
+        return pytree.tree_unflatten(leaves, self._module.out_spec)
+
+    def _enter(self, frames: list[Any]) -> None:
+        """Have the program and the state for such frames; on an error keep the old ones."""
+        signature = self._module.signature(frames)
+        if signature == self._signature:
+            return
+        program = self._module.program(signature, frames)
+        state = program.new_state()
+        state.observer = self._observer
+        self._program, self._state, self._signature = program, state, signature
+        self._totals = {}
+
+    def _examine(self, frames: list[Any]) -> None:
+        assert self._state is not None and self._program is not None
+        for name, frame in zip(self._module.input_names, frames, strict=True):
+            step = self._state.steps.get(name)
+            if step is not None:
+                step.examine(frame)  # type: ignore[attr-defined]

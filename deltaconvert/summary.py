@@ -1,0 +1,77 @@
+"""The table of a converted model's nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltaconvert.nodes import DeltaNode
+from deltaconvert.state import NodeStats
+
+if TYPE_CHECKING:
+    from deltaconvert.module import DeltaModule
+
+
+def summarize(module: DeltaModule) -> str:
+    """Describe the program of the module's own stream, with its last frame's work."""
+    program = module.stream.program
+    if program is None:
+        operators = sum(n.op.startswith("call") for n in module.graph.nodes)
+        return (f"{operators} canonical operators; rules, shapes and state are known after the "
+                "first frame (or give convert its example_inputs).")
+    last = module.stream.last
+    rows = [("node", "operator", "rule", "runs by", "threshold", "output", "in", "out")]
+    rows += [_row(node, last.get(node.about.name, NodeStats())) for node in program.nodes]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+             for row in rows]
+    return "\n".join([*table, "", *_footer(module, last)])
+
+
+def operator_name(node: DeltaNode) -> str:
+    """Return what a node computes, with what is fused into it."""
+    about = node.about
+    if about.rule == "sparsify":
+        return "sparsify"
+    name = about.operator.name if about.operator else getattr(
+        about.function, "__name__", type(about.function).__name__)
+    activation = about.params.get("activation")
+    residual = " + residual" if about.operator and "residual" in about.operator.fuses and len(
+        about.inputs) > 1 else ""
+    return name + residual + (f" + {activation[0]}" if activation else "")
+
+
+def _row(node: DeltaNode, work: NodeStats) -> tuple[str, ...]:
+    about = node.about
+    shape = "x".join(map(str, about.output.shape)) if about.output.shape is not None else "-"
+    runs_by = "in place" if about.aliases else node.backend
+    return (about.name, operator_name(node), about.rule, runs_by, f"{about.threshold:g}", shape,
+            f"{work.update_ratio_in:.1%}", f"{work.update_ratio_out:.1%}")
+
+
+def _footer(module: DeltaModule, last: dict[str, NodeStats]) -> list[str]:
+    program = module.stream.program
+    assert program is not None
+    total = NodeStats()
+    for work in last.values():
+        total.add(work)
+    shares = multiply_add_shares(program.nodes)
+    lines = [f"state: {program.plan.nbytes / 1e6:.1f} MB for {program.lanes} lanes "
+             f"(values {program.plan.value_bytes / 1e6:.1f} MB)",
+             "multiply-adds: " + ", ".join(f"{share:.2%} {rule}" for rule, share in shares.items())]
+    if total.dense:
+        lines.append(f"last frame: {total.needed / total.dense:.1%} of the dense multiply-adds "
+                     f"needed, {total.scheduled / total.dense:.1%} computed")
+    unknown = [n for n in program.nodes if n.about.rule == "unknown"]
+    lines += [f"unknown: {n.about.name}: {n.about.reason} ({n.about.source or 'line unknown'})"
+              for n in unknown]
+    return lines
+
+
+def multiply_add_shares(nodes: list[DeltaNode]) -> dict[str, float]:
+    """Return the share of the dense multiply-adds in local, global and unknown nodes."""
+    sums = {"local": 0, "global": 0, "unknown": 0}
+    for node in nodes:
+        if node.about.rule in sums:
+            sums[node.about.rule] += node.dense_multiply_adds
+    total = sum(sums.values()) or 1
+    return {rule: amount / total for rule, amount in sums.items()}

@@ -1,0 +1,112 @@
+"""Fold batch norm: into the derived weights of the convolution before it, per call site.
+
+Before: ``c = conv2d(x, w, b)``, ``y = batch_norm(c, mean, var, gamma, beta)``; c has no
+other reader.
+After: ``y = conv2d(x, folded_weight(w, gamma, var), folded_bias(b, ...))``.
+
+    (w * x + b - mean) * s + beta  =  (s w) * x + ((b - mean) s + beta),   s = gamma / sqrt(var + eps)
+
+The original weights stay as they are: the derived ones are part of the graph, computed
+anew for every specialisation, in double precision. A convolution called twice, with
+a norm of its own behind each call, is folded twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, fx
+from torch.fx import GraphModule
+
+from deltaconvert.operators.batch_norm import batch_norm
+from deltaconvert.operators.conv2d import conv2d
+from deltaconvert.operators.conv_transpose2d import conv_transpose2d
+from deltaconvert.passes.result import PassResult
+
+
+def fold_batch_norm(graph_module: GraphModule) -> PassResult:
+    """Rewrite the graph in place."""
+    graph, result = graph_module.graph, PassResult("fold_batch_norm")
+    for node in list(graph.nodes):
+        if node.target is not batch_norm:
+            continue
+        reason = _refuse(node)
+        if reason:
+            result.refused[node.name] = reason
+            continue
+        convolution = node.args[0]
+        assert isinstance(convolution, fx.Node)
+        _fold(graph, convolution, node)
+        result.changed.append(f"{node.name}: into {convolution.name}")
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+    return result
+
+
+def _refuse(norm: fx.Node) -> str | None:
+    convolution = norm.args[0]
+    if not isinstance(convolution, fx.Node) or convolution.target not in (conv2d, conv_transpose2d):
+        return "no convolution in front of it"
+    if len(convolution.users) > 1:
+        return f"{convolution.name} has other readers"
+    weight = convolution.args[1]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return f"the weights of {convolution.name} are computed"
+    return None
+
+
+def _fold(graph: fx.Graph, convolution: fx.Node, norm: fx.Node) -> None:
+    x, weight, bias, *rest = convolution.args
+    _, mean, var, gamma, beta = norm.args
+    eps = norm.kwargs["eps"]
+    groups = convolution.kwargs["groups"] if convolution.target is conv_transpose2d else None
+    with graph.inserting_before(norm):
+        new_weight = graph.call_function(folded_weight, (weight, gamma, var, eps, groups))
+        new_bias = graph.call_function(folded_bias, (bias, mean, gamma, beta, var, eps))
+        folded = graph.create_node("call_function", _target(convolution),
+                                   (x, new_weight, new_bias, *rest), dict(convolution.kwargs))
+    for made in (new_weight, new_bias, folded):
+        made.meta.update(convolution.meta)
+    norm.replace_all_uses_with(folded)
+    graph.erase_node(norm)
+    graph.erase_node(convolution)
+    folded.name = convolution.name
+
+
+def _target(node: fx.Node) -> Callable[..., Tensor]:
+    target: Callable[..., Tensor] = node.target  # type: ignore[assignment]
+    return target
+
+
+def _scale(gamma: Tensor | None, var: Tensor, eps: float) -> Tensor:
+    scale = (var.double() + eps).rsqrt()
+    return scale if gamma is None else scale * gamma.double()
+
+
+def folded_weight(weight: Tensor, gamma: Tensor | None, var: Tensor, eps: float,
+                  transposed_groups: int | None) -> Tensor:
+    """Scale the filter of each output channel.
+
+    Args:
+        weight: ``[C_out, C_in / groups, kh, kw]``; ``[C_in, C_out / groups, kh, kw]`` where
+            ``transposed_groups`` says that it is a transposed convolution's.
+        gamma, var: of the norm, ``[C_out]``.
+        eps: of the norm.
+        transposed_groups: the groups of a transposed convolution, else ``None``.
+    """
+    scale = _scale(gamma, var, eps)
+    if transposed_groups is None:
+        return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+    grouped = weight.double().unflatten(0, (transposed_groups, -1))
+    scaled = grouped * scale.view(transposed_groups, 1, -1, 1, 1)
+    return scaled.flatten(0, 1).to(weight.dtype)
+
+
+def folded_bias(bias: Tensor | None, mean: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                var: Tensor, eps: float) -> Tensor:
+    """Return the bias of the convolution and the norm together, ``[C_out]``."""
+    shift = -mean.double() if bias is None else bias.double() - mean.double()
+    shift = shift * _scale(gamma, var, eps)
+    if beta is not None:
+        shift = shift + beta.double()
+    return shift.to(mean.dtype if bias is None else bias.dtype)

@@ -1,0 +1,254 @@
+"""Functionalize: what writes into a tensor becomes a new value that later readers see.
+
+Before: ``relu = self.relu(x)`` in place, then ``x + relu`` (both are the rectified map).
+After: ``relu = self.relu(x)`` as a function, then ``relu + relu``.
+
+First half of `normalize`. Tensors that share memory (a map and its slices, a view of a
+view) are one family: a write through one of them is seen by every later reader of any.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx import GraphModule
+
+from deltaconvert.passes.result import PassResult
+
+OUT_OF_PLACE = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
+    operator.ior: operator.or_, operator.ixor: operator.xor,
+}
+VIEW_METHODS = frozenset({
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
+    "t", "chunk", "split", "narrow", "select", "unbind", "expand", "expand_as", "view_as",
+    "detach", "swapaxes", "swapdims", "movedim", "tensor_split", "diagonal", "contiguous"})
+VIEW_FUNCTIONS = frozenset(
+    {getattr(torch, name) for name in VIEW_METHODS if hasattr(torch, name)}
+    | {operator.getitem})
+SHAPE_METHODS = frozenset({"size", "dim", "numel", "ndimension", "nelement", "stride"})
+SHAPE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
+TUPLE_VIEWS = frozenset({"chunk", "split", "unbind", "tensor_split"})
+
+
+@dataclass(eq=False)
+class _Family:
+    """One tensor among those that share memory."""
+
+    latest: fx.Node
+    parent: _Family | None = None
+    view: fx.Node | None = None
+    children: list[_Family] = field(default_factory=list)
+
+
+def set_item(x: Any, index: Any, value: Any) -> Any:
+    """Return a copy of ``x`` with ``x[index] = value``."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+def out_of_place(x: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Return a copy of ``x`` on which an in-place method was called."""
+    x = x.clone()
+    getattr(x, method)(*args, **kwargs)
+    return x
+
+
+View = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def write_through(x: Any, value: Any, views: tuple[View, ...]) -> Any:
+    """Return a copy of ``x`` in which one view of it was overwritten with ``value``.
+
+    Args:
+        x: the tensor that the view is of.
+        value: what was written into the view.
+        views: the calls that lead from ``x`` to the view, one on the other's result: name,
+            arguments behind the first, keyword arguments.
+    """
+    x = x.clone()
+    seen = x
+    for name, args, kwargs in views:
+        call = operator.getitem if name == "getitem" else getattr(torch.Tensor, name)
+        seen = call(seen, *args, **kwargs)
+    # Where the view was a copy, the dense model's write did not reach x either.
+    if seen.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+        seen.copy_(value)
+    return x
+
+
+def functionalize(graph_module: GraphModule) -> PassResult:
+    """Rewrite every in-place call; the modules of the (private) copy become out-of-place."""
+    graph, result = graph_module.graph, PassResult("functionalize")
+    families: dict[fx.Node, _Family] = {}
+    shape_values: set[fx.Node] = set()
+    in_place_modules = [m for m in graph_module.meta["root"].modules()
+                        if getattr(m, "inplace", False) is True]
+    for node in list(graph.nodes):
+        receiver = _written(graph_module, node)
+        written = families.get(receiver) if receiver is not None else None
+        target = _view_of(node)
+        parent = families.get(target) if target is not None else None
+        node.args = fx.map_arg(node.args, lambda n: families[n].latest if n in families else n)
+        node.kwargs = fx.map_arg(node.kwargs, lambda n: families[n].latest if n in families else n)
+        if _is_shape(node, shape_values):
+            shape_values.add(node)
+            node.target = OUT_OF_PLACE.get(node.target, node.target)
+            continue
+        if written is None:
+            families[node] = _Family(node, parent, node if parent else None)
+            if parent:
+                parent.children.append(families[node])
+            continue
+        _make_functional(node)
+        result.changed.append(f"{node.name}: written into {receiver}")
+        families[node] = written
+        written.latest = node
+        _update_relatives(graph, written, node)
+    for module in in_place_modules:
+        module.inplace = False  # type: ignore[assignment]
+    return result
+
+
+def _written(graph_module: GraphModule, node: fx.Node) -> fx.Node | None:
+    """Return the node whose tensor this call writes into."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, fx.Node):
+        first = next((v for k, v in node.kwargs.items() if k in ("input", "x", "self")
+                      and isinstance(v, fx.Node)), None)
+    return first if first is not None and _is_in_place(graph_module, node) else None
+
+
+def _is_in_place(graph_module: GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op == "call_module":
+        return getattr(graph_module.get_submodule(str(node.target)), "inplace", False) is True
+    if node.op != "call_function":
+        return False
+    if node.target in OUT_OF_PLACE or node.target is operator.setitem:
+        return True
+    name = getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or _argument(node, "inplace") is True
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    try:
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+        return node.args[names.index(name)]
+    except (TypeError, ValueError, IndexError):
+        return None
+
+
+def _view_of(node: fx.Node) -> fx.Node | None:
+    is_view = (node.op == "call_method" and node.target in VIEW_METHODS) or (
+        node.op == "call_function" and node.target in VIEW_FUNCTIONS)
+    first = node.args[0] if node.args else None
+    if not is_view or not isinstance(first, fx.Node):
+        return None
+    return first
+
+
+def _is_shape(node: fx.Node, known: set[fx.Node]) -> bool:
+    if node.op == "call_method" and node.target in SHAPE_METHODS:
+        return True
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in SHAPE_ATTRIBUTES
+    inputs = node.all_input_nodes
+    return node.op in ("call_function", "call_method") and bool(inputs) and all(
+        n in known for n in inputs)
+
+
+def _make_functional(node: fx.Node) -> None:
+    """Turn an in-place call into the function of the same meaning."""
+    if node.op == "call_module":
+        return
+    if node.target is operator.setitem:
+        node.target = set_item
+    elif node.target in OUT_OF_PLACE:
+        node.target = OUT_OF_PLACE[node.target]
+    elif node.op == "call_method":
+        name = str(node.target)
+        if hasattr(torch.Tensor, name[:-1]):
+            node.target = name[:-1]
+        else:
+            node.op, node.target = "call_function", out_of_place
+            node.args = (node.args[0], name, *node.args[1:])
+    elif _argument(node, "inplace") is True:
+        _set_out_of_place(node)
+    else:
+        node.target = _twin(node.target)
+
+
+def _set_out_of_place(node: fx.Node) -> None:
+    if "inplace" in node.kwargs:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    else:
+        position = list(inspect.signature(node.target).parameters).index("inplace")  # type: ignore[arg-type]
+        node.args = (*node.args[:position], False, *node.args[position + 1:])
+
+
+def _twin(function: Any) -> Callable[..., Any]:
+    name = function.__name__[:-1]
+    for home in (torch, torch.nn.functional):
+        if hasattr(home, name):
+            twin: Callable[..., Any] = getattr(home, name)
+            return twin
+    raise AssertionError(f"{function} has no out-of-place twin")
+
+
+def _update_relatives(graph: fx.Graph, written: _Family, after: fx.Node) -> None:
+    """Bring everything that shares memory with a written tensor up to date, behind the write."""
+    last, child, done = after, written, {written}
+    while child.parent is not None:
+        value, path = child.latest, []
+        while child.parent is not None:
+            path.insert(0, _described(child.view))
+            child = child.parent
+            if not _is_tuple(child.view):
+                break
+        with graph.inserting_after(last):
+            last = graph.call_function(write_through, (child.latest, value, tuple(path)))
+        last.meta.update(after.meta)
+        child.latest = last
+        done.add(child)
+    pending = [child]
+    while pending:
+        family = pending.pop()
+        for relative in family.children:
+            if relative not in done:
+                last = _replay(graph, relative, family.latest, last)
+            pending.append(relative)
+
+
+def _described(view: fx.Node | None) -> View:
+    assert view is not None
+    name = view.target if view.op == "call_method" else view.target.__name__  # type: ignore[union-attr]
+    return str(name), view.args[1:], dict(view.kwargs)
+
+
+def _is_tuple(view: fx.Node | None) -> bool:
+    return view is not None and _described(view)[0] in TUPLE_VIEWS
+
+
+def _replay(graph: fx.Graph, family: _Family, source: fx.Node, last: fx.Node) -> fx.Node:
+    view = family.view
+    assert view is not None
+    with graph.inserting_after(last):
+        new = graph.node_copy(view)
+    new.args = (source, *view.args[1:])
+    new.meta.update(view.meta)
+    family.latest = new
+    return new

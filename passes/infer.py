@@ -1,0 +1,153 @@
+"""Infer: shapes, what is constant, and what a chain of views amounts to.
+
+Before: ``n, c, h, w = x.shape; x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)``.
+After: ``select(x, channels=(0, c // 2, 1, ...), rows=None, cols=None)``.
+
+Each node gets ``meta["value"]``: the tensor's shape and dtype as a fake tensor, or the
+constant itself where it does not depend on the frame's numbers (``meta["constant"]``):
+weights, folded weights, and whatever is computed from shapes, which is put into the
+arguments as numbers. Weights are real tensors, so derived weights are computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule
+from torch.utils.flop_counter import FlopCounterMode
+
+from deltaconvert.errors import FrameError
+from deltaconvert.passes.find_selects import find_selects
+from deltaconvert.passes.result import PassResult
+
+CONVERSIONS = frozenset({"to", "float", "double", "half", "bfloat16", "type", "type_as",
+                         "expand_as", "expand", "cpu", "cuda"})
+
+
+def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
+    """Annotate and simplify the graph in place for frames like these.
+
+    Raises:
+        FrameError: where a node fails on such frames, with its line and reason.
+    """
+    result = PassResult("infer")
+    try:
+        _annotate(graph_module, _fake_frames(frames))
+    except _NeedsNumbers:
+        _annotate(graph_module, [torch.zeros_like(f) for f in frames])
+        result.refused["graph"] = "an operator needs real numbers: shapes come from a run on zeros"
+    _inline_numbers(graph_module.graph)
+    _drop_conversions(graph_module.graph, result)
+    find_selects(graph_module.graph, result)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return result
+
+
+class _NeedsNumbers(Exception):
+    """A fake tensor was not enough."""
+
+
+def _fake_frames(frames: Sequence[Tensor]) -> list[Tensor]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return [mode.from_tensor(f) for f in frames]
+
+
+@torch.no_grad()
+def _annotate(graph_module: GraphModule, frames: list[Tensor]) -> None:
+    waiting = list(frames)
+    mode = frames[0].fake_mode if isinstance(frames[0], FakeTensor) else None
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder":
+            node.meta.update(value=waiting.pop(0), constant=False)
+        elif node.op == "get_attr":
+            node.meta.update(value=attribute(graph_module, str(node.target)), constant=True)
+        elif node.op != "output":
+            constant = all(n.meta["constant"] for n in node.all_input_nodes)
+            with FlopCounterMode(display=False) as counter:
+                value = _run(graph_module, node, None if constant else mode)
+            constant = constant or not has_tensor(value)
+            node.meta.update(value=value, constant=constant,
+                             multiply_adds=counter.get_total_flops() // 2)
+
+
+def attribute(graph_module: torch.nn.Module, path: str) -> Any:
+    """Return a parameter or buffer by its dotted path."""
+    value: Any = graph_module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) -> Any:
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["value"])
+    try:
+        if mode is None:
+            return _call(graph_module, node, args, kwargs)
+        with mode:
+            return _call(graph_module, node, args, kwargs)
+    except Exception as error:
+        if mode is not None:
+            raise _NeedsNumbers from error
+        shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
+        raise FrameError(
+            f"{node.name} fails on inputs of the shapes {shapes}: "
+            f"{str(error).splitlines()[0]} ({node.meta.get('source') or 'no line known'}). Check "
+            "the size and the channels of the frames against what the model takes.") from error
+
+
+def _call(graph_module: GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "call_module":
+        return graph_module.get_submodule(str(node.target))(*args, **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether there is a tensor in a value of nested containers."""
+    if isinstance(value, (tuple, list)):
+        return any(has_tensor(v) for v in value)
+    if isinstance(value, dict):
+        return any(has_tensor(v) for v in value.values())
+    return isinstance(value, Tensor)
+
+
+def _inline_numbers(graph: fx.Graph) -> None:
+    """Put constants that are not tensors into the arguments of their readers."""
+    for node in list(graph.nodes):
+        if node.op in ("placeholder", "output") or not node.meta.get("constant"):
+            continue
+        value = node.meta["value"]
+        if has_tensor(value):
+            continue
+        value = tuple(value) if isinstance(value, torch.Size) else value
+        for user in list(node.users):
+            user.args = fx.map_arg(user.args, lambda n, node=node, value=value:
+                                   value if n is node else n)
+            user.kwargs = fx.map_arg(user.kwargs, lambda n, node=node, value=value:
+                                     value if n is node else n)
+        graph.erase_node(node)
+
+
+def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:
+    """Remove conversions to what a tensor is already."""
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if (node.op == "call_method" and node.target in CONVERSIONS
+                and isinstance(source, fx.Node) and _alike(node, source)):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+            result.changed.append(f"{node.name}: converts to what it is already")
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    a, b = one.meta["value"], other.meta["value"]
+    return (isinstance(a, Tensor) and isinstance(b, Tensor)
+            and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device))
+
+

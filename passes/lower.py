@@ -1,0 +1,141 @@
+"""Lower: each canonical operator becomes its delta node, with doors at the boundaries.
+
+Before: ``y = conv2d(x, w, b, None, stride=(1, 1), ...)``, ``return [y]``.
+After: ``x = sparsify_x(state, x)``, ``y = self.y(state, x)``, ``return [densify_y(state, y)]``.
+
+What is a node, with which rule, was settled by `partition`; here the configuration's
+thresholds and norms are attached, and constants move from the graph into the nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import GraphModule
+
+from deltaconvert.config import Config
+from deltaconvert.nodes import (
+    DeltaNode,
+    DensifyNode,
+    Description,
+    EdgeSpec,
+    Slot,
+    SparsifyNode,
+)
+from deltaconvert.operators import registry
+from deltaconvert.passes.partition import edges
+
+
+def lower(graph_module: GraphModule, lanes: int, config: Config) -> GraphModule:
+    """Return a new graph module, called as ``(state, *frames)``, of delta nodes only."""
+    lowering = _Lowering(graph_module, lanes, config)
+    for node in graph_module.graph.nodes:
+        lowering.take(node)
+    return GraphModule(lowering.root, lowering.graph, class_name="Delta")
+
+
+class _Lowering:
+    """The new graph while it is being built."""
+
+    def __init__(self, source: GraphModule, lanes: int, config: Config) -> None:
+        self.source, self.lanes, self.config = source, lanes, config
+        self.root, self.graph = nn.Module(), fx.Graph()
+        self.state = self.graph.placeholder("state")
+        self.lowered: dict[fx.Node, fx.Node] = {}
+
+    def take(self, node: fx.Node) -> None:
+        """Lower one node."""
+        if node.op == "placeholder":
+            frame = self.graph.placeholder(f"{node.name}_frame")
+            if node.users:
+                self._add(node, SparsifyNode(self._door_in(node)), frame)
+        elif node.op == "output":
+            (results,) = node.args
+            self.graph.output([self._door_out(r) for r in results])  # type: ignore[union-attr]
+        elif node.op != "get_attr" and not node.meta["constant"]:
+            inputs = [self.lowered[e] for e in edges(node)]
+            self._add(node, DeltaNode(self._describe(node)), *inputs)
+
+    def _add(self, node: fx.Node, made: DeltaNode, *inputs: fx.Node) -> None:
+        self.root.add_module(node.name, made)
+        self.lowered[node] = self.graph.create_node(
+            "call_module", node.name, (self.state, *inputs), name=node.name)
+
+    def _spec(self, node: fx.Node) -> EdgeSpec:
+        value = node.meta["value"]
+        if not isinstance(value, Tensor):
+            return EdgeSpec(node.name, None, None, self.lanes)
+        return EdgeSpec(node.name, tuple(value.shape), value.dtype, self.lanes)
+
+    def _door_in(self, node: fx.Node) -> Description:
+        spec = self._spec(node)
+        return Description(
+            node.name, node.name, "", "sparsify", "", sparsify, None, (), {}, (), spec,
+            threshold=self.config.input_threshold, norm=self.config.norm)
+
+    def _door_out(self, result: Any) -> Any:
+        if not isinstance(result, fx.Node):
+            return result
+        if result.meta["constant"]:
+            value = result.meta["value"]
+            if not isinstance(value, Tensor):
+                return value
+            self.root.register_buffer(result.name, value, persistent=False)
+            return self.graph.get_attr(result.name)
+        name = f"densify_{result.name}"
+        spec = self._spec(result)
+        if not hasattr(self.root, name):
+            self.root.add_module(name, DensifyNode(Description(
+                name, name, "", "densify", "", densify, None, (), {}, (spec,), spec)))
+        return self.graph.call_module(name, (self.state, self.lowered[result]))
+
+    def _describe(self, node: fx.Node) -> Description:
+        operator = registry.find(node.target) if node.op == "call_function" else None
+        position = {edge: Slot(i) for i, edge in enumerate(edges(node))}
+        args, params = fx.map_arg((node.args, dict(node.kwargs)),
+                                  lambda n: position.get(n, n.meta["value"]))
+        own = self.config.for_node(node.name, node.meta.get("path", ""))
+        value, spec, rule = node.meta["value"], self._spec(node), node.meta["rule"]
+        shapes = node.meta.get("shapes")
+        # Moving numbers without computing adds no noise that a threshold could hold back,
+        # and a label (a number without a difference) must never be held back.
+        exact = bool(operator and operator.moves_only) or not (
+            isinstance(value, Tensor) and value.is_floating_point())
+        return Description(
+            node.name, node.meta.get("path", ""), node.meta.get("source", ""), rule,
+            node.meta["reason"], self._function(node), operator, tuple(args), dict(params),
+            tuple(self._spec(e) for e in edges(node)), spec,
+            footprints=node.meta["footprints"],
+            multiply_adds=(operator.multiply_adds(shapes) if operator and shapes and rule == "local"
+                           else node.meta["multiply_adds"] // self.lanes),
+            threshold=0.0 if exact else float(own.threshold or 0.0), norm=own.norm or "max",
+            shapes=shapes)
+
+    def _function(self, node: fx.Node) -> Any:
+        if node.op == "call_module":
+            return self.source.get_submodule(str(node.target))
+        if node.op == "call_method":
+            return _Method(str(node.target))
+        return node.target
+
+
+class _Method:
+    """A tensor's method as a function, printable."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, receiver: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(receiver, self.__name__)(*args, **kwargs)
+
+
+def sparsify(frame: Tensor) -> Tensor:
+    """Say what the door in computes: the frame itself."""
+    return frame
+
+
+def densify(value: Tensor) -> Tensor:
+    """Say what the door out computes: a copy of the value."""
+    return torch.clone(value)

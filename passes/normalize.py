@@ -1,0 +1,106 @@
+"""Normalize: every spelling of an operator becomes its one canonical function.
+
+Before: ``self.relu(x)``, ``F.relu(x, inplace=True)``, ``torch.relu_(x)``, ``x.relu()``.
+After: ``relu(x)`` four times. Settings are keyword arguments, weights are ``get_attr``
+nodes with the names they have in the state dict, identities are gone. What has no
+canonical form stays as it was written, with the reason in ``meta["reason"]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch.fx import GraphModule
+
+from deltaconvert.operators import registry
+from deltaconvert.operators.registry import Call, Refusal
+from deltaconvert.passes.functionalize import functionalize
+from deltaconvert.passes.result import PassResult
+
+
+def normalize(graph_module: GraphModule) -> PassResult:
+    """Rewrite the graph in place, in-place operators first."""
+    result = PassResult("normalize", changed=functionalize(graph_module).changed)
+    for node in list(graph_module.graph.nodes):
+        if node.op not in ("call_function", "call_method", "call_module"):
+            continue
+        adapter, reason = _adapter(graph_module, node)
+        if adapter is None:
+            node.meta["reason"] = reason
+            continue
+        try:
+            meaning = adapter(*node.args, **node.kwargs)
+        except (Refusal, TypeError, ValueError) as refusal:
+            node.meta["reason"] = result.refused[node.name] = str(refusal)
+            continue
+        _replace(graph_module.graph, node, meaning, result)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return result
+
+
+def _adapter(graph_module: GraphModule, node: fx.Node) -> tuple[Callable[..., Any] | None, str]:
+    if node.op == "call_module":
+        return _module_adapter(graph_module, node)
+    adapter = _of_target(node.target)
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "?")
+    return adapter, f"{name} is not an operator that deltaconvert knows"
+
+
+def _of_target(target: Any) -> Callable[..., Any] | None:
+    """Look a function up by itself, or by its full name (so that no package is imported)."""
+    try:
+        found = registry.spelling(target)
+    except TypeError:
+        return None
+    full_name = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
+    return found or registry.spelling(full_name)
+
+
+def _module_adapter(graph_module: GraphModule, node: fx.Node
+                    ) -> tuple[Callable[..., Any] | None, str]:
+    path = str(node.target)
+    module = graph_module.get_submodule(path)
+    adapter = registry.module_spelling(type(module))
+    if adapter is None:
+        return None, f"{type(module).__name__} is not an operator that deltaconvert knows"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None, f"{type(module).__name__} has forward hooks, which only calling it runs"
+    if getattr(module, "parametrizations", None):
+        return None, f"{type(module).__name__} has parametrized weights"
+    graph = graph_module.graph
+
+    def attribute(name: str) -> fx.Node | None:
+        if getattr(module, name) is None:
+            return None
+        with graph.inserting_before(node):
+            weight = graph.get_attr(f"{path}.{name}")
+        weight.meta.update(source=node.meta["source"], path=path)
+        return weight
+    return lambda *args, **kwargs: adapter(module, attribute, *args, **kwargs), ""
+
+
+def _replace(graph: fx.Graph, node: fx.Node, meaning: Any, result: PassResult) -> None:
+    if isinstance(meaning, Call):
+        node.op, node.target = "call_function", meaning.function
+        node.args = tuple(_emit(graph, node, a) for a in meaning.args)
+        node.kwargs = meaning.params
+        result.changed.append(f"{node.name}: {meaning.function.__name__}")
+        return
+    node.replace_all_uses_with(meaning)
+    graph.erase_node(node)
+    result.changed.append(f"{node.name}: disappeared")
+
+
+def _emit(graph: fx.Graph, before: fx.Node, argument: Any) -> Any:
+    """Write a call that an adapter nested into another's arguments."""
+    if not isinstance(argument, Call):
+        return argument
+    with graph.inserting_before(before):
+        node = graph.call_function(
+            argument.function, tuple(_emit(graph, before, a) for a in argument.args),
+            argument.params)
+    node.meta.update(before.meta)
+    return node

@@ -1,0 +1,98 @@
+"""Partition: each node is local, global or unknown, with the reason.
+
+Before: nodes with shapes.
+After: ``meta["rule"]``, ``meta["reason"]``, and for local nodes ``meta["footprints"]``.
+
+By the operator's rule and by rank: a pointwise function of a vector behind a classifier
+has no pixels, so it runs whole. Comes after `fuse`, so that what was fused is asked once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, fx
+from torch.fx import GraphModule
+
+from deltaconvert.footprint import Footprint, broadcast
+from deltaconvert.operators import registry
+from deltaconvert.operators.registry import Operator, Shapes
+from deltaconvert.passes.result import PassResult
+
+WEIGHTS = frozenset({"weight", "bias", "mean", "var"})
+
+
+def partition(graph_module: GraphModule, lanes: int) -> PassResult:
+    """Annotate the graph; ``lanes`` is the batch size."""
+    result = PassResult("partition")
+    for node in graph_module.graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output") or node.meta["constant"]:
+            continue
+        _decide(node, lanes)
+        if node.meta["rule"] == "unknown":
+            result.refused[node.name] = node.meta["reason"]
+        else:
+            result.changed.append(f"{node.name}: {node.meta['rule']}")
+    return result
+
+
+def _decide(node: fx.Node, lanes: int) -> None:
+    operator = registry.find(node.target) if node.op == "call_function" else None
+    if operator is None or not isinstance(node.meta["value"], Tensor):
+        name = getattr(node.target, "__name__", str(node.target))
+        reason = node.meta.get("reason") or f"{name} is not an operator that deltaconvert knows"
+        node.meta.update(rule="unknown", reason=reason, footprints=())
+        return
+    shapes = shapes_of(node, operator)
+    node.meta.update(shapes=shapes, footprints=(), reason="")
+    if operator.rule == "global":
+        node.meta["rule"] = "global"
+        return
+    reason = _edges_as_weights(node, operator) or _not_maps(shapes, lanes) or (
+        operator.not_local(shapes))
+    if reason:
+        node.meta.update(rule="global", reason=reason)
+        return
+    node.meta.update(rule="local", footprints=tuple(_footprints(operator, shapes)))
+
+
+def shapes_of(node: fx.Node, operator: Operator) -> Shapes:
+    """Collect what an operator may ask about one of its calls."""
+    value = node.meta["value"]
+    constants = {name: tuple(a.meta["value"].shape) for name, a in _bound(node, operator).items()
+                 if isinstance(a, fx.Node) and a.meta["constant"]
+                 and isinstance(a.meta["value"], Tensor)}
+    inputs = tuple(tuple(n.meta["value"].shape) if isinstance(n.meta["value"], Tensor) else ()
+                   for n in edges(node))
+    return Shapes(inputs, tuple(value.shape), constants, dict(node.kwargs))
+
+
+def edges(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose values change from frame to frame, in the order of the arguments."""
+    return [n for n in node.all_input_nodes if not n.meta["constant"]]
+
+
+def _bound(node: fx.Node, operator: Operator) -> dict[str, Any]:
+    return dict(zip(inspect.signature(operator.function).parameters, node.args, strict=False))
+
+
+def _edges_as_weights(node: fx.Node, operator: Operator) -> str:
+    for name, argument in _bound(node, operator).items():
+        if name in WEIGHTS and isinstance(argument, fx.Node) and not argument.meta["constant"]:
+            return f"its {name} depends on the frame"
+    return ""
+
+
+def _not_maps(shapes: Shapes, lanes: int) -> str:
+    for shape in (*shapes.inputs, shapes.output):
+        if len(shape) != 4 or shape[0] != lanes:
+            return f"{list(shape)} is not a map of {lanes} lanes (N x C x H x W)"
+    return ""
+
+
+def _footprints(operator: Operator, shapes: Shapes) -> Sequence[Footprint]:
+    if operator.footprints is not None:
+        return operator.footprints(shapes)
+    return [broadcast(shape[2:], shapes.output[2:]) for shape in shapes.inputs]

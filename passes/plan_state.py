@@ -1,0 +1,111 @@
+"""Plan state: which buffers a stream needs, in bytes, before anything is allocated.
+
+Before: delta nodes with shapes.
+After: a `Plan`: a value and a mask an edge, a concatenation's inputs as slices of its own
+buffer (so that writing them is the concatenation), and working memory shared by all nodes.
+
+An edge is written in place into a concatenation where that is along the channels, all its
+inputs are maps of other nodes' making, and none is in another concatenation already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from deltaconvert.backends.base import Backend
+from deltaconvert.nodes import DeltaNode, EdgeSpec
+from deltaconvert.operators.cat import cat
+from deltaconvert.passes.fold_filters import delta_nodes
+
+
+@dataclass
+class Plan:
+    """The buffers of one stream.
+
+    Args:
+        edges: what the nodes produce, in order of execution.
+        inside: an edge's place in a concatenation: ``(its name, first channel)``.
+        scratch: bytes of working memory, by name.
+        masks_with_values: bytes of masks and values together, and of values alone.
+    """
+
+    edges: list[EdgeSpec]
+    inside: dict[str, tuple[str, int]] = field(default_factory=dict)
+    scratch: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of all values; a slice of a concatenation costs nothing of its own."""
+        return sum(_value_bytes(e) for e in self.edges if e.name not in self.inside)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stream's state and working memory."""
+        masks = sum(math.prod(e.mask_shape) for e in self.edges)
+        return self.value_bytes + masks + sum(self.scratch.values())
+
+    def allocate(self, device: torch.device) -> tuple[dict[str, tuple[Tensor | None, Tensor]],
+                                                      dict[str, Tensor]]:
+        """Make values and masks by edge, and scratch by name; outer concatenations first."""
+        made: dict[str, tuple[Tensor | None, Tensor]] = {}
+        for spec in reversed(self.edges):
+            mask = torch.zeros(spec.mask_shape, dtype=torch.uint8, device=device)
+            made[spec.name] = self._value(spec, made, device), mask
+        scratch = {name: torch.empty(nbytes, dtype=torch.uint8, device=device)
+                   for name, nbytes in self.scratch.items()}
+        return made, scratch
+
+    def _value(self, spec: EdgeSpec, made: Mapping[str, tuple[Tensor | None, Tensor]],
+               device: torch.device) -> Tensor | None:
+        if spec.shape is None:
+            return None
+        if spec.name in self.inside:
+            outer, first = self.inside[spec.name]
+            whole = made[outer][0]
+            assert whole is not None
+            return whole[:, first:first + spec.shape[1]]
+        last = torch.channels_last if len(spec.shape) == 4 else torch.contiguous_format
+        return torch.zeros(spec.shape, dtype=spec.dtype, device=device).contiguous(
+            memory_format=last)
+
+
+def plan_state(graph_module: GraphModule, backends: Mapping[str, Backend]) -> Plan:
+    """Plan the buffers; marks the concatenations that are written in place."""
+    nodes = delta_nodes(graph_module)
+    plan = Plan([n.about.output for n in nodes])
+    made = {n.about.name: n for n in nodes}
+    for node in nodes:
+        if _can_hold(node, made, plan):
+            first = 0
+            for spec in node.about.inputs:
+                assert spec.shape is not None
+                plan.inside[spec.name] = (node.about.name, first)
+                first += spec.shape[1]
+            node.about.aliases = True
+    for node in nodes:
+        for want in backends[node.backend].plan(node):
+            plan.scratch[want.name] = max(want.nbytes, plan.scratch.get(want.name, 0))
+    return plan
+
+
+def _can_hold(node: DeltaNode, made: Mapping[str, DeltaNode], plan: Plan) -> bool:
+    about = node.about
+    if about.function is not cat or about.rule != "local":
+        return False
+    joined = about.args[0]
+    names = [spec.name for spec in about.inputs]
+    same_kind = all(s.dtype == about.output.dtype for s in about.inputs)
+    return (same_kind and len(joined) == len(names) == len(set(names)) and all(
+        made[name].about.rule != "sparsify" and name not in plan.inside for name in names))
+
+
+def _value_bytes(spec: EdgeSpec) -> int:
+    if spec.shape is None or spec.dtype is None:
+        return 0
+    return math.prod(spec.shape) * spec.dtype.itemsize

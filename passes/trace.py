@@ -1,0 +1,154 @@
+"""Trace: a module becomes a graph of what it calls.
+
+Before: an ``nn.Module`` with Python code in ``forward``.
+After: an ``fx.GraphModule`` over a private copy in eval mode, one node a call, each
+with the user's own line in ``stack_trace``.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import linecache
+import operator
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import GraphModule, Proxy
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import TraceError
+
+IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
+            "__itruediv__": operator.itruediv, "__ifloordiv__": operator.ifloordiv,
+            "__imod__": operator.imod, "__ipow__": operator.ipow, "__iand__": operator.iand,
+            "__ior__": operator.ior, "__ixor__": operator.ixor}
+
+
+class _MutableProxy(Proxy):
+    """A proxy that records ``x += y`` and ``x[i] = y`` as what they are.
+
+    FX's own falls back to ``x = x + y``, which loses that other names of the same
+    tensor see the sum too.
+    """
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Record an item assignment."""
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _recorded(target: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: _MutableProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+    return method
+
+
+for _name, _target in IN_PLACE.items():
+    setattr(_MutableProxy, _name, _recorded(_target))
+
+
+class _Tracer(fx.Tracer):
+    """FX's tracer, keeping lines, in-place operators, and what kind of thing was returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record_stack_traces = True
+        self.out_spec: pytree.TreeSpec | None = None
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        return _MutableProxy(node, self)
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool,
+                             concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Make a placeholder of each argument; those with a default keep it.
+
+        FX would make a proxy of ``mask=None`` too, and ``mask is None`` would be false.
+        The result is flattened, so that an ``OrderedDict`` or a named tuple is one again.
+        """
+        tensors, settings = [], {}
+        for name, parameter in list(inspect.signature(root_fn).parameters.items())[1:]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if parameter.default is parameter.empty or torch.is_tensor(parameter.default):
+                tensors.append((name, self.create_proxy("placeholder", name, (), {})))
+            else:
+                settings[name] = parameter.default
+
+        def flat(root: nn.Module) -> list[Any]:
+            leaves, self.out_spec = pytree.tree_flatten(
+                root_fn(root, **dict(tensors), **settings))
+            return leaves
+        return flat, [self.root]
+
+
+def trace(model: nn.Module) -> GraphModule:
+    """Trace a copy of a model in eval mode; the model itself is not touched.
+
+    Parameters of ``forward`` with a default that is not a tensor are set to it. The graph
+    returns a flat list; ``meta["out_spec"]`` is the tree it belongs into.
+
+    Raises:
+        TraceError: naming the user's own line, why it cannot be traced, and what to
+            convert instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"convert takes an nn.Module, not a {type(model).__name__}. To convert a "
+                         "checkpoint, build its model and load the weights first.")
+    copied = copy.deepcopy(model).eval()
+    tracer = _Tracer()
+    try:
+        with torch.no_grad():
+            graph = tracer.trace(copied)
+    except Exception as error:
+        raise TraceError(_explain(model, error)) from error
+    traced = GraphModule(copied, graph, class_name=type(model).__name__)
+    traced.meta["out_spec"] = tracer.out_spec
+    traced.meta["root"] = copied
+    for node in graph.nodes:
+        node.meta["source"] = source_line(node.stack_trace)
+        node.meta.pop("stack_trace", None)  # long, and said in "source"
+        node.meta["path"] = _path(node)
+        node.meta.pop("nn_module_stack", None)
+    return traced
+
+
+def _path(node: fx.Node) -> str:
+    if node.op in ("call_module", "get_attr"):
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] if isinstance(entry, tuple) else str(entry) for entry in stack.values()]
+    return paths[-1] if paths else ""
+
+
+def source_line(stack_trace: str | None) -> str:
+    """Return the innermost line of a stack trace that is the user's, as ``file:line: code``."""
+    lines = [line.strip() for line in (stack_trace or "").splitlines() if line.strip()]
+    found = ""
+    for position, line in enumerate(lines):
+        if line.startswith('File "') and not _is_ours(line[6:].partition('"')[0]):
+            file, _, rest = line[6:].partition('", line ')
+            code = lines[position + 1] if position + 1 < len(lines) else ""
+            found = f"{file}:{rest.partition(',')[0]}: {code}"
+    return found
+
+
+def _is_ours(file: str) -> bool:
+    return file == __file__ or "/torch/" in file
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
+    place = ""
+    if frames:
+        last = frames[-1]
+        code = last.line or linecache.getline(last.filename, last.lineno or 0).strip()
+        place = f" at {last.filename}:{last.lineno}: {code}"
+    children = [name for name, child in model.named_children() if next(child.parameters(), None) is not None]
+    advice = (f"convert a submodule instead, for instance model.{children[0]} (of "
+              f"{', '.join(children[:8])})" if children else "rewrite that line")
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (f"{type(model).__name__} cannot be traced{place}: {reason}. Its forward depends on the "
+            f"numbers in a tensor, or on code that tracing cannot follow; {advice}.")
