@@ -75,7 +75,7 @@ class Config:
         _check_choice("norm", self.norm, Norm)
         _check_choice("input_test", self.input_test, InputTest)
         if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads}: give at least 1, or None for PyTorch's own.")
+            raise ConfigError(f"threads={self.threads}: give at least 1, or None for PyTorch's.")
         object.__setattr__(self, "nodes", {k: _node_config(k, v) for k, v in self.nodes.items()})
 
     def replace(self, **changes: Any) -> Config:
@@ -87,7 +87,8 @@ class Config:
         known = [f.name for f in dataclasses.fields(self)]
         unknown = sorted(set(changes) - set(known))
         if unknown:
-            raise ConfigError(f"no such setting: {', '.join(unknown)}; there are {', '.join(known)}.")
+            raise ConfigError(
+                f"no such setting: {', '.join(unknown)}; there are {', '.join(known)}.")
         return dataclasses.replace(self, **changes)
 
     def for_node(self, name: str, path: str) -> NodeConfig:

@@ -87,38 +87,37 @@ def _any_tap(mask: Tensor, table: np.ndarray, dim: int) -> Tensor:
 def window(size_in: Pair, size_out: Pair, kernel: Pair, stride: Pair, padding: Pair,
            dilation: Pair = (1, 1)) -> Footprint:
     """Taps of a convolution or a pooling: ``y * stride - padding + k * dilation``."""
-    return Footprint(*(
-        _inside(np.arange(out)[:, None] * s - p + np.arange(k)[None, :] * d, size)
-        for size, out, k, s, p, d in zip(
-            size_in, size_out, kernel, stride, padding, dilation, strict=True)
-    ), size_in)
+    def table(side: int) -> np.ndarray:
+        first = np.arange(size_out[side]) * stride[side] - padding[side]
+        return _inside(first[:, None] + np.arange(kernel[side]) * dilation[side], size_in[side])
+    return Footprint(table(0), table(1), size_in)
 
 
 def transposed_window(size_in: Pair, size_out: Pair, kernel: Pair, stride: Pair, padding: Pair,
                       dilation: Pair = (1, 1)) -> Footprint:
-    """Taps of a transposed convolution: input ``i`` reaches ``i * stride - padding + k * dilation``."""
-    tables = []
-    for size, out, k, s, p, d in zip(
-            size_in, size_out, kernel, stride, padding, dilation, strict=True):
-        reach = np.arange(out)[:, None] + p - np.arange(k)[None, :] * d
-        tables.append(_inside(np.where(reach % s == 0, reach // s, -1), size))
-    return Footprint(*tables, size_in)
+    """Taps of a transposed convolution: input i reaches ``i * stride - padding + k * dilation``."""
+    def table(side: int) -> np.ndarray:
+        reached = np.arange(size_out[side]) + padding[side]
+        source = reached[:, None] - np.arange(kernel[side]) * dilation[side]
+        exact = np.where(source % stride[side] == 0, source // stride[side], -1)
+        return _inside(exact, size_in[side])
+    return Footprint(table(0), table(1), size_in)
 
 
 def ranges(size_in: Pair, starts: Sequence[np.ndarray], ends: Sequence[np.ndarray]) -> Footprint:
     """Taps that run from ``starts[y]`` to ``ends[y]`` (exclusive), as in adaptive pooling."""
-    tables = []
-    for start, end in zip(starts, ends, strict=True):
-        taps = start[:, None] + np.arange((end - start).max())[None, :]
-        tables.append(np.where(taps < end[:, None], taps, -1).astype(np.int32))
-    return Footprint(*tables, size_in)
+    def table(side: int) -> np.ndarray:
+        start, end = starts[side], ends[side]
+        taps = start[:, None] + np.arange((end - start).max())
+        return np.where(taps < end[:, None], taps, -1).astype(np.int32)
+    return Footprint(table(0), table(1), size_in)
 
 
 def gather(size_in: Pair, rows: Sequence[int] | np.ndarray,
            cols: Sequence[int] | np.ndarray) -> Footprint:
     """One tap: output ``(y, x)`` reads input ``(rows[y], cols[x])``."""
-    tables = (np.asarray(t, dtype=np.int32)[:, None] for t in (rows, cols))
-    return Footprint(*tables, size_in)
+    return Footprint(np.asarray(rows, dtype=np.int32)[:, None],
+                     np.asarray(cols, dtype=np.int32)[:, None], size_in)
 
 
 def identity(size: Pair) -> Footprint:
@@ -132,12 +131,11 @@ def broadcast(size_in: Pair, size_out: Pair) -> Footprint:
     Raises:
         ValueError: where a side is neither 1 nor equal.
     """
-    tables = []
-    for size, out in zip(size_in, size_out, strict=True):
-        if size not in (1, out):
+    def table(side: int) -> np.ndarray:
+        if size_in[side] not in (1, size_out[side]):
             raise ValueError(f"a map of {size_in} does not broadcast to {size_out}")
-        tables.append(np.arange(out) if size == out else np.zeros(out, dtype=np.int32))
-    return gather(size_in, *tables)
+        return np.arange(size_out[side]) * (size_in[side] != 1)
+    return gather(size_in, table(0), table(1))
 
 
 def _inside(index: np.ndarray, size: int) -> np.ndarray:

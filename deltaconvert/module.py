@@ -28,6 +28,16 @@ class DeltaModule(nn.Module):
     all streams afresh. Gradients are not computed.
     """
 
+    graph: fx.Graph
+    out_spec: pytree.TreeSpec
+    config: Config
+    strict: bool
+    results: list[PassResult]
+    stream: Stream
+    _root: nn.Module
+    _programs: dict[Any, Program]
+    _version: int
+
     def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
                  config: Config, *, strict: bool = False,
                  results: Sequence[PassResult] = ()) -> None:
@@ -125,8 +135,7 @@ class DeltaModule(nn.Module):
             if self.strict:
                 _refuse_fallbacks(program.nodes)
             self._programs[signature] = program
-        found: Program = self._programs[signature]
-        return found
+        return self._programs[signature]
 
 
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
@@ -144,7 +153,8 @@ def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
 def _refuse_fallbacks(nodes: Sequence[DeltaNode]) -> None:
     unknown = [n.about for n in nodes if n.about.rule == "unknown"]
     if unknown:
-        lines = [f"  {a.path or a.name}: {a.reason} ({a.source or 'line unknown'})" for a in unknown]
+        lines = [f"  {a.path or a.name}: {a.reason} ({a.source or 'line unknown'})"
+                 for a in unknown]
         raise UnsupportedError(
             f"strict: {len(unknown)} nodes would run as unknown operators, whole and densely:\n"
             + "\n".join(lines) + "\nConvert with strict=False to accept that, or replace them.")

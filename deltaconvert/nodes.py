@@ -126,7 +126,8 @@ class DeltaNode(nn.Module):
 
     def evaluate(self, *values: Any) -> Any:
         """Compute the function densely on the values of the input edges."""
-        return self.about.function(*fill(self.about.args, values), **fill(self.about.params, values))
+        args, params = fill(self.about.args, values), fill(self.about.params, values)
+        return self.about.function(*args, **params)
 
     @property
     def dense_multiply_adds(self) -> int:
@@ -140,7 +141,7 @@ class DeltaNode(nn.Module):
         what = about.operator.name if about.operator else getattr(about.function, "__name__", "?")
         activation = about.params.get("activation")
         fused = ["residual"] * ("residual" in about.constants or _has_residual(about))
-        fused += [str(activation[0])] * bool(activation)
+        fused += [str(activation[0])] if activation else []
         return ", ".join([" + ".join([what, *fused]), about.rule, f"threshold={about.threshold:g}",
                           f"{about.norm}", self.backend])
 

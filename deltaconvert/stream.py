@@ -104,12 +104,13 @@ class Stream:
         return self._totals
 
     def _run(self, frames: list[Any]) -> Any:
-        self._enter(frames)
-        assert self._state is not None and self._program is not None
-        state = self._state
-        self._examine(frames)
+        program, state = self._enter(frames)
+        for name, frame in zip(self._module.input_names, frames, strict=True):
+            step = state.steps.get(name)
+            if step is not None:  # every input is examined before any is written
+                step.examine(frame)  # type: ignore[attr-defined]
         try:
-            leaves = self._program.graph_module(state, *frames)
+            leaves = program.graph_module(state, *frames)
         except BaseException:
             state.fresh = [True] * state.lanes  # half-way: nothing in it can be trusted
             raise
@@ -118,20 +119,13 @@ class Stream:
             self._totals.setdefault(name, NodeStats()).add(work)
         return pytree.tree_unflatten(leaves, self._module.out_spec)
 
-    def _enter(self, frames: list[Any]) -> None:
+    def _enter(self, frames: list[Any]) -> tuple[Program, State]:
         """Have the program and the state for such frames; on an error keep the old ones."""
         signature = self._module.signature(frames)
-        if signature == self._signature:
-            return
-        program = self._module.program(signature, frames)
-        state = program.new_state()
-        state.observer = self._observer
-        self._program, self._state, self._signature = program, state, signature
-        self._totals = {}
-
-    def _examine(self, frames: list[Any]) -> None:
-        assert self._state is not None and self._program is not None
-        for name, frame in zip(self._module.input_names, frames, strict=True):
-            step = self._state.steps.get(name)
-            if step is not None:
-                step.examine(frame)  # type: ignore[attr-defined]
+        if self._program is None or self._state is None or signature != self._signature:
+            program = self._module.program(signature, frames)
+            state = program.new_state()
+            state.observer = self._observer
+            self._program, self._state, self._signature = program, state, signature
+            self._totals = {}
+        return self._program, self._state

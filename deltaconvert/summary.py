@@ -19,7 +19,8 @@ def summarize(module: DeltaModule) -> str:
         return (f"{operators} canonical operators; rules, shapes and state are known after the "
                 "first frame (or give convert its example_inputs).")
     last = module.stream.last
-    rows = [("node", "operator", "rule", "runs by", "threshold", "output", "in", "out")]
+    rows: list[tuple[str, ...]] = [("node", "operator", "rule", "runs by", "threshold", "output",
+                                    "in", "out")]
     rows += [_row(node, last.get(node.about.name, NodeStats())) for node in program.nodes]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

@@ -4,7 +4,8 @@ Before: ``c = conv2d(x, w, b)``, ``y = batch_norm(c, mean, var, gamma, beta)``; 
 other reader.
 After: ``y = conv2d(x, folded_weight(w, gamma, var), folded_bias(b, ...))``.
 
-    (w * x + b - mean) * s + beta  =  (s w) * x + ((b - mean) s + beta),   s = gamma / sqrt(var + eps)
+    s = gamma / sqrt(var + eps)
+    (w * x + b - mean) * s + beta  =  (s w) * x + ((b - mean) s + beta)
 
 The original weights stay as they are: the derived ones are part of the graph, computed
 anew for every specialisation, in double precision. A convolution called twice, with

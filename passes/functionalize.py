@@ -213,7 +213,8 @@ def _update_relatives(graph: fx.Graph, written: _Family, after: fx.Node) -> None
     """Bring everything that shares memory with a written tensor up to date, behind the write."""
     last, child, done = after, written, {written}
     while child.parent is not None:
-        value, path = child.latest, []
+        value = child.latest
+        path: list[View] = []
         while child.parent is not None:
             path.insert(0, _described(child.view))
             child = child.parent

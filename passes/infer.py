@@ -127,11 +127,13 @@ def _inline_numbers(graph: fx.Graph) -> None:
             continue
         value = tuple(value) if isinstance(value, torch.Size) else value
         for user in list(node.users):
-            user.args = fx.map_arg(user.args, lambda n, node=node, value=value:
-                                   value if n is node else n)
-            user.kwargs = fx.map_arg(user.kwargs, lambda n, node=node, value=value:
-                                     value if n is node else n)
+            _put(user, node, value)
         graph.erase_node(node)
+
+
+def _put(user: fx.Node, node: fx.Node, value: Any) -> None:
+    user.args, user.kwargs = fx.map_arg((user.args, dict(user.kwargs)),
+                                        lambda n: value if n is node else n)
 
 
 def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:

@@ -95,4 +95,4 @@ def _not_maps(shapes: Shapes, lanes: int) -> str:
 def _footprints(operator: Operator, shapes: Shapes) -> Sequence[Footprint]:
     if operator.footprints is not None:
         return operator.footprints(shapes)
-    return [broadcast(shape[2:], shapes.output[2:]) for shape in shapes.inputs]
+    return [broadcast(shapes.size_in(i), shapes.size_out) for i in range(len(shapes.inputs))]

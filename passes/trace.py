@@ -128,8 +128,8 @@ def source_line(stack_trace: str | None) -> str:
     lines = [line.strip() for line in (stack_trace or "").splitlines() if line.strip()]
     found = ""
     for position, line in enumerate(lines):
-        if line.startswith('File "') and not _is_ours(line[6:].partition('"')[0]):
-            file, _, rest = line[6:].partition('", line ')
+        file, _, rest = line[6:].partition('", line ')
+        if line.startswith('File "') and not _is_ours(file):
             code = lines[position + 1] if position + 1 < len(lines) else ""
             found = f"{file}:{rest.partition(',')[0]}: {code}"
     return found
@@ -146,7 +146,8 @@ def _explain(model: nn.Module, error: Exception) -> str:
         last = frames[-1]
         code = last.line or linecache.getline(last.filename, last.lineno or 0).strip()
         place = f" at {last.filename}:{last.lineno}: {code}"
-    children = [name for name, child in model.named_children() if next(child.parameters(), None) is not None]
+    children = [name for name, child in model.named_children()
+                if next(child.parameters(), None) is not None]
     advice = (f"convert a submodule instead, for instance model.{children[0]} (of "
               f"{', '.join(children[:8])})" if children else "rewrite that line")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

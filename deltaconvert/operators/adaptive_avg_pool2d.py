@@ -13,16 +13,16 @@ from deltaconvert.operators.registry import Shapes, call, operator, spelled, spe
 def regions(shapes: Shapes) -> list[Footprint]:
     """Return the taps of adaptive pooling: from ``floor(i*n/m)`` to ``ceil((i+1)*n/m)``."""
     starts, ends = [], []
-    for size, out in zip(shapes.inputs[0][2:], shapes.output[2:], strict=True):
+    for size, out in zip(shapes.size_in(), shapes.size_out, strict=True):
         index = np.arange(out)
         starts.append(index * size // out)
         ends.append(-(-(index + 1) * size // out))
-    return [ranges(shapes.inputs[0][2:], starts, ends)]
+    return [ranges(shapes.size_in(), starts, ends)]
 
 
 def whole_map(shapes: Shapes) -> str | None:
     """Say that pooling to one pixel reads everything."""
-    one = tuple(shapes.output[2:]) == (1, 1) and tuple(shapes.inputs[0][2:]) != (1, 1)
+    one = shapes.size_out == (1, 1) and shapes.size_in() != (1, 1)
     return "pooling to one pixel reads the whole map" if one else None
 
 

@@ -12,7 +12,8 @@ from deltaconvert.operators.registry import Refusal, call, operator, spelled, sp
 @operator(footprints=regions, not_local=whole_map)
 def adaptive_max_pool2d(x: Tensor, *, output_size: tuple[int | None, int | None]) -> Tensor:
     """Take the maximum of as many regions as asked for."""
-    return F.adaptive_max_pool2d(x, output_size)
+    pooled: Tensor = F.adaptive_max_pool2d(x, output_size)  # type: ignore[arg-type]
+    return pooled
 
 
 @spelled(F.adaptive_max_pool2d)

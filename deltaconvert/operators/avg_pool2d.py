@@ -6,13 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.footprint import Footprint, window
-from deltaconvert.operators.conv2d import Pair, pair
-from deltaconvert.operators.registry import Shapes, call, operator, spelled, spelled_module
+from deltaconvert.operators.conv2d import pair
+from deltaconvert.operators.registry import (
+    Pair,
+    Shapes,
+    call,
+    operator,
+    spelled,
+    spelled_module,
+)
 
 
 def _footprints(shapes: Shapes) -> list[Footprint]:
     params = shapes.params
-    return [window(shapes.inputs[0][2:], shapes.output[2:], params["kernel_size"],
+    return [window(shapes.size_in(), shapes.size_out, params["kernel_size"],
                    params["stride"], params["padding"])]
 
 

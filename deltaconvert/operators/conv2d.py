@@ -13,6 +13,7 @@ from deltaconvert.footprint import Footprint, identity, window
 from deltaconvert.operators.epilogue import Activation, finish
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.operators.registry import (
+    Pair,
     Refusal,
     Shapes,
     call,
@@ -20,8 +21,6 @@ from deltaconvert.operators.registry import (
     spelled,
     spelled_module,
 )
-
-Pair = tuple[int, int]
 
 
 def pair(value: int | Sequence[int]) -> Pair:
@@ -37,9 +36,9 @@ def pair(value: int | Sequence[int]) -> Pair:
 def footprints(shapes: Shapes) -> list[Footprint]:
     """Return the window of the map, and the residual's own place."""
     params = shapes.params
-    map_taps = window(shapes.inputs[0][2:], shapes.output[2:], shapes.constants["weight"][2:],
-                      params["stride"], params["padding"], params["dilation"])
-    return [map_taps, *(identity(shapes.output[2:]) for _ in shapes.inputs[1:])]
+    map_taps = window(shapes.size_in(), shapes.size_out, shapes.kernel, params["stride"],
+                      params["padding"], params["dilation"])
+    return [map_taps, *(identity(shapes.size_out) for _ in shapes.inputs[1:])]
 
 
 def multiply_adds(shapes: Shapes) -> int:

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.footprint import Footprint, identity, transposed_window
-from deltaconvert.operators.conv2d import Pair, pair
+from deltaconvert.operators.conv2d import pair
 from deltaconvert.operators.epilogue import Activation, finish
 from deltaconvert.operators.registry import (
+    Pair,
     Refusal,
     Shapes,
     call,
@@ -22,14 +23,14 @@ from deltaconvert.operators.registry import (
 
 def _footprints(shapes: Shapes) -> list[Footprint]:
     params = shapes.params
-    taps = transposed_window(shapes.inputs[0][2:], shapes.output[2:],
-                             shapes.constants["weight"][2:], params["stride"], params["padding"],
+    taps = transposed_window(shapes.size_in(), shapes.size_out,
+                             shapes.kernel, params["stride"], params["padding"],
                              params["dilation"])
-    return [taps, *(identity(shapes.output[2:]) for _ in shapes.inputs[1:])]
+    return [taps, *(identity(shapes.size_out) for _ in shapes.inputs[1:])]
 
 
 def _multiply_adds(shapes: Shapes) -> int:
-    pixels_in, pixels_out = math.prod(shapes.inputs[0][2:]), math.prod(shapes.output[2:])
+    pixels_in, pixels_out = math.prod(shapes.size_in()), math.prod(shapes.size_out)
     return round(pixels_in * math.prod(shapes.constants["weight"]) / pixels_out)
 
 

@@ -21,12 +21,12 @@ from deltaconvert.operators.registry import (
 
 def _footprints(shapes: Shapes) -> list[Footprint]:
     left, _, top, _ = shapes.params["padding"]
-    size_in, size_out = shapes.inputs[0][2:], shapes.output[2:]
-    tables = []
+    size_in, size_out = shapes.size_in(), shapes.size_out
+    tables: list[np.ndarray] = []
     for before, size, out in ((top, size_in[0], size_out[0]), (left, size_in[1], size_out[1])):
         index = np.arange(out) - before
         tables.append(np.where((index >= 0) & (index < size), index, -1))
-    return [gather(size_in, *tables)]
+    return [gather(size_in, tables[0], tables[1])]
 
 
 @operator(footprints=_footprints, moves_only=True)

@@ -21,6 +21,7 @@ from deltaconvert.footprint import Footprint
 
 Rule = Literal["local", "global", "unknown"]
 Size = tuple[int, ...]
+Pair = tuple[int, int]
 
 
 class Refusal(Exception):
@@ -42,6 +43,21 @@ class Shapes:
     output: Size
     constants: dict[str, Size]
     params: dict[str, Any]
+
+    def size_in(self, index: int = 0) -> Pair:
+        """Return height and width of an input map."""
+        return self.inputs[index][2], self.inputs[index][3]
+
+    @property
+    def size_out(self) -> Pair:
+        """Height and width of the output map."""
+        return self.output[2], self.output[3]
+
+    @property
+    def kernel(self) -> Pair:
+        """Height and width of the filter."""
+        weight = self.constants["weight"]
+        return weight[2], weight[3]
 
 
 FootprintRule = Callable[[Shapes], Sequence[Footprint]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from deltaconvert.operators.registry import (
 
 def _footprints(shapes: Shapes) -> list[Footprint]:
     """Ask PyTorch itself which pixel it reads, so that its rounding is followed exactly."""
-    height, width = shapes.inputs[0][2:]
+    height, width = shapes.size_in()
     params = shapes.params
     rows = resize_nearest(_ruler(height, 2), **_one_side(params, 0))
     cols = resize_nearest(_ruler(width, 3), **_one_side(params, 1))
@@ -34,8 +35,8 @@ def _ruler(length: int, dim: int) -> Tensor:
     return torch.arange(length, dtype=torch.float64).view(shape)
 
 
-def _one_side(params: dict, side: int) -> dict:
-    def only(pair: Sequence[float] | None, other: float) -> tuple | None:
+def _one_side(params: dict[str, Any], side: int) -> dict[str, Any]:
+    def only(pair: Sequence[float] | None, other: float) -> tuple[float, float] | None:
         return None if pair is None else (pair[0], other) if side == 0 else (other, pair[1])
     return {**params, "size": only(params["size"], 1),
             "scale_factor": only(params["scale_factor"], 1.0)}

@@ -16,7 +16,7 @@ Picks = tuple[int, ...] | None
 
 
 def _footprints(shapes: Shapes) -> list[Footprint]:
-    height, width = shapes.inputs[0][2:]
+    height, width = shapes.size_in()
     rows, cols = shapes.params["rows"], shapes.params["cols"]
     return [gather((height, width), range(height) if rows is None else rows,
                    range(width) if cols is None else cols)]
