@@ -1,0 +1,31 @@
+"""Fixtures that more than one test file uses."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Folder of clips and weights that are not part of the repository; see `data_file`."""
+    folder = os.environ.get("DELTACONVERT_DATA", REPOSITORY.parent / "shared" / "data")
+    if not Path(folder).is_dir():
+        pytest.skip(f"no data folder at {folder}; set DELTACONVERT_DATA")
+    return Path(folder)
+
+
+@pytest.fixture
+def data_file(data_dir: Path) -> Callable[[str], Path]:
+    """Path of a file in the data folder by its name; the test is skipped without it."""
+
+    def find(name: str) -> Path:
+        path = data_dir / name
+        if not path.is_file():
+            pytest.skip(f"no {name} in {data_dir}; set DELTACONVERT_DATA")
+        return path
+
+    return find

@@ -1,0 +1,488 @@
+"""Models by name, and weights out of every kind of file a user may come with."""
+
+import argparse
+import logging
+import os
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from deltaconvert.checkpoints import (
+    apply_state_dict,
+    build_model,
+    load_state_dict,
+    parse_model_args,
+    read_checkpoint,
+    strip_prefixes,
+)
+from deltaconvert.errors import CheckpointError, InputError
+
+
+def net(width: int = 4) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(3, width, 3), norm=nn.BatchNorm2d(width), fc=nn.Linear(width, 2))
+    )
+
+
+def marked(value: float) -> dict[str, torch.Tensor]:
+    """A state dict of `net` whose every tensor holds one value."""
+    return {name: torch.full_like(t, value) for name, t in net().state_dict().items()}
+
+
+def mark_of(state: dict[str, torch.Tensor]) -> float:
+    return float(state["conv.weight"].unique())
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Modules of these names are imported anew in the test, and as before behind it."""
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        del sys.modules[name]
+
+
+def write_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> None:
+    """Write a module into a folder that becomes the current one."""
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.chdir(folder)
+    forget(monkeypatch, name)
+
+
+class TestBuildTorchvision:
+    def test_by_name_with_arguments_in_eval_mode(self):
+        model = build_model("torchvision:resnet18", {"num_classes": 7})
+        assert model.fc.out_features == 7
+        assert not model.training
+
+    @pytest.mark.parametrize(
+        "name, kind",
+        [
+            ("lraspp_mobilenet_v3_large", "LRASPP"),
+            ("segmentation.lraspp_mobilenet_v3_large", "LRASPP"),
+            ("models.detection.ssdlite320_mobilenet_v3_large", "SSD"),
+            ("video.r3d_18", "VideoResNet"),
+        ],
+    )
+    def test_segmentation_detection_and_video_without_a_download(self, name, kind, monkeypatch):
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: 1 / 0)
+        assert type(build_model(f"torchvision:{name}")).__name__ == kind
+
+    def test_unknown_name_gives_near_ones(self):
+        with pytest.raises(InputError, match=r"torchvision has no model 'resnet5'; did you mean "):
+            build_model("torchvision:resnet5")
+
+    def test_wrong_argument(self):
+        with pytest.raises(
+            InputError,
+            match=r"torchvision:resnet18 was called with \(weights=None, clases=3\) and raised "
+            r"TypeError: .*clases.*--model-arg name=value",
+        ):
+            build_model("torchvision:resnet18", {"clases": 3})
+
+
+class TestBuildTimm:
+    def test_missing_package(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(
+            InputError, match=r"need the package timm \(.*\)\. Do: pip install timm"
+        ):
+            build_model("timm:resnet18")
+
+    def test_by_name_never_pretrained(self, tmp_path, monkeypatch):
+        write_module(tmp_path, monkeypatch, "timm", FAKE_TIMM)
+        monkeypatch.syspath_prepend(tmp_path)
+        model = build_model("timm:resnet10t", {"num_classes": 3})
+        assert model.options == {"name": "resnet10t", "pretrained": False, "num_classes": 3}
+
+    def test_unknown_name_gives_near_ones(self, tmp_path, monkeypatch):
+        write_module(tmp_path, monkeypatch, "timm", FAKE_TIMM)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(InputError, match=r"no model 'resnet10'; did you mean resnet10t\?"):
+            build_model("timm:resnet10")
+
+
+# timm need not be installed: what is tested is how it is called.
+FAKE_TIMM = """
+from torch import nn
+
+def list_models():
+    return ["resnet10t", "vit_tiny"]
+
+def is_model(name):
+    return name in list_models()
+
+def create_model(name, **options):
+    model = nn.Identity()
+    model.options = {"name": name, **options}
+    return model
+"""
+
+FACTORIES = """
+import sys
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.fc = nn.Linear(width, 2)
+
+class Zoo:
+    @staticmethod
+    def small():
+        return Net(1)
+
+def path_when_called():
+    net = Net()
+    net.path = list(sys.path)
+    return net
+
+def broken():
+    raise ValueError("no such depth")
+
+def leaves():
+    sys.exit("usage: train.py")
+
+def numbers():
+    return [1, 2]
+
+ready = Net()
+constant = 3
+"""
+
+
+class TestBuildFromModule:
+    @pytest.fixture(autouse=True)
+    def _module(self, tmp_path, monkeypatch):
+        forget(monkeypatch, "bad_module", "colorsys", "my_nets", "my_nets.small")
+        write_module(tmp_path, monkeypatch, "my_factories", FACTORIES)
+
+    def test_class_function_and_nested_name(self):
+        assert build_model("my_factories:Net", {"width": 9}).fc.in_features == 9
+        assert build_model("my_factories:Zoo.small").fc.in_features == 1
+
+    def test_the_current_folder_is_searched_last_and_the_path_restored(self):
+        before = list(sys.path)
+        model = build_model("my_factories:path_when_called")
+        assert model.path == [*before, os.getcwd()]
+        assert sys.path == before
+
+    def test_the_path_is_restored_after_an_error(self):
+        before = list(sys.path)
+        with pytest.raises(InputError):
+            build_model("my_factories:broken")
+        assert sys.path == before
+
+    def test_a_file_in_the_current_folder_hides_no_installed_package(self, tmp_path):
+        (tmp_path / "colorsys.py").write_text("raise AssertionError('the wrong colorsys')")
+        with pytest.raises(InputError, match=r"colorsys:hue: no 'hue' in .*colorsys\.py"):
+            build_model("colorsys:hue")
+
+    def test_a_package_without_an_init_file(self, tmp_path):
+        (tmp_path / "my_nets").mkdir()
+        (tmp_path / "my_nets" / "small.py").write_text(FACTORIES)
+        assert build_model("my_nets.small:Net").fc.in_features == 4
+
+    @pytest.mark.parametrize(
+        "spec, message",
+        [
+            ("my_factories:nett", r"no 'nett' in .*my_factories\.py; did you mean Net"),
+            ("my_factories:broken", r"called with \(\) and raised ValueError: no such depth"),
+            ("my_factories:leaves", r"raised SystemExit: usage: train\.py"),
+            ("my_factories:numbers", r"numbers returned a list, not a torch\.nn\.Module"),
+            ("my_factories:constant", r"constant is an int, not a function or class"),
+            ("my_factories:ready", r"ready is a model already; name a function or class"),
+            ("my_models:Net", r"no module 'my_models': it is neither installed nor in the curr"),
+            ("my_factories.deep:Net", r"no module 'my_factories\.deep'"),
+            ("nets/small.py:Net", r"'nets/small\.py' is not a .* write nets\.small:factory"),
+            ("resnet50", r"a model is named torchvision:NAME, .*, got 'resnet50'"),
+            ("torchvision:", r"a model is named torchvision:NAME, .*, got 'torchvision:'"),
+        ],
+    )
+    def test_what_cannot_be_built(self, spec, message):
+        with pytest.raises(InputError, match=message):
+            build_model(spec)
+
+    @pytest.mark.parametrize(
+        "source, message",
+        [
+            ("import yolox_nowhere", "bad_module imports 'yolox_nowhere', which is not installed"),
+            ("1 / 0", "importing bad_module raised ZeroDivisionError: division by zero"),
+            ("def", "importing bad_module raised SyntaxError: "),
+            ("import sys; sys.exit(2)", "importing bad_module raised SystemExit: 2"),
+        ],
+    )
+    def test_modules_that_cannot_be_imported(self, tmp_path, source, message):
+        (tmp_path / "bad_module.py").write_text(source)
+        with pytest.raises(InputError, match=message):
+            build_model("bad_module:Net")
+
+
+class TestParseModelArgs:
+    def test_literals_and_words(self):
+        items = ["a=10", "b=[1, 2]", "c=None", "d=True", "e=bilinear", "f='10'", "g=", "h=x=1"]
+        assert parse_model_args(items) == {
+            "a": 10, "b": [1, 2], "c": None, "d": True,
+            "e": "bilinear", "f": "10", "g": "", "h": "x=1",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "items, message",
+        [
+            (["width"], "a model argument is name=value, got 'width'"),
+            (["=3"], "a model argument is name=value, got '=3'"),
+            (["a-b=3"], "a model argument is name=value, got 'a-b=3'"),
+            (["a=1", "a=2"], "the model argument 'a' is given twice"),
+            (["aux=false"], "aux=false: Python writes aux=False; the word is aux=\"'false'\""),
+            (["aux=none"], "aux=none: Python writes aux=None"),
+        ],
+    )
+    def test_refused(self, items, message):
+        with pytest.raises(InputError) as caught:
+            parse_model_args(items)
+        assert message in str(caught.value)
+
+
+def filled(value: object) -> object:
+    """A checkpoint with state dicts in the place of the words `right` and `wrong`."""
+    if isinstance(value, dict):
+        return {name: filled(inner) for name, inner in value.items()}
+    return marked(float(value == "right")) if value in ("right", "wrong") else value
+
+
+class TestReadCheckpoint:
+    @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".safetensors"])
+    def test_plain_state_dict(self, tmp_path, suffix):
+        state, path = net().state_dict(), tmp_path / f"w{suffix}"
+        if suffix == ".safetensors":
+            save_file(state, path)
+        else:
+            torch.save(state, path)
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.entry == ""
+        assert set(checkpoint.state) == set(state)
+        for name, tensor in state.items():
+            torch.testing.assert_close(checkpoint.state[name], tensor, rtol=0, atol=0)
+
+    def test_the_older_file_format_and_parameters(self, tmp_path):
+        path = tmp_path / "w.pt"
+        content = dict(net().named_parameters())
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+        state = load_state_dict(path)
+        assert torch.equal(state["fc.bias"], content["fc.bias"])
+        assert not state["fc.bias"].requires_grad
+
+    @pytest.mark.parametrize(
+        "content, entry",
+        [
+            ({"state_dict": "right", "epoch": 3}, "state_dict"),
+            ({"model": "right", "optimizer": {"state": {}, "param_groups": []}}, "model"),
+            ({"state_dict": "wrong", "model_ema": "right"}, "model_ema"),
+            ({"model": "wrong", "ema": {"module": "right", "updates": 9}}, "ema.module"),
+            ({"model": {"state_dict": "right", "name": "x"}, "epoch": 1}, "model.state_dict"),
+            ({"model": "right", "ema": None}, "model"),
+            ({"params": "wrong", "params_ema": "right"}, "params_ema"),
+            ({"net": "right", "acc": 0.5}, "net"),
+            ({"detector": "right", "lr": 0.1}, "detector"),
+        ],
+    )
+    def test_the_state_dict_in_a_training_checkpoint(self, tmp_path, caplog, content, entry):
+        path = saved(tmp_path / "w.pt", filled(content))
+        with caplog.at_level(logging.INFO):
+            checkpoint = read_checkpoint(path)
+        assert checkpoint.entry == entry
+        assert mark_of(checkpoint.state) == 1
+        assert f"using the entry {entry}" in caplog.text
+
+    def test_several_candidates_are_not_guessed_from(self, tmp_path):
+        path = saved(tmp_path / "w.pt", {"gen": marked(0), "disc": marked(1), "epoch": 3})
+        with pytest.raises(CheckpointError, match=r"holds several state dicts \(gen, disc\): save"):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize(
+        "content, message",
+        [
+            ([1, 2], r"no state dict in .*w\.pt, which holds a list\. A state dict maps"),
+            ({}, "which holds an empty dict"),
+            (torch.zeros(3), "which holds a Tensor"),
+            ({"epoch": 3, "acc": 0.5}, "which holds a dict of 'epoch': an int, 'acc': a float"),
+            ({**marked(1), "step": 4}, "which holds a dict of 9 tensors, 'step': an int"),
+            ({f"k{n}": n for n in range(20)}, "'k7': an int and 12 more"),
+        ],
+    )
+    def test_what_is_no_state_dict(self, tmp_path, content, message):
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(saved(tmp_path / "w.pt", content))
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+class TestUnreadableFiles:
+    @pytest.mark.parametrize("new_format", [True, False])
+    def test_nothing_in_a_file_is_executed(self, tmp_path, monkeypatch, new_format):
+        monkeypatch.chdir(tmp_path)
+        content = {"state_dict": marked(1), "extra": Evil()}
+        torch.save(content, "w.pt", _use_new_zipfile_serialization=new_format)
+        with pytest.raises(
+            CheckpointError, match=r"holds more than weights, .*model\.state_dict\("
+        ):
+            read_checkpoint("w.pt")
+        assert not Path("executed").exists()
+        torch.load("w.pt", weights_only=False)  # the trap itself works
+        assert Path("executed").exists()
+
+    def test_a_pickled_object_is_named(self, tmp_path):
+        path = saved(tmp_path / "w.pt", {"model": marked(1), "args": argparse.Namespace(lr=1)})
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(path)
+        assert "holds more than weights, namely argparse.Namespace, and was not opened" in str(
+            caught.value
+        )
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+    @pytest.mark.filterwarnings("error:.*TorchScript:UserWarning")
+    def test_torchscript(self, tmp_path):
+        torch.jit.save(torch.jit.trace(nn.ReLU(), torch.zeros(1)), tmp_path / "w.pt")
+        with pytest.raises(CheckpointError, match=r"w\.pt is a TorchScript program, not weights"):
+            read_checkpoint(tmp_path / "w.pt")
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    @pytest.mark.parametrize(
+        "content, message",
+        [
+            (b"", r"is empty \(0 bytes\): download or save it again"),
+            (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer, not the"),
+            (b"\n<!DOCTYPE html><html>", "is a web page, not weights"),
+            (b"garbage " * 50, "is damaged"),
+        ],
+    )
+    def test_what_downloads_leave_behind(self, tmp_path, suffix, content, message):
+        path = tmp_path / f"w{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+    @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+    def test_cut_off(self, tmp_path, kind, share):
+        path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+        if kind == "safetensors":
+            save_file(marked(1), path)
+        else:
+            torch.save(marked(1), path, _use_new_zipfile_serialization=kind == "zip")
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize(
+        "name, message",
+        [
+            ("nothing.pt", r"nothing\.pt does not exist\. Give a file of weights"),
+            ("", "is a folder, not a file"),
+            ("w.onnx", r"files of weights end in \.safetensors, \.bin.*, not in \.onnx"),
+            ("w.delta", r"is a converted model: open it with deltaconvert\.load"),
+        ],
+    )
+    def test_not_a_file_of_weights(self, tmp_path, name, message):
+        (tmp_path / "w.onnx").write_bytes(b"x")
+        (tmp_path / "w.delta").write_bytes(b"x")
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(tmp_path / name)
+
+
+class TestApplyStateDict:
+    def test_every_tensor_arrives(self):
+        model = net()
+        assert apply_state_dict(model, marked(3)) == ""
+        assert all(float(t.unique()) == 3 for t in model.state_dict().values())
+
+    @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+    def test_wrapper_prefixes_come_off(self, prefix):
+        model = net()
+        state = {prefix + name: tensor for name, tensor in marked(3).items()}
+        assert apply_state_dict(model, state) == prefix
+        assert mark_of(model.state_dict()) == 3
+
+    def test_the_weights_of_an_averaged_model_fit(self):
+        averaged = torch.optim.swa_utils.AveragedModel(net())
+        apply_state_dict(averaged.module, marked(3))
+        model = net()
+        assert apply_state_dict(model, averaged.state_dict()) == "module."
+        assert mark_of(model.state_dict()) == 3
+
+    def test_a_prefix_that_the_model_has_stays(self):
+        model = nn.Sequential(OrderedDict(model=net()))
+        state = {f"model.{name}": tensor for name, tensor in marked(3).items()}
+        assert strip_prefixes(state, model.state_dict()) == (state, "")
+        assert apply_state_dict(model, state) == ""
+        doubled = {f"module.{name}": tensor for name, tensor in state.items()}
+        assert apply_state_dict(model, doubled) == "module."
+
+    def test_a_prefix_that_only_some_names_have_stays(self):
+        state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
+        assert strip_prefixes(state, ["a", "b"]) == (state, "")
+
+    def test_half_precision_goes_into_a_float_model(self):
+        model = net()
+        apply_state_dict(model, {name: t.half() for name, t in marked(3).items()})
+        assert model.conv.weight.dtype == torch.float32
+        assert mark_of(model.state_dict()) == 3
+
+    def test_weights_from_before_batch_counters_fit(self):
+        state = {n: t for n, t in marked(3).items() if not n.endswith("num_batches_tracked")}
+        model = net()
+        apply_state_dict(model, state)
+        assert mark_of(model.state_dict()) == 3
+        del state["fc.bias"]
+        with pytest.raises(CheckpointError, match=r"model:\n  missing: 1: fc\.bias\nBuild"):
+            apply_state_dict(model, state)
+
+    def test_names_that_a_module_changes_as_it_loads_fit(self):
+        class Renamed(nn.Linear):
+            def _load_from_state_dict(self, state_dict, prefix, *args):
+                state_dict[prefix + "weight"] = state_dict.pop(prefix + "kernel")
+                super()._load_from_state_dict(state_dict, prefix, *args)
+
+        model = Renamed(2, 2)
+        apply_state_dict(model, {"kernel": torch.ones(2, 2), "bias": torch.zeros(2)})
+        assert torch.equal(model.weight, torch.ones(2, 2))
+
+    def test_all_that_does_not_fit_is_told_at_once_and_nothing_is_changed(self):
+        model = net()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        state = marked(3)
+        state["fc.wieght"] = state.pop("fc.weight")
+        state["head.scale"] = torch.zeros(1)
+        state["conv.bias"] = torch.zeros(9)
+        with pytest.raises(CheckpointError) as caught:
+            apply_state_dict(model, state)
+        assert str(caught.value).splitlines() == [
+            "the weights do not fit the model:",
+            "  missing: 1: fc.weight",
+            "  not in the model: 2: fc.wieght (near fc.weight), head.scale",
+            "  of another shape: 1: conv.bias is [9], the model's is [4]",
+            "Build the model with the arguments it was trained with (model_args, --model-arg), "
+            "or choose its own weights",
+        ]
+        assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+    def test_long_lists_are_cut(self):
+        state = {f"other.{n}": torch.zeros(1) for n in range(500)}
+        with pytest.raises(CheckpointError) as caught:
+            apply_state_dict(net(), state)
+        assert "not in the model: 500: other.0, " in str(caught.value)
+        assert "other.7 and 492 more" in str(caught.value)
+        assert "other.8" not in str(caught.value)
