@@ -1,0 +1,69 @@
+"""The examples in README.md and CONTRIBUTING.md run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+USES_TANH = """
+import torch
+import deltaconvert
+from torch import nn
+
+delta = deltaconvert.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh()), strict=True)
+delta(torch.rand(1, 3, 8, 8))
+(node,) = [n for n in delta.stream.program.nodes if n.about.rule != "sparsify"]
+assert node.about.params["activation"] == ("tanh",), node.about.params
+"""
+
+
+def blocks(file: str) -> list[tuple[str, str]]:
+    """Return language and text of each fenced block that is meant to run."""
+    found = re.findall(r"^```(python|bash)\n(.*?)^```$", (ROOT / file).read_text(), re.M | re.S)
+    assert found, f"{file} has examples"
+    return found
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The interpreter's own commands first; a stand-in where nothing is installed."""
+    shim = folder / "bin" / "deltaconvert"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m deltaconvert "$@"\n')
+    shim.chmod(0o755)
+    path = os.pathsep.join([str(Path(sys.executable).parent), str(shim.parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+
+
+def run(command: list[str], folder: Path, env: dict[str, str]) -> None:
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_readmes_blocks_run_in_order_in_an_empty_folder(tmp_path):
+    env = environment(tmp_path)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    found = blocks("README.md")
+    session = "\n".join(text for language, text in found if language == "python")
+    run([sys.executable, "-c", session], folder, env)
+    for language, text in found:
+        if language == "bash":
+            run(["bash", "-euc", text], folder, env)
+    assert (folder / "resnet18.delta").stat().st_size > 40e6
+
+
+def test_the_operator_in_contributing_is_all_that_an_operator_needs(tmp_path):
+    (language, text), = blocks("CONTRIBUTING.md")
+    assert language == "python"
+    (tmp_path / "tanh_operator.py").write_text(text)
+    env = environment(tmp_path)
+    run([sys.executable, "-c", "import tanh_operator\n" + USES_TANH], tmp_path, env)
