@@ -65,6 +65,9 @@ def _refuse_residual(head: fx.Node, reader: fx.Node) -> str | None:
         return "the add behind it is scaled"
     if len(others) != 1 or not isinstance(others[0], fx.Node) or others[0].meta["constant"]:
         return "what is added behind it is not another map"
+    if head.meta["constant"] or others[0] in head.all_input_nodes:
+        # Footprints go by edge: one edge cannot be read through a window and at its own place.
+        return "what is added behind it is its own input, or all that changes"
     value, mine = others[0].meta["value"], head.meta["value"]
     if not isinstance(value, Tensor) or value.shape != mine.shape or value.dtype != mine.dtype:
         return "what is added behind it is broadcast"

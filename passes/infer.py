@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltaconvert.errors import FrameError
+from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
 from deltaconvert.passes.result import PassResult
 
@@ -137,11 +138,12 @@ def _put(user: fx.Node, node: fx.Node, value: Any) -> None:
 
 
 def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:
-    """Remove conversions to what a tensor is already."""
+    """Remove conversions to what a tensor is already, and padding by nothing."""
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
-        if (node.op == "call_method" and node.target in CONVERSIONS
-                and isinstance(source, fx.Node) and _alike(node, source)):
+        converts = (node.op == "call_method" and node.target in CONVERSIONS) or (
+            node.target is pad_zero and not any(node.kwargs["padding"]))  # type: ignore[arg-type]
+        if converts and isinstance(source, fx.Node) and _alike(node, source):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
             result.changed.append(f"{node.name}: converts to what it is already")

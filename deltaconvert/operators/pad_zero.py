@@ -29,17 +29,22 @@ def _footprints(shapes: Shapes) -> list[Footprint]:
     return [gather(size_in, tables[0], tables[1])]
 
 
-@operator(footprints=_footprints, moves_only=True)
+def _picked(x: Tensor, **params: object) -> Tensor:
+    """Return what the footprint picked: the pixel, or zeros where there is none."""
+    return x
+
+
+@operator(footprints=_footprints, pixelwise=_picked, moves_only=True)
 def pad_zero(x: Tensor, *, padding: tuple[int, int, int, int]) -> Tensor:
     """Put ``(left, right, top, bottom)`` pixels of zero around a map."""
     return F.pad(x, padding)
 
 
 def _padding(pad: Sequence[int]) -> tuple[int, ...]:
-    pad = (*pad, *(0,) * (4 - len(pad)))
-    if len(pad) != 4 or not all(isinstance(p, int) for p in pad):
-        raise Refusal(f"padding by {tuple(pad)} is not by fixed numbers of rows and columns")
-    return pad
+    """Fill up to four sides; a number that follows from shapes is still a node of the graph."""
+    if not isinstance(pad, (tuple, list)) or len(pad) not in (2, 4):
+        raise Refusal(f"padding by {pad} is not of rows and columns alone")
+    return (*pad, *(0,) * (4 - len(pad)))
 
 
 @spelled(F.pad)

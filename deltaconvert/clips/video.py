@@ -1,0 +1,134 @@
+"""Clips from video files, and how a file that was cut off gives itself away."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from deltaconvert.clips.clip import Clip, Selection, Size, hxw, size_of
+from deltaconvert.clips.decoding import import_av, opened, resize, to_tensor
+from deltaconvert.errors import InputError
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+
+def video_clip(path: Path, size: Size | None, selection: Selection) -> Clip:
+    """The clip of a video file."""
+    source_size, rate = _probe_video(path)
+
+    def frames() -> Iterator[Tensor]:
+        return (resize(f, size) for f in _video_tensors(path, source_size, selection))
+
+    return Clip(
+        path.name,
+        size or source_size,
+        frames,
+        fps=rate / selection.stride if rate else None,
+        length=lambda: _count_video(path, selection),
+    )
+
+
+def _probe_video(path: Path) -> tuple[Size, float]:
+    """H and W of the first frame, and frames a second (0 where the file does not say)."""
+    with opened(path, "video") as (_, stream):
+        # The average rate in an AVI counts fields and empty frames; FFmpeg's guess does not.
+        rate = float(stream.guessed_rate or stream.average_rate or 0)
+    decoded = _decoded(path)
+    first = next(decoded, None)
+    decoded.close()
+    if first is None:
+        raise InputError(f"{path} holds a video without frames")
+    return size_of(to_tensor(first)), rate
+
+
+def _count_video(path: Path, selection: Selection) -> int | None:
+    try:
+        with opened(path, "video") as (container, stream):
+            packets = sum(1 for p in container.demux(stream) if p.size and not p.is_discard)
+    except InputError:
+        return None  # iterating says why, behind the frames that come before the break
+    return selection.count_of(packets)
+
+
+def _video_tensors(path: Path, size: Size, selection: Selection) -> Iterator[Tensor]:
+    number = None
+    for number, frame in selection.of(enumerate(_decoded(path))):
+        tensor = to_tensor(frame)
+        if size_of(tensor) != size:
+            raise InputError(
+                f"{path}: frame {number} is {hxw(size_of(tensor))}, the first one is "
+                f"{hxw(size)} (height x width). Cut the video there, or take fewer frames"
+            )
+        yield tensor
+    if number is None:
+        raise InputError(f"{path} ends before frame {selection.start}: choose a smaller start")
+
+
+def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
+    """Every frame of a video; `InputError` where it breaks off.
+
+    A damaged frame in the middle is patched up by FFmpeg, as in any player.
+    """
+    av = import_av()
+    number, end, last = 0, 0, None
+    with opened(path, "video") as (container, stream):
+        try:
+            for packet in container.demux(stream):
+                if packet.size:  # the last one is empty and only flushes the decoder
+                    last, end = packet, max(end, _end(packet))
+                for frame in packet.decode():
+                    yield frame
+                    number += 1
+        except av.error.FFmpegError as error:
+            raise _broken(path, number, str(error.strerror)) from error
+        if number and (_is_cut(last) or _is_cut_avi(path) or _is_short(container, stream, end)):
+            raise _broken(path, number, "the file was cut off")
+
+
+def _broken(path: Path, number: int, why: str) -> InputError:
+    if number == 0:
+        return InputError(f"{path} cannot be read as a video: {why}")
+    return InputError(
+        f"{path} breaks off after {number} frames: {why}. Repair the file, or take fewer frames"
+    )
+
+
+# FFmpeg reports most files that were cut off, an interrupted download say, as if they ended
+# there, and then half a clip would be taken for a whole one. Formats give it away in
+# different places; each of the next three knows one of them.
+
+
+def _is_cut(last: Packet[VideoStream] | None) -> bool:
+    """MP4 and MOV: the last packet is shorter than the file's own table says."""
+    return last is not None and last.is_corrupt
+
+
+def _is_cut_avi(path: Path) -> bool:
+    """AVI: the RIFF header's size goes beyond the end of the file."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    size = int.from_bytes(head[4:8], "little")
+    # A recorder that writes to a pipe never learns the size and leaves 0 or all ones.
+    known = head[:4] == b"RIFF" and head[8:] == b"AVI " and size < 0xFFFFFFFF
+    return known and size + 8 > path.stat().st_size
+
+
+def _is_short(container: InputContainer, stream: VideoStream, end: int) -> bool:
+    """Matroska and others: the last packet ends well before the duration in the header."""
+    tick_s = float(stream.time_base or 0)
+    duration_s = (stream.duration or 0) * tick_s
+    if not duration_s and len(container.streams) == 1:  # else it may be the sound's
+        duration_s = (container.duration or 0) / 1e6
+    missing_s = duration_s - (end - (stream.start_time or 0)) * tick_s
+    return end > 0 and missing_s > max(0.5, 0.1 * duration_s)
+
+
+def _end(packet: Packet[VideoStream]) -> int:
+    """When a packet's frame is over, in ticks of its stream; 0 without a timestamp."""
+    return 0 if packet.pts is None else packet.pts + (packet.duration or 0)

@@ -1,0 +1,41 @@
+"""What holds for every source: arguments that are refused, and what PyAV is needed for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from deltaconvert.clips import open_clip
+from deltaconvert.errors import InputError
+from tests.clips.files import grey, write_picture
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"frames": 0}, "frames must be a whole number of at least 1, got 0"),
+        ({"start": -1}, "start must be a whole number of at least 0, got -1"),
+        ({"stride": 0}, "stride must be a whole number of at least 1, got 0"),
+        ({"stride": 1.5}, "stride must be a whole number of at least 1, got 1.5"),
+        ({"size": (0, 10)}, r"size must be \(height, width\), two whole .* 1 px, got \(0, 10\)"),
+        ({"size": (10,)}, r"size must be \(height, width\)"),
+        ({"noise": 0.1, "objects": 2}, "objects, noise: only for the source 'synthetic', not for"),
+    ],
+)
+def test_arguments_that_make_no_sense(tmp_path, options, message):
+    write_picture(tmp_path / "f1.png", grey(1))
+    with pytest.raises(InputError, match=message):
+        open_clip(tmp_path, **options)
+
+
+def test_importing_needs_no_pyav():
+    code = "import sys, deltaconvert.clips; sys.exit('av' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_pyav_files_are_refused_and_synthetic_works(tmp_path, monkeypatch):
+    path = write_picture(tmp_path / "f1.png", grey(1))
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert len(list(open_clip("synthetic", size=(32, 32), frames=2))) == 2
+    with pytest.raises(InputError, match=r"needs PyAV \(.*\)\. Do: pip install av"):
+        open_clip(path)
