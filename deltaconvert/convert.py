@@ -18,9 +18,10 @@ def convert(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None =
     """Convert a trained CNN into a module with the same outputs for video.
 
     Args:
-        model: any ``nn.Module`` that FX can trace; it is copied and left untouched.
+        model: any ``nn.Module`` that can be traced; it is copied and left untouched.
         example_inputs: frames like those to come, ``[N, C, H, W]``: shapes, rules and state
-            bytes are then known at once (and ``strict`` answers at once).
+            bytes are then known at once (and ``strict`` answers at once). A model whose code
+            branches on shapes needs them, and then takes frames of these shapes only.
         config: the settings; exact by default.
         strict: raise where an operator would run whole and densely because it is unknown.
         **overrides: single settings of `Config`, over those of ``config``.
@@ -36,11 +37,12 @@ def convert(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None =
     if isinstance(model, DeltaModule):
         raise InputError("this model is converted already; convert takes the dense model.")
     settings = (config or Config()).replace(**overrides)
-    graph_module = compile_graph(model)
+    frames = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
+    graph_module = compile_graph(model, frames)
     delta = DeltaModule(graph_module.meta["root"], graph_module.graph,
                         graph_module.meta["out_spec"], settings, strict=strict,
-                        results=graph_module.meta["results"])
-    if example_inputs is not None:
-        frames = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+                        results=graph_module.meta["results"],
+                        traced_for=graph_module.meta["traced_for"])
+    if frames:
         delta.program(delta.signature(frames), frames)
     return delta

@@ -33,6 +33,7 @@ class DeltaModule(nn.Module):
     config: Config
     strict: bool
     results: list[PassResult]
+    traced_for: list[tuple[int, ...]] | None
     stream: Stream
     _root: nn.Module
     _programs: dict[Any, Program]
@@ -40,14 +41,20 @@ class DeltaModule(nn.Module):
 
     def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
                  config: Config, *, strict: bool = False,
-                 results: Sequence[PassResult] = ()) -> None:
-        """Take over the modules of ``root`` (a private copy) and its normalised graph."""
+                 results: Sequence[PassResult] = (),
+                 traced_for: Sequence[Sequence[int]] | None = None) -> None:
+        """Take over the modules of ``root`` (a private copy) and its normalised graph.
+
+        ``traced_for`` are the only shapes of frames that the graph is right for, if any.
+        """
         super().__init__()
         for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             setattr(self, table, getattr(root, table))
         # Not attributes that nn.Module would register: the graph's modules are root's own.
         self.__dict__.update(_root=root, graph=graph, out_spec=out_spec, config=config,
-                             strict=strict, results=list(results), _programs={}, _version=0)
+                             strict=strict, results=list(results),
+                             traced_for=traced_for and [tuple(s) for s in traced_for],
+                             _programs={}, _version=0)
         self.__dict__["stream"] = Stream(self)
         self.training = False
 
@@ -85,7 +92,7 @@ class DeltaModule(nn.Module):
     def with_config(self, config: Config) -> DeltaModule:
         """Return a module that shares these weights under other settings."""
         return DeltaModule(self._root, self.graph, self.out_spec, config, strict=self.strict,
-                           results=self.results)
+                           results=self.results, traced_for=self.traced_for)
 
     def train(self, mode: bool = True) -> DeltaModule:
         """Stay in eval mode: a delta network cannot be trained."""
@@ -117,6 +124,11 @@ class DeltaModule(nn.Module):
                              f"{len(frames)} were given.")
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
+        shapes = [tuple(f.shape) for f in frames]
+        if self.traced_for is not None and shapes != self.traced_for:
+            raise FrameError(f"the model's code branches on shapes, so it was converted for frames "
+                             f"of {self.traced_for}; these are {shapes}. Convert it again with "
+                             "example_inputs of these shapes.")
         return self._version, *((tuple(f.shape), f.dtype, f.device) for f in frames)
 
     def _device(self) -> torch.device | None:

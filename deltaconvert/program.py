@@ -71,13 +71,15 @@ class Program:
         return self.backends[node.backend].bind(node, self.weights[node.about.name], buffers)
 
 
-def compile_graph(model: nn.Module) -> GraphModule:
-    """Trace a model and give every operator its one canonical form; free of shapes.
+def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
+    """Trace a model and give every operator its one canonical form.
+
+    Free of shapes, unless the model's code branches on them and frames are given.
 
     Raises:
         TraceError: where the model cannot be traced.
     """
-    graph_module = trace(model)
+    graph_module = trace(model, frames)
     graph_module.meta["results"] = [normalize(graph_module)]
     return graph_module
 

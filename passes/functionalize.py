@@ -81,7 +81,7 @@ def write_through(x: Any, value: Any, views: tuple[View, ...]) -> Any:
         call = operator.getitem if name == "getitem" else getattr(torch.Tensor, name)
         seen = call(seen, *args, **kwargs)
     # Where the view was a copy, the dense model's write did not reach x either.
-    if seen.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+    if seen.untyped_storage()._cdata == x.untyped_storage()._cdata:
         seen.copy_(value)
     return x
 

@@ -16,8 +16,17 @@ from torch.fx import GraphModule
 
 from deltaconvert.operators import registry
 from deltaconvert.operators.registry import Call, Refusal
-from deltaconvert.passes.functionalize import functionalize
+from deltaconvert.passes.functionalize import (
+    functionalize,
+    out_of_place,
+    set_item,
+    write_through,
+)
 from deltaconvert.passes.result import PassResult
+
+WRITES = {set_item: "an assignment to a part of a tensor",
+          write_through: "a write into a tensor through a view of it",
+          out_of_place: "an in-place method that has no other form"}
 
 
 def normalize(graph_module: GraphModule) -> PassResult:
@@ -45,6 +54,8 @@ def _adapter(graph_module: GraphModule, node: fx.Node) -> tuple[Callable[..., An
     if node.op == "call_module":
         return _module_adapter(graph_module, node)
     adapter = _of_target(node.target)
+    if node.target in WRITES:
+        return None, WRITES[node.target]
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "?")
     return adapter, f"{name} is not an operator that deltaconvert knows"
 

@@ -12,11 +12,11 @@ import inspect
 import linecache
 import operator
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Proxy
 from torch.utils import _pytree as pytree
 
@@ -28,7 +28,7 @@ IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": op
             "__ior__": operator.ior, "__ixor__": operator.ixor}
 
 
-class _MutableProxy(Proxy):
+class MutableProxy(Proxy):
     """A proxy that records ``x += y`` and ``x[i] = y`` as what they are.
 
     FX's own falls back to ``x = x + y``, which loses that other names of the same
@@ -41,25 +41,26 @@ class _MutableProxy(Proxy):
 
 
 def _recorded(target: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: _MutableProxy, other: Any) -> Any:
+    def method(self: MutableProxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", target, (self, other), {})
     return method
 
 
 for _name, _target in IN_PLACE.items():
-    setattr(_MutableProxy, _name, _recorded(_target))
+    setattr(MutableProxy, _name, _recorded(_target))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """FX's tracer, keeping lines, in-place operators, and what kind of thing was returned."""
 
     def __init__(self) -> None:
+        """Keep the stack of each call."""
         super().__init__()
         self.record_stack_traces = True
         self.out_spec: pytree.TreeSpec | None = None
 
     def proxy(self, node: fx.Node) -> Proxy:
-        return _MutableProxy(node, self)
+        return MutableProxy(node, self)
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool,
                              concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -84,11 +85,13 @@ class _Tracer(fx.Tracer):
         return flat, [self.root]
 
 
-def trace(model: nn.Module) -> GraphModule:
+def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
     """Trace a copy of a model in eval mode; the model itself is not touched.
 
     Parameters of ``forward`` with a default that is not a tensor are set to it. The graph
-    returns a flat list; ``meta["out_spec"]`` is the tree it belongs into.
+    returns a flat list; ``meta["out_spec"]`` is the tree it belongs into. Where the model's
+    code branches on shapes, it is traced for frames of the given shapes, and no others:
+    ``meta["traced_for"]`` has them.
 
     Raises:
         TraceError: naming the user's own line, why it cannot be traced, and what to
@@ -98,21 +101,37 @@ def trace(model: nn.Module) -> GraphModule:
         raise TraceError(f"convert takes an nn.Module, not a {type(model).__name__}. To convert a "
                          "checkpoint, build its model and load the weights first.")
     copied = copy.deepcopy(model).eval()
-    tracer = _Tracer()
+    tracer: Tracer = Tracer()
+    shapes = None
     try:
-        with torch.no_grad():
-            graph = tracer.trace(copied)
+        graph = _run(tracer, copied)
     except Exception as error:
-        raise TraceError(_explain(model, error)) from error
+        if not frames:
+            raise TraceError(_explain(model, error, SHAPES_HELP)) from error
+        tracer, shapes = _with_shapes(frames), [tuple(f.shape) for f in frames]
+        try:
+            graph = _run(tracer, copied)
+        except Exception as second:
+            raise TraceError(_explain(model, second)) from second
     traced = GraphModule(copied, graph, class_name=type(model).__name__)
-    traced.meta["out_spec"] = tracer.out_spec
-    traced.meta["root"] = copied
+    traced.meta.update(out_spec=tracer.out_spec, root=copied, traced_for=shapes)
     for node in graph.nodes:
         node.meta["source"] = source_line(node.stack_trace)
         node.meta.pop("stack_trace", None)  # long, and said in "source"
         node.meta["path"] = _path(node)
         node.meta.pop("nn_module_stack", None)
     return traced
+
+
+def _run(tracer: Tracer, model: nn.Module) -> fx.Graph:
+    with torch.no_grad():
+        return tracer.trace(model)
+
+
+def _with_shapes(frames: Sequence[Tensor]) -> Tracer:
+    from deltaconvert.passes.trace_shapes import ShapeTracer  # builds on this file
+
+    return ShapeTracer(frames)
 
 
 def _path(node: fx.Node) -> str:
@@ -136,10 +155,13 @@ def source_line(stack_trace: str | None) -> str:
 
 
 def _is_ours(file: str) -> bool:
-    return file == __file__ or "/torch/" in file
+    return file.startswith(__file__.removesuffix(".py")) or "/torch/" in file
 
 
-def _explain(model: nn.Module, error: Exception) -> str:
+SHAPES_HELP = " If it branches on shapes alone, give convert its example_inputs."
+
+
+def _explain(model: nn.Module, error: Exception, more: str = "") -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
     place = ""
     if frames:
@@ -152,4 +174,4 @@ def _explain(model: nn.Module, error: Exception) -> str:
               f"{', '.join(children[:8])})" if children else "rewrite that line")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (f"{type(model).__name__} cannot be traced{place}: {reason}. Its forward depends on the "
-            f"numbers in a tensor, or on code that tracing cannot follow; {advice}.")
+            f"numbers in a tensor, or on code that tracing cannot follow; {advice}.{more}")

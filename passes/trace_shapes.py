@@ -1,0 +1,116 @@
+"""Trace with the frames' shapes known, for code that branches on them.
+
+Before: ``if x.shape[-1] % 32: ...``, ``x.view(*x.shape[:2], -1)``, ``for i in range(len(xs))``.
+After: the graph that such code runs through for frames of these very shapes.
+
+Second attempt of `trace`. Every call is also made on fake tensors, so that a proxy knows
+its shape, and shapes are plain numbers; the numbers in a tensor stay unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+from deltaconvert.passes.infer import attribute
+from deltaconvert.passes.trace import MutableProxy, Tracer
+
+
+class _ShapedProxy(MutableProxy):
+    """A proxy that answers what its fake tensor knows."""
+
+    @property
+    def fake(self) -> Any:
+        """The fake tensor, or the container of them."""
+        return self.tracer.fakes[self.node]  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        """Return the size of the first dimension, or of a container."""
+        return len(self.fake)
+
+    def __iter__(self) -> Any:
+        """Yield proxies of the parts."""
+        return iter([self[i] for i in range(len(self))])
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer attributes that are not tensors at once; leave the rest to FX."""
+        known = getattr(self.fake, name, None)
+        if known is None or callable(known) or _has_tensor(known):
+            return super().__getattr__(name)
+        return known
+
+
+class ShapeTracer(Tracer):
+    """A tracer that knows the shapes of its inputs.
+
+    Args:
+        frames: like those to come.
+    """
+
+    def __init__(self, frames: Sequence[Tensor]) -> None:
+        """Make fake tensors of the frames."""
+        super().__init__()
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.waiting = [self.mode.from_tensor(f) for f in frames]
+        self.fakes: dict[fx.Node, Any] = {}
+        self.evaluating = False
+
+    def proxy(self, node: fx.Node) -> _ShapedProxy:
+        return _ShapedProxy(node, self)
+
+    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Let a module that runs on fake tensors run."""
+        return forward(*args, **kwargs) if self.evaluating else super().call_module(
+            m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        """Give a module that runs on fake tensors its own weights."""
+        return attr_val if self.evaluating else super().getattr(
+            attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any,
+                     **named: Any) -> Any:
+        """Record a call, make it on fake tensors, and return plain numbers as such."""
+        made = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        if kind == "placeholder":
+            self.fakes[made.node] = self.waiting.pop(0) if self.waiting else None
+        elif kind == "get_attr":
+            with self._evaluation():
+                self.fakes[made.node] = attribute(self.root, str(target))
+        elif kind != "output":
+            value = self._evaluate(kind, target, args, kwargs)
+            if not _has_tensor(value) and value is not None:
+                self.graph.erase_node(made.node)
+                return value
+            self.fakes[made.node] = value
+        return made
+
+    def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = map_aggregate((args, kwargs), lambda a: self.fakes[a.node]
+                                     if isinstance(a, fx.Proxy) else a)
+        with self._evaluation(), self.mode, torch.no_grad():
+            if kind == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            if kind == "call_module":
+                return self.root.get_submodule(target)(*args, **kwargs)  # type: ignore[union-attr]
+            return target(*args, **kwargs)
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Take calls and attributes as what they are: FX has patched both to record."""
+        before, self.evaluating = self.evaluating, True
+        try:
+            yield
+        finally:
+            self.evaluating = before
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
