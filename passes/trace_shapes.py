@@ -37,7 +37,7 @@ class _ShapedProxy(MutableProxy):
 
     def __iter__(self) -> Any:
         """Yield proxies of the parts."""
-        return iter([self[i] for i in range(len(self))])
+        return iter([self.__getitem__(i) for i in range(len(self))])
 
     def __getattr__(self, name: str) -> Any:
         """Answer attributes that are not tensors at once; leave the rest to FX."""
