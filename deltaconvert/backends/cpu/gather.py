@@ -1,0 +1,123 @@
+"""Neighbourhoods of candidates, packed into rows for a GEMM."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
+from __future__ import annotations
+
+import numpy as np
+
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.maps import FlatMap
+from deltaconvert.footprint import Footprint
+
+_ZERO = np.float32(0)
+
+
+class Gather:
+    """Copies what the pixels of a footprint read.
+
+    Args:
+        source: the map that is read.
+        footprint: its taps.
+        taps: which rows and columns of taps, where not all (a phase of a transposed
+            convolution).
+        channels: ``(first, count)`` of the channels to copy, where not all (a group).
+    """
+
+    def __init__(self, source: FlatMap, footprint: Footprint,
+                 taps: tuple[np.ndarray, np.ndarray] | None = None,
+                 channels: tuple[int, int] | None = None) -> None:
+        """Cut the tables and view the channels."""
+        first, count = channels or (0, source.channels)
+        self.data, self.step, self.channels = source.data[first:], source.step, count
+        self.size_in = (source.height, source.width)
+        rows, cols = footprint.rows, footprint.cols
+        if taps is not None:
+            rows, cols = rows[:, taps[0]], cols[:, taps[1]]
+        self.rows, self.cols = (np.array(t, np.int32, order="C") for t in (rows, cols))
+        self.size_out = footprint.size_out
+        self.same = taps is None and footprint.is_identity
+        self.runs = _runs(self.cols, whole=source.step == count)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row: ``taps * channels``."""
+        return self.rows.shape[1] * self.cols.shape[1] * self.channels
+
+    def __call__(self, pixels: np.ndarray, out: np.ndarray) -> None:
+        """Write row ``i`` for ``pixels[i]``; taps outside the map are zeros.
+
+        Args:
+            pixels: int32 ``[M]``.
+            out: float32 ``[M, width]``, in the order ``[taps_y, taps_x, channels]``.
+        """
+        if self.same:
+            gather_same(self.data, self.step, pixels, out)
+        else:
+            gather_taps(self.data, self.step, self.channels, *self.size_in, self.rows, self.cols,
+                        self.runs, pixels, out)
+
+
+def _runs(cols: np.ndarray, whole: bool) -> np.ndarray:
+    """Return the columns whose taps lie one behind the other, to be copied as one run."""
+    if not whole or cols.shape[1] == 0:
+        return np.zeros(cols.shape[0], np.uint8)
+    run = (cols >= 0).all(1) & (np.diff(cols, axis=1) == 1).all(1)
+    return np.ascontiguousarray(run, np.uint8)
+
+
+@loop
+def gather_same(data, step, pixels, out):
+    """Copy each pixel itself."""
+    channels = out.shape[1]
+    for i in range(pixels.shape[0]):
+        start = np.int64(pixels[i]) * step
+        source = data[start:start + channels]
+        row = out[i]
+        for c in range(channels):
+            row[c] = source[c]
+
+
+@loop
+def gather_taps(data, step, channels, height, width, rows, cols, runs, pixels,
+                out):
+    """Copy each pixel's taps, in order."""
+    height_out, width_out = rows.shape[0], cols.shape[0]
+    taps_x = cols.shape[1]
+    line = taps_x * channels
+    for i in range(pixels.shape[0]):
+        pixel = np.int64(pixels[i])
+        x = pixel % width_out
+        y = pixel // width_out % height_out
+        first = pixel // (width_out * height_out) * height
+        for tap in range(rows.shape[1]):
+            target = out[i, tap * line:(tap + 1) * line]
+            source_y = rows[y, tap]
+            if source_y < 0:
+                clear(target)
+            elif runs[x] != 0:
+                start = ((first + source_y) * width + cols[x, 0]) * step
+                copy(target, data[start:start + line])
+            else:
+                for tap_x in range(taps_x):
+                    part = target[tap_x * channels:(tap_x + 1) * channels]
+                    if cols[x, tap_x] < 0:
+                        clear(part)
+                    else:
+                        start = ((first + source_y) * width + cols[x, tap_x]) * step
+                        copy(part, data[start:start + channels])
+
+
+@loop
+def copy(target, source):
+    """Copy a run of numbers."""
+    for c in range(target.shape[0]):
+        target[c] = source[c]
+
+
+@loop
+def clear(target):
+    """Zero a run of numbers."""
+    for c in range(target.shape[0]):
+        target[c] = _ZERO

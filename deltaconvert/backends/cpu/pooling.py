@@ -1,0 +1,158 @@
+"""Pooling: a loop over candidates and taps, vectorised over the channels."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cpu.finish import Finish
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.maps import FlatMap, flat_map, floats
+from deltaconvert.backends.cpu.rows import list_scratch
+from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.footprint import Footprint
+from deltaconvert.nodes import DeltaNode, Description, Slot
+
+_ZERO = np.float32(0)
+_LOWEST = np.float32(-np.inf)
+
+
+def refusal(node: DeltaNode) -> str | None:
+    """Return why this pooling must run elsewhere."""
+    one = len(node.about.inputs) == 1 and isinstance(node.about.args[0], Slot)
+    return None if one else "pooling of something else than one map"
+
+
+def plan(node: DeltaNode, workers: int) -> list[Scratch]:
+    """Return the list of candidates and the rows of a chunk."""
+    shape = node.about.output.shape
+    assert shape is not None
+    return list_scratch(node) + row_scratch("new", chunk_rows(shape[1]), shape[1], workers)
+
+
+def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers,
+         dense_fallback: bool) -> ChunkedStep:
+    """Return the step of a pooling."""
+    about = node.about
+    source, footprint = flat_map(buffers.inputs[0].value), about.footprints[0]
+    new = [buffers.scratch[f"cpu.new.{w}"] for w in range(workers.threads)]
+    assert about.operator is not None
+    divisors = None if "max" in about.operator.name else divisors_of(about, footprint)
+    produce = Pooling(source, footprint, divisors, new)
+    row_ns = 0.1 * source.channels * footprint.taps[0] * footprint.taps[1]
+    return ChunkedStep(node, buffers, Finish(node, buffers, workers.threads), produce, workers,
+                       chunk_rows(source.channels), row_ns)
+
+
+def divisors_of(about: Description, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the sum at ``(y, x)`` is divided by, as a factor a row and a factor a column.
+
+    PyTorch counts the taps inside the map; with ``count_include_pad`` those inside the
+    padded map, beyond which a window of ``ceil_mode`` may still reach.
+    """
+    params = about.params
+    if params.get("divisor_override"):
+        ones = (np.ones(size, np.float32) for size in footprint.size_out)
+        rows, cols = ones
+        return rows * np.float32(params["divisor_override"]), cols
+    if params.get("count_include_pad"):
+        return tuple(  # type: ignore[return-value]
+            _padded_taps(*of_side) for of_side in zip(
+                footprint.size_out, footprint.size_in, params["kernel_size"], params["stride"],
+                params["padding"], strict=True))
+    return tuple((table >= 0).sum(1).astype(np.float32)  # type: ignore[return-value]
+                 for table in (footprint.rows, footprint.cols))
+
+
+def _padded_taps(out: int, size: int, kernel: int, stride: int, padding: int) -> np.ndarray:
+    start = np.arange(out) * stride - padding
+    return (np.minimum(start + kernel, size + padding) - start).astype(np.float32)
+
+
+class Pooling:
+    """Computes rows of a pooling.
+
+    Args:
+        source: the map that is read.
+        footprint: its taps.
+        divisors: of the mean, see `divisors_of`; nothing for the maximum.
+        new: scratch for the rows, one a worker.
+    """
+
+    def __init__(self, source: FlatMap, footprint: Footprint,
+                 divisors: tuple[np.ndarray, np.ndarray] | None, new: Sequence[Tensor]) -> None:
+        """Resolve the tables."""
+        self.source, self.divisors, self.new = source, divisors, new
+        self.rows, self.cols = (
+            np.array(t, np.int32, order="C") for t in (footprint.rows, footprint.cols))
+
+    def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
+        """See `Producer`."""
+        source = self.source
+        out: np.ndarray = floats(self.new[worker], len(pixels), source.channels).numpy()
+        args = (source.data, source.step, source.height, source.width, self.rows, self.cols)
+        if self.divisors is None:
+            max_rows(*args, pixels, out)
+        else:
+            mean_rows(*args, *self.divisors, pixels, out)
+        return out
+
+
+@loop
+def max_rows(data, step, height, width, rows, cols, pixels, out):
+    """Take the maximum over taps; once NaN, it stays NaN, as in PyTorch."""
+    channels = out.shape[1]
+    height_out, width_out = rows.shape[0], cols.shape[0]
+    for i in range(pixels.shape[0]):
+        pixel = np.int64(pixels[i])
+        x = pixel % width_out
+        y = pixel // width_out % height_out
+        first = pixel // (width_out * height_out) * height
+        row = out[i]
+        for c in range(channels):
+            row[c] = _LOWEST
+        for tap_y in range(rows.shape[1]):
+            if rows[y, tap_y] < 0:
+                continue
+            for tap_x in range(cols.shape[1]):
+                if cols[x, tap_x] >= 0:
+                    start = ((first + rows[y, tap_y]) * width + cols[x, tap_x]) * step
+                    source = data[start:start + channels]
+                    for c in range(channels):
+                        v = source[c]
+                        row[c] = v if v > row[c] or v != v else row[c]
+
+
+@loop
+def mean_rows(data, step, height, width, rows, cols, row_divisors, col_divisors, pixels,
+              out):
+    """Sum over taps and divide."""
+    channels = out.shape[1]
+    height_out, width_out = rows.shape[0], cols.shape[0]
+    for i in range(pixels.shape[0]):
+        pixel = np.int64(pixels[i])
+        x = pixel % width_out
+        y = pixel // width_out % height_out
+        first = pixel // (width_out * height_out) * height
+        row = out[i]
+        for c in range(channels):
+            row[c] = _ZERO
+        for tap_y in range(rows.shape[1]):
+            if rows[y, tap_y] < 0:
+                continue
+            for tap_x in range(cols.shape[1]):
+                if cols[x, tap_x] >= 0:
+                    start = ((first + rows[y, tap_y]) * width + cols[x, tap_x]) * step
+                    source = data[start:start + channels]
+                    for c in range(channels):
+                        row[c] += source[c]
+        divisor = row_divisors[y] * col_divisors[x]
+        for c in range(channels):
+            row[c] = row[c] / divisor

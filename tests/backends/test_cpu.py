@@ -1,0 +1,394 @@
+"""The cpu backend's local nodes against the reference backend, frame by frame."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deltaconvert.backends import reference
+from deltaconvert.backends.base import Buffers, Step, Work
+from deltaconvert.backends.cpu import CpuBackend
+from deltaconvert.backends.cpu.activations import exp
+from deltaconvert.backends.cpu.maps import flat_map
+from deltaconvert.backends.cpu.step import split
+from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.backends.rule import change_norm
+from deltaconvert.config import Config
+from deltaconvert.errors import UnsupportedError
+from deltaconvert.footprint import broadcast
+from deltaconvert.nodes import DeltaNode, Description, EdgeSpec, Slot, fill
+from deltaconvert.operators.registry import Shapes, named
+from deltaconvert.state import Edge, State
+
+LANES = 3
+# Sums of up to 1152 products of unit normals, in another order than the oracle's.
+CLOSE = {"rtol": 1e-5, "atol": 2e-4}
+
+
+def weights(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def conv(weight: Tensor, bias: bool = True, residual: Slot | None = None, **params: Any) -> Any:
+    settings = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1,
+                "activation": None, **params}
+    channels = weight.shape[0]
+    return "conv2d", (Slot(0), weight, weights(channels) if bias else None, residual), settings
+
+
+def deconv(weight: Tensor, **params: Any) -> Any:
+    settings = {"stride": (2, 2), "padding": (1, 1), "output_padding": (0, 0), "groups": 1,
+                "dilation": (1, 1), "activation": None, **params}
+    channels = weight.shape[1] * settings["groups"]
+    return "conv_transpose2d", (Slot(0), weight, weights(channels), None), settings
+
+
+def pool(name: str, **params: Any) -> Any:
+    settings = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": False,
+                **params}
+    return name, (Slot(0),), settings
+
+
+AVERAGE = {"count_include_pad": True, "divisor_override": None}
+MAP, MAP16 = (LANES, 24, 13, 18), (LANES, 16, 13, 18)
+CASES = {
+    "conv 3x3": (conv(weights(20, 24, 3, 3)), [MAP]),
+    "conv 1x1": (conv(weights(20, 24, 1, 1), padding=(0, 0)), [MAP]),
+    "conv 1x1 stride 2": (conv(weights(20, 24, 1, 1), padding=(0, 0), stride=(2, 2)), [MAP]),
+    "conv 3x5 stride 2x3, dilated": (
+        conv(weights(20, 24, 3, 5), stride=(2, 3), padding=(3, 2), dilation=(2, 1)), [MAP]),
+    "conv 7x7 of 3 channels": (
+        conv(weights(16, 3, 7, 7), padding=(3, 3), stride=(2, 2), activation=("relu",)),
+        [(LANES, 3, 21, 33)]),
+    "conv of 1 channel": (conv(weights(4, 1, 3, 3)), [(LANES, 1, 9, 11)]),
+    "conv of a single pixel": (conv(weights(4, 8, 1, 1), padding=(0, 0)), [(LANES, 8, 1, 1)]),
+    "conv + residual + relu": (
+        conv(weights(24, 24, 3, 3), residual=Slot(1), activation=("relu",)), [MAP, MAP]),
+    "conv + itself": (conv(weights(24, 24, 3, 3), residual=Slot(0)), [MAP]),
+    "conv + residual + hardtanh-like": (
+        conv(weights(24, 24, 1, 1), padding=(0, 0), residual=Slot(1), activation=("relu6",)),
+        [MAP, MAP]),
+    "grouped": (conv(weights(20, 12, 3, 3), groups=2), [MAP]),
+    "many narrow groups": (conv(weights(48, 3, 3, 3), groups=8), [MAP]),
+    "depthwise": (conv(weights(24, 1, 3, 3), groups=24, activation=("relu6",)), [MAP]),
+    "depthwise 5x5 stride 2": (
+        conv(weights(24, 1, 5, 5), groups=24, padding=(2, 2), stride=(2, 2)), [MAP]),
+    "depthwise, multiplied": (conv(weights(48, 1, 3, 3), groups=24), [MAP]),
+    "transposed": (deconv(weights(16, 12, 4, 4)), [MAP16]),
+    "transposed, output padding": (
+        deconv(weights(16, 12, 3, 2), stride=(3, 2), output_padding=(2, 1), dilation=(2, 1)),
+        [MAP16]),
+    "transposed with gaps": (deconv(weights(16, 12, 1, 1), padding=(0, 0)), [MAP16]),
+    "transposed, grouped": (deconv(weights(16, 5, 3, 3), groups=2), [MAP16]),
+    "transposed, depthwise": (deconv(weights(16, 1, 4, 4), groups=16), [MAP16]),
+    "max pool": (pool("max_pool2d", dilation=(1, 1)), [MAP]),
+    "max pool, dilated, ceil": (pool("max_pool2d", dilation=(2, 1), ceil_mode=True), [MAP]),
+    "mean pool": (pool("avg_pool2d", **AVERAGE), [MAP]),
+    "mean pool, ceil": (
+        pool("avg_pool2d", **{**AVERAGE, "ceil_mode": True, "stride": (3, 4)}), [MAP]),
+    "mean pool without padding": (
+        pool("avg_pool2d", **{**AVERAGE, "count_include_pad": False, "ceil_mode": True}), [MAP]),
+    "mean pool with a divisor": (
+        pool("avg_pool2d", **{**AVERAGE, "divisor_override": 5}), [MAP]),
+    "adaptive mean": (("adaptive_avg_pool2d", (Slot(0),), {"output_size": (5, 7)}), [MAP]),
+    "adaptive max": (("adaptive_max_pool2d", (Slot(0),), {"output_size": (5, 7)}), [MAP]),
+    "add + relu": (("add", (Slot(0), Slot(1)), {"alpha": 2, "activation": ("relu",)}), [MAP, MAP]),
+    "add to itself": (("add", (Slot(0), Slot(0)), {}), [MAP]),
+    "gate": (("mul", (Slot(0), Slot(1)), {}), [MAP, (LANES, 24, 1, 1)]),
+    "cat": (("cat", ([Slot(0), Slot(1)],), {"dim": 1}), [MAP, MAP16]),
+    "crop": (("select", (Slot(0),), {"channels": (3, 1, 5), "rows": tuple(range(2, 9)),
+                                     "cols": None}), [MAP]),
+    "softmax": (("softmax", (Slot(0),), {"dim": 1}), [MAP]),
+}
+ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",)]
+
+
+def make_node(case: tuple[Any, Sequence[tuple[int, ...]]], threshold: float = 0.0,
+              norm: Any = "max") -> DeltaNode:
+    (name, args, params), shapes_in = case
+    operator = named(name)
+    assert operator is not None
+    values = tuple(torch.zeros(s) for s in shapes_in)
+    output = tuple(operator.function(*fill(args, values), **params).shape)
+    constants = {"weight": tuple(args[1].shape)} if name.startswith("conv") else {}
+    shapes = Shapes(tuple(shapes_in), output, constants, params)
+    footprints = tuple(operator.footprints(shapes)) if operator.footprints else tuple(
+        broadcast(s[2:], output[2:]) for s in shapes_in)
+    lanes = shapes_in[0][0]
+    specs = tuple(EdgeSpec(f"x{i}", s, torch.float32, lanes) for i, s in enumerate(shapes_in))
+    return DeltaNode(Description(
+        "y", "", "", "local", "", operator.function, operator, args, params, specs,
+        EdgeSpec("y", output, torch.float32, lanes), footprints, operator.multiply_adds(shapes),
+        threshold, norm, shapes=shapes))
+
+
+def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0) -> Edge:
+    """Make an edge; ``beside`` channels lie on either side, as in a concatenation."""
+    assert spec.shape is not None
+    n, c, h, w = spec.shape
+    whole = torch.full((n, h, w, c + 2 * beside), 7.0).permute(0, 3, 1, 2)
+    value = whole[:, beside:beside + c]
+    value.zero_()
+    return Edge(spec, value, torch.zeros(spec.mask_shape, dtype=torch.uint8), threshold)
+
+
+def bind(backend: CpuBackend, node: DeltaNode, inputs: Sequence[Edge], output: Edge,
+         state: State) -> Step:
+    assert backend.supports(node) is None
+    scratch = {want.name: torch.empty(want.nbytes, dtype=torch.uint8)
+               for want in sorted(backend.plan(node), key=lambda want: want.nbytes)}
+    return backend.bind(node, backend.fold_filters(node),
+                        Buffers(tuple(inputs), output, state, scratch))
+
+
+class Stream:
+    """A node run by both backends, from the same state."""
+
+    def __init__(self, node: DeltaNode, config: Config, beside: int = 0) -> None:
+        self.node = node
+        lanes = node.about.output.lanes
+        self.state = State(lanes, [True] * lanes)
+        self.inputs = [make_edge(spec, beside=beside) for spec in node.about.inputs]
+        self.output, self.expected = (
+            make_edge(node.about.output, node.about.threshold, beside) for _ in range(2))
+        self.step = bind(CpuBackend(config), node, self.inputs, self.output, self.state)
+        self.oracle = reference.create(config).bind(
+            node, None, Buffers(tuple(self.inputs), self.expected, self.state))
+        self.random = torch.Generator().manual_seed(0)
+
+    def change(self, share: float, lanes: Sequence[int], size: float = 1.0) -> None:
+        """Change a share of the inputs' pixels in some lanes."""
+        for edge in self.inputs:
+            mask = torch.zeros(edge.mask.shape, dtype=torch.bool)
+            chosen = torch.rand(edge.mask.shape, generator=self.random) < share
+            mask[list(lanes)] = chosen[list(lanes)]
+            noise = size * torch.randn(edge.value.shape, generator=self.random)
+            edge.value.copy_(torch.where(mask[:, None], edge.value + noise, edge.value))
+            edge.mask.copy_(mask)
+            edge.publish(mask.flatten(1).sum(1).tolist())
+
+    def check(self) -> Work:
+        """Run one frame by both and compare everything."""
+        before = self.output.value.clone()
+        self.expected.value.copy_(before)
+        work, expected = self.step(), self.oracle()
+        assert work.candidates == expected.candidates
+        new = self.node.evaluate(*(e.value for e in self.inputs))
+        self.check_value(before, new)
+        counts = self.output.mask.flatten(1).sum(1).tolist()
+        assert list(self.output.counts) == counts
+        return work
+
+    def check_value(self, before: Tensor, new: Tensor) -> None:
+        norm, threshold = self.node.about.norm, self.node.about.threshold
+        mask = self.output.mask.bool()
+        # Where the norm is within rounding of the threshold, either answer is right.
+        exempt = (change_norm(new, before, norm, True, True) - threshold).abs() < 2e-4
+        wrong = (mask != self.expected.mask.bool()) & ~exempt
+        assert not wrong.any(), f"masks differ at {wrong.nonzero()[:5].tolist()}"
+        written = mask[:, None].expand_as(before)
+        torch.testing.assert_close(self.output.value[written], new[written], equal_nan=True,
+                                   **CLOSE)
+        assert torch.equal(self.output.value[~written], before[~written])
+        left = change_norm(new, self.output.value, norm, True, True)
+        assert not (left > threshold + 2e-4).any(), f"the law: {left.max()} > {threshold}"
+
+    def run(self) -> None:
+        """A first frame, then small and large changes, in some lanes and in all, and none."""
+        self.change(1.0, range(LANES))
+        self.check()
+        self.state.fresh[:] = [False] * LANES
+        for share, lanes in ((0.05, [1]), (0.3, [0, 2]), (0.0, []), (0.0, []), (1.0, [0]),
+                             (0.1, range(LANES))):
+            self.change(share, lanes)
+            self.check()
+        self.state.fresh[1] = True
+        self.change(0.05, [0])
+        self.check()
+        assert int(self.output.mask[1].sum()) == self.output.spec.pixels
+        self.state.fresh[1] = False
+        self.change(0.0, [])
+        assert self.check() == Work(0, 0)
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("dense_fallback", [False, True], ids=["rows", "fallback"])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_reference(name: str, dense_fallback: bool) -> None:
+    Stream(make_node(CASES[name]), Config(threads=2, dense_fallback=dense_fallback)).run()
+
+
+@pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1", "conv + residual + relu", "depthwise",
+                                  "grouped", "transposed", "max pool", "mean pool", "cat"])
+def test_works_on_slices_of_concatenations(name: str) -> None:
+    stream = Stream(make_node(CASES[name]), Config(threads=1), beside=5)
+    stream.run()
+    output = flat_map(stream.output.value)
+    numbers, step, channels = torch.from_numpy(output.data), output.step, output.channels
+    outside = numbers[:(len(numbers) // step) * step].view(-1, step)[:, channels:]
+    assert (outside == 7).all(), "a neighbour in the concatenation was overwritten"
+
+
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "depthwise", "mean pool",
+                                  "gate"])
+def test_holds_back_what_is_within_the_threshold(name: str, norm: str) -> None:
+    stream = Stream(make_node(CASES[name], threshold=0.5, norm=norm), Config(threads=2))
+    stream.run()
+    stream.change(0.3, [0], size=1e-3)
+    work = stream.check()
+    assert work.candidates > 0
+    assert stream.output.counts == [0, 0, 0]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a[0])
+def test_activations(activation: tuple[Any, ...]) -> None:
+    case = conv(weights(37, 24, 1, 1), padding=(0, 0), activation=activation), [MAP]
+    Stream(make_node(case), Config(threads=1)).run()
+
+
+def test_exponential_is_accurate_to_two_ulp() -> None:
+    x = np.concatenate([np.linspace(-87, 88, 20001), np.linspace(-1, 1, 20001)]).astype(np.float32)
+    true = np.exp(x.astype(np.float64))
+    ours = np.array([exp(v) for v in x])
+    assert (np.abs(ours - true) / np.spacing(true.astype(np.float32))).max() < 2
+    assert math.isnan(exp(np.float32("nan")))
+    assert exp(np.float32("-inf")) < 1e-37
+
+
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("name", ["conv 3x3", "max pool", "depthwise 5x5 stride 2",
+                                  "conv + residual + relu"])
+def test_what_is_not_a_number_comes_and_goes(name: str, norm: str) -> None:
+    stream = Stream(make_node(CASES[name], threshold=1.0, norm=norm), Config(threads=1))
+    stream.run()
+    edge = stream.inputs[0]
+    good = edge.value[1, :, 6, 6].clone()
+    for bad in (math.nan, math.inf, None):
+        edge.value[1, :, 6, 6] = good if bad is None else bad
+        edge.mask.zero_()
+        edge.mask[1, 6, 6] = 1
+        edge.publish([0, 1, 0])
+        for other in stream.inputs[1:]:
+            other.mask.zero_()
+            other.publish([0, 0, 0])
+        stream.step()
+        holds_bad = not stream.output.value.isfinite().all()
+        assert holds_bad == (bad is not None), f"after {bad}"
+    new = stream.node.evaluate(*(e.value for e in stream.inputs))
+    left = change_norm(new, stream.output.value, stream.node.about.norm, True, True)
+    assert float(left.max()) <= 1.0 + 2e-4
+
+
+def test_readers_of_a_mask_share_its_list() -> None:
+    node = make_node(CASES["conv 3x3"])
+    stream = Stream(node, Config(threads=1))
+    stream.change(0.2, [0])
+    stream.step()
+    assert len(stream.inputs[0].cache) == 1
+    stream.change(0.2, [0])
+    assert not stream.inputs[0].cache
+
+
+def test_dense_lanes_count_whole() -> None:
+    node = make_node(CASES["conv 3x3"])
+    stream = Stream(node, Config(threads=1))
+    stream.run()
+    stream.change(0.9, [2])
+    work = stream.check()
+    assert work.scheduled == node.dense_multiply_adds >= work.candidates * node.about.multiply_adds
+    stream.change(0.01, [2])
+    work = stream.check()
+    assert work.scheduled == work.candidates * node.about.multiply_adds
+
+
+def test_two_streams_in_two_threads() -> None:
+    case = conv(weights(64, 64, 3, 3) / 24, activation=("silu",)), [(LANES, 64, 40, 56)]
+    node, backend = make_node(case), CpuBackend(Config(threads=2))
+    failures: list[BaseException] = []
+
+    def serve(seed: int) -> None:
+        try:
+            with torch.inference_mode():
+                stream = Stream(node, Config(threads=2))
+                stream.step = bind(backend, node, stream.inputs, stream.output, stream.state)
+                stream.random.manual_seed(seed)
+                for _ in range(3):
+                    stream.run()
+                    stream.state.fresh[:] = [True] * LANES
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=serve, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+
+
+def test_workers_do_every_part_once_and_leave_the_thread_count() -> None:
+    done: list[int] = []
+    before = torch.get_num_threads()
+    Workers(3).run(lambda worker, part: done.append(part), 100)
+    assert sorted(done) == list(range(100))
+    assert torch.get_num_threads() == before
+
+
+def test_what_a_worker_raises_reaches_the_caller() -> None:
+    workers = Workers(2)
+
+    def fail(worker: int, part: int) -> None:
+        raise ValueError(f"part {part}")
+
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="part"):
+        workers.run(fail, 4)
+    assert torch.get_num_threads() == before
+    workers.run(lambda worker, part: None, 4)
+
+
+@pytest.mark.parametrize("case, reason", [
+    ((("add", (Slot(0), torch.zeros(1, 1, 13, 1)), {}), [MAP]), "differs from pixel to pixel"),
+    ((("add", (Slot(0), torch.zeros(LANES, 1, 1, 1)), {}), [MAP]), "single pixels"),
+    (("conv2d", (Slot(0), weights(8, 24, 3, 3), None, weights(1, 8, 13, 18)),
+      {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}), "constant"),
+], ids=["row constant", "lane constant", "constant residual"])
+def test_says_what_it_does_not_run(case: Any, reason: str) -> None:
+    case = case if isinstance(case[0], tuple) else (case, [MAP])
+    assert reason in (CpuBackend(Config()).supports(make_node(case)) or "")
+
+
+def test_refuses_other_numbers_than_float32() -> None:
+    node = make_node(CASES["max pool"])
+    spec = node.about.output
+    node.about.output = EdgeSpec(spec.name, spec.shape, torch.float64, spec.lanes)
+    assert "float64" in (CpuBackend(Config()).supports(node) or "")
+
+
+def test_maps_that_are_not_channels_last_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="channels-last"):
+        flat_map(torch.zeros(2, 8, 5, 5))
+
+
+@pytest.mark.parametrize("total", [1, 47, 48, 97, 511, 1025, 5000])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_split_covers_a_range_once(total: int, workers: int) -> None:
+    parts = split(7, 7 + total, 600, workers)
+    assert parts[0][0] == 7
+    assert parts[-1][1] == 7 + total
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+    assert all(0 < stop - start <= 600 for start, stop in parts)
