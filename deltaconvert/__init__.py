@@ -18,8 +18,11 @@ from deltaconvert.errors import (
     TraceError,
     UnsupportedError,
 )
+from deltaconvert.files import load, save
 from deltaconvert.module import DeltaModule
+from deltaconvert.report import Report
 from deltaconvert.stream import Stream
+from deltaconvert.validate import validate
 
 __version__ = "0.1.0"
 
@@ -32,9 +35,13 @@ __all__ = [
     "FrameError",
     "InputError",
     "NodeConfig",
+    "Report",
     "Stream",
     "StreamBusyError",
     "TraceError",
     "UnsupportedError",
     "convert",
+    "load",
+    "save",
+    "validate",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -32,7 +33,9 @@ class Config:
         backend: ``"auto"`` (``cpu`` on a CPU, ``reference`` elsewhere), ``"cpu"``,
             ``"reference"`` or ``"paper"``.
         threshold: what a node may hold back, as the norm over channels at a pixel.
-            0 means exact: every change is passed on.
+            0 means exact: every change is passed on. Nodes with no local multiply-adds
+            behind them (heads, poolings) are exact unless named in ``nodes``: there is
+            nothing to save.
         threshold_unit: ``"absolute"``, in units of the node's own value, or
             ``"std"``, in standard deviations of the node's value in a lane's first
             frame. Input thresholds are always absolute.
@@ -100,6 +103,20 @@ class Config:
                 norm = norm if own.norm is None else own.norm
         return NodeConfig(threshold, norm)
 
+    def check_nodes(self, known: Collection[tuple[str, str]]) -> None:
+        """Refuse settings for nodes that are not among these names and paths.
+
+        Raises:
+            ConfigError: naming the pattern and the names most like it.
+        """
+        for pattern in self.nodes:
+            if not any(fnmatchcase(n, pattern) for pair in known for n in pair):
+                names = sorted({n for pair in known for n in pair if n})
+                near = get_close_matches(pattern, names) or names[:8]
+                raise ConfigError(
+                    f"nodes[{pattern!r}] matches no node; there are {', '.join(near)} ... An "
+                    "activation that is fused goes by the name of the operator before it.")
+
     @property
     def cap(self) -> float:
         """What the block test may hold back at a single pixel, at most."""
@@ -133,6 +150,10 @@ def _node_config(pattern: str, value: Any) -> NodeConfig:
     if isinstance(value, (int, float)):
         value = NodeConfig(threshold=value)
     elif isinstance(value, Mapping):
+        known = [f.name for f in dataclasses.fields(NodeConfig)]
+        if unknown := sorted(set(value) - set(known)):
+            raise ConfigError(f"nodes[{pattern!r}]: no such setting: {', '.join(unknown)}; there "
+                              f"are {', '.join(known)}.")
         value = NodeConfig(**value)
     if not isinstance(value, NodeConfig):
         raise ConfigError(f"nodes[{pattern!r}]={value!r}: give a threshold or a NodeConfig.")

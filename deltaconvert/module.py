@@ -59,9 +59,18 @@ class DeltaModule(nn.Module):
         self.training = False
 
     def forward(self, *frames: Tensor, **named: Tensor) -> Any:
-        """Compute the outputs for the next frame of the module's own stream; see `Stream`."""
-        return self.stream(*frames, *(named[n] for n in self.input_names[len(frames):]
-                                      if n in named))
+        """Compute the outputs for the next frame of the module's own stream; see `Stream`.
+
+        Raises:
+            FrameError: see `Stream`; and for a name that is no input's.
+        """
+        names = [str(n.target) for n in self.graph.nodes if n.op == "placeholder"]
+        waiting = names[len(frames):]
+        if wrong := sorted(set(named) - set(waiting)):
+            raise FrameError(f"{', '.join(wrong)}: no input of that name is left; the inputs are "
+                             f"{', '.join(names)}. Arguments of forward that have a default keep "
+                             "it: set them in the model before converting it.")
+        return self.stream(*frames, *(named[n] for n in waiting if n in named))
 
     def new_stream(self) -> Stream:
         """Start another stream with the same weights and a past of its own."""

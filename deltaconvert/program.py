@@ -99,12 +99,14 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
 
     Raises:
         FrameError: where the model does not take such frames.
+        ConfigError: for settings of a node that is not there.
     """
     graph_module = GraphModule(root, _copy(graph))
     lanes, device = frames[0].shape[0], frames[0].device
     results = [fold_batch_norm(graph_module), infer(graph_module, frames), fuse(graph_module),
                partition(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
+    config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)])
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)
     backends = {fallback.name: fallback, chosen.name: chosen}
     weights = fold_filters(lowered, chosen, fallback)

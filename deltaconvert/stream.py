@@ -66,11 +66,12 @@ class Stream:
         """
         if self._state is None:
             return
-        chosen = range(self._state.lanes) if lanes is None else lanes
+        chosen = list(range(self._state.lanes) if lanes is None else lanes)
         for lane in chosen:
             if not 0 <= lane < self._state.lanes:
                 raise FrameError(f"lane {lane} is not there: the last batch had "
                                  f"{self._state.lanes} lanes.")
+        for lane in chosen:
             self._state.fresh[lane] = True
 
     def observe(self, observer: Observer | None) -> None:
@@ -104,11 +105,15 @@ class Stream:
         return self._totals
 
     def _run(self, frames: list[Any]) -> Any:
-        program, state = self._enter(frames)
+        signature = self._module.signature(frames)
+        program, state = self._enter(signature, frames)
         for name, frame in zip(self._module.input_names, frames, strict=True):
             step = state.steps.get(name)
             if step is not None:  # every input is examined before any is written
                 step.examine(frame)  # type: ignore[attr-defined]
+        if state is not self._state:
+            self._program, self._state, self._signature = program, state, signature
+            self._totals = {}
         try:
             leaves = program.graph_module(state, *frames)
         except BaseException:
@@ -119,13 +124,12 @@ class Stream:
             self._totals.setdefault(name, NodeStats()).add(work)
         return pytree.tree_unflatten(leaves, self._module.out_spec)
 
-    def _enter(self, frames: list[Any]) -> tuple[Program, State]:
-        """Have the program and the state for such frames; on an error keep the old ones."""
-        signature = self._module.signature(frames)
-        if self._program is None or self._state is None or signature != self._signature:
-            program = self._module.program(signature, frames)
-            state = program.new_state()
-            state.observer = self._observer
-            self._program, self._state, self._signature = program, state, signature
-            self._totals = {}
-        return self._program, self._state
+    def _enter(self, signature: Any, frames: list[Any]) -> tuple[Program, State]:
+        """Return the program and the state for such frames: those of the last, or new ones."""
+        if self._program is not None and self._state is not None and (
+                signature == self._signature):
+            return self._program, self._state
+        program = self._module.program(signature, frames)
+        state = program.new_state()
+        state.observer = self._observer
+        return program, state

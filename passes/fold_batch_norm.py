@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 from deltaconvert.operators.batch_norm import batch_norm
 from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.operators.conv_transpose2d import conv_transpose2d
+from deltaconvert.passes.functionalize import is_shape_read
 from deltaconvert.passes.result import PassResult
 
 
@@ -37,8 +38,8 @@ def fold_batch_norm(graph_module: GraphModule) -> PassResult:
             continue
         convolution = node.args[0]
         assert isinstance(convolution, fx.Node)
-        _fold(graph, convolution, node)
         result.changed.append(f"{node.name}: into {convolution.name}")
+        _fold(graph, convolution, node)
     graph.eliminate_dead_code()
     graph_module.recompile()
     return result
@@ -48,7 +49,7 @@ def _refuse(norm: fx.Node) -> str | None:
     convolution = norm.args[0]
     if not isinstance(convolution, fx.Node) or convolution.target not in (conv2d, conv_transpose2d):
         return "no convolution in front of it"
-    if len(convolution.users) > 1:
+    if any(reader is not norm and not is_shape_read(reader) for reader in convolution.users):
         return f"{convolution.name} has other readers"
     weight = convolution.args[1]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
@@ -70,8 +71,9 @@ def _fold(graph: fx.Graph, convolution: fx.Node, norm: fx.Node) -> None:
         made.meta.update(convolution.meta)
     norm.replace_all_uses_with(folded)
     graph.erase_node(norm)
-    graph.erase_node(convolution)
-    folded.name = convolution.name
+    folded.name, convolution.name = convolution.name, f"{convolution.name}_shape"
+    if not convolution.users:  # else what reads its shape goes, and it, once shapes are known
+        graph.erase_node(convolution)
 
 
 def _target(node: fx.Node) -> Callable[..., Tensor]:

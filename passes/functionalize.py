@@ -36,7 +36,6 @@ VIEW_FUNCTIONS = frozenset(
     | {operator.getitem})
 SHAPE_METHODS = frozenset({"size", "dim", "numel", "ndimension", "nelement", "stride"})
 SHAPE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
-TUPLE_VIEWS = frozenset({"chunk", "split", "unbind", "tensor_split"})
 
 
 @dataclass(eq=False)
@@ -75,7 +74,8 @@ def write_through(x: Any, value: Any, views: tuple[View, ...]) -> Any:
         views: the calls that lead from ``x`` to the view, one on the other's result: name,
             arguments behind the first, keyword arguments.
     """
-    x = x.clone()
+    # In the memory format of the dense model: in another one a reshape would be a copy.
+    x = x.clone(memory_format=torch.contiguous_format)
     seen = x
     for name, args, kwargs in views:
         call = operator.getitem if name == "getitem" else getattr(torch.Tensor, name)
@@ -121,6 +121,8 @@ def functionalize(graph_module: GraphModule) -> PassResult:
 
 def _written(graph_module: GraphModule, node: fx.Node) -> fx.Node | None:
     """Return the node whose tensor this call writes into."""
+    if isinstance(node.kwargs.get("out"), fx.Node):
+        return node.kwargs["out"]  # type: ignore[return-value]
     first = node.args[0] if node.args else None
     if not isinstance(first, fx.Node):
         first = next((v for k, v in node.kwargs.items() if k in ("input", "x", "self")
@@ -161,11 +163,17 @@ def _view_of(node: fx.Node) -> fx.Node | None:
     return first
 
 
+def is_shape_read(node: fx.Node) -> bool:
+    """Whether a node asks a tensor for its shape, not for its numbers."""
+    if node.op == "call_method":
+        return node.target in SHAPE_METHODS
+    return node.op == "call_function" and node.target is getattr and (
+        node.args[1] in SHAPE_ATTRIBUTES)
+
+
 def _is_shape(node: fx.Node, known: set[fx.Node]) -> bool:
-    if node.op == "call_method" and node.target in SHAPE_METHODS:
+    if is_shape_read(node):
         return True
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in SHAPE_ATTRIBUTES
     inputs = node.all_input_nodes
     return node.op in ("call_function", "call_method") and bool(inputs) and all(
         n in known for n in inputs)
@@ -175,7 +183,9 @@ def _make_functional(node: fx.Node) -> None:
     """Turn an in-place call into the function of the same meaning."""
     if node.op == "call_module":
         return
-    if node.target is operator.setitem:
+    if "out" in node.kwargs:
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
+    elif node.target is operator.setitem:
         node.target = set_item
     elif node.target in OUT_OF_PLACE:
         node.target = OUT_OF_PLACE[node.target]
@@ -211,25 +221,20 @@ def _twin(function: Any) -> Callable[..., Any]:
 
 def _update_relatives(graph: fx.Graph, written: _Family, after: fx.Node) -> None:
     """Bring everything that shares memory with a written tensor up to date, behind the write."""
-    last, child, done = after, written, {written}
-    while child.parent is not None:
-        value = child.latest
-        path: list[View] = []
-        while child.parent is not None:
-            path.insert(0, _described(child.view))
-            child = child.parent
-            if not _is_tuple(child.view):
-                break
-        with graph.inserting_after(last):
-            last = graph.call_function(write_through, (child.latest, value, tuple(path)))
+    root, path, last = written, [], after
+    while root.parent is not None:
+        path.insert(0, _described(root.view))
+        root = root.parent
+    if path:
+        with graph.inserting_after(after):
+            last = graph.call_function(write_through, (root.latest, written.latest, tuple(path)))
         last.meta.update(after.meta)
-        child.latest = last
-        done.add(child)
-    pending = [child]
+        root.latest = last
+    pending = [root]
     while pending:
         family = pending.pop()
         for relative in family.children:
-            if relative not in done:
+            if relative is not written:
                 last = _replay(graph, relative, family.latest, last)
             pending.append(relative)
 
@@ -238,10 +243,6 @@ def _described(view: fx.Node | None) -> View:
     assert view is not None
     name = view.target if view.op == "call_method" else view.target.__name__  # type: ignore[union-attr]
     return str(name), view.args[1:], dict(view.kwargs)
-
-
-def _is_tuple(view: fx.Node | None) -> bool:
-    return view is not None and _described(view)[0] in TUPLE_VIEWS
 
 
 def _replay(graph: fx.Graph, family: _Family, source: fx.Node, last: fx.Node) -> fx.Node:

@@ -23,6 +23,7 @@ from deltaconvert.nodes import (
     EdgeSpec,
     Slot,
     SparsifyNode,
+    copy_value,
 )
 from deltaconvert.operators import registry
 from deltaconvert.passes.partition import edges
@@ -44,6 +45,7 @@ class _Lowering:
         self.root, self.graph = nn.Module(), fx.Graph()
         self.state = self.graph.placeholder("state")
         self.lowered: dict[fx.Node, fx.Node] = {}
+        self.paying = _paying(source.graph)
 
     def take(self, node: fx.Node) -> None:
         """Lower one node."""
@@ -59,9 +61,12 @@ class _Lowering:
             self._add(node, DeltaNode(self._describe(node)), *inputs)
 
     def _add(self, node: fx.Node, made: DeltaNode, *inputs: fx.Node) -> None:
-        self.root.add_module(node.name, made)
+        # The call ``x.half()`` makes a node ``half``, which every module has already.
+        taken = hasattr(GraphModule, node.name) or node.name in ("meta", "training")
+        place = f"{node.name}_node" if taken else node.name
+        self.root.add_module(place, made)
         self.lowered[node] = self.graph.create_node(
-            "call_module", node.name, (self.state, *inputs), name=node.name)
+            "call_module", place, (self.state, *inputs), name=node.name)
 
     def _spec(self, node: fx.Node) -> EdgeSpec:
         value = node.meta["value"]
@@ -83,7 +88,8 @@ class _Lowering:
             if not isinstance(value, Tensor):
                 return value
             self.root.register_buffer(result.name, value, persistent=False)
-            return self.graph.get_attr(result.name)
+            constant = self.graph.get_attr(result.name)
+            return self.graph.call_function(copy_value, (constant,))
         name = f"densify_{result.name}"
         spec = self._spec(result)
         if not hasattr(self.root, name):
@@ -96,7 +102,8 @@ class _Lowering:
         position = {edge: Slot(i) for i, edge in enumerate(edges(node))}
         args, params = fx.map_arg((node.args, dict(node.kwargs)),
                                   lambda n: position.get(n, n.meta["value"]))
-        own = self.config.for_node(node.name, node.meta.get("path", ""))
+        config = self.config if node in self.paying else self.config.replace(threshold=0.0)
+        own = config.for_node(node.name, node.meta.get("path", ""))
         value, spec, rule = node.meta["value"], self._spec(node), node.meta["rule"]
         shapes = node.meta.get("shapes")
         # Moving numbers without computing adds no noise that a threshold could hold back,
@@ -119,6 +126,21 @@ class _Lowering:
         if node.op == "call_method":
             return _Method(str(node.target))
         return node.target
+
+
+def _paying(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose threshold buys something: local multiply-adds come behind them.
+
+    Holding back what only a head, a pooling or the door out reads costs accuracy and
+    saves nothing: there the default threshold is 0.
+    """
+    paying: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        for reader in node.users:
+            operator = registry.find(reader.target) if reader.meta.get("rule") == "local" else None
+            if reader in paying or (operator and operator.multiply_adds(reader.meta["shapes"])):
+                paying.add(node)
+    return paying
 
 
 class _Method:

@@ -74,13 +74,13 @@ def _module_adapter(graph_module: GraphModule, node: fx.Node
                     ) -> tuple[Callable[..., Any] | None, str]:
     path = str(node.target)
     module = graph_module.get_submodule(path)
+    if getattr(module, "parametrizations", None):
+        return None, f"{type(module).__name__} has parametrized weights"
     adapter = registry.module_spelling(type(module))
     if adapter is None:
         return None, f"{type(module).__name__} is not an operator that deltaconvert knows"
     if module._forward_hooks or module._forward_pre_hooks:
         return None, f"{type(module).__name__} has forward hooks, which only calling it runs"
-    if getattr(module, "parametrizations", None):
-        return None, f"{type(module).__name__} has parametrized weights"
     graph = graph_module.graph
 
     def attribute(name: str) -> fx.Node | None:

@@ -77,6 +77,9 @@ class Tracer(fx.Tracer):
                 tensors.append((name, self.create_proxy("placeholder", name, (), {})))
             else:
                 settings[name] = parameter.default
+        if not tensors:
+            raise TypeError(f"forward{inspect.signature(root_fn)} names no input; wrap the model "
+                            "in one whose forward names each")
 
         def flat(root: nn.Module) -> list[Any]:
             leaves, self.out_spec = pytree.tree_flatten(
@@ -100,6 +103,11 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
     if not isinstance(model, nn.Module):
         raise TraceError(f"convert takes an nn.Module, not a {type(model).__name__}. To convert a "
                          "checkpoint, build its model and load the weights first.")
+    if taken := [n for n in ("graph", "code", "meta", "_graph", "_code") if n in {
+            *model._modules, *model._parameters, *model._buffers}]:
+        raise TraceError(f"{type(model).__name__}.{taken[0]} cannot keep its name, which torch.fx "
+                         "takes for itself in every graph. Rename it, or convert the model as a "
+                         "submodule of another.")
     copied = copy.deepcopy(model).eval()
     tracer: Tracer = Tracer()
     shapes = None

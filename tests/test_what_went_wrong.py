@@ -197,8 +197,9 @@ def test_squeeze_and_excitation_and_nearest_upsampling(backend):
 
 def test_two_models_keep_their_own_thresholds(backend):
     """One global object held the thresholds of all models."""
-    model = nn.Conv2d(1, 1, 1, bias=False)
-    nn.init.ones_(model.weight)
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False))
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
     coarse = deltaconvert.convert(model, backend=backend, threshold=1.0)
     exact = deltaconvert.convert(model, backend=backend)
     for delta in (coarse, exact):

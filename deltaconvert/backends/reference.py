@@ -90,17 +90,13 @@ def _run_whole(node: DeltaNode, buffers: Buffers) -> Work:
     if tuple(new.shape) != edge.spec.shape:
         raise UnsupportedError(
             f"{node.about.name}: the result's shape depends on the data: {edge.spec.shape} in the "
-            f"first frame, {tuple(new.shape)} now ({node.about.source}). Convert the part before it.")
+            f"first frame, {tuple(new.shape)} now ({node.about.source}). Convert the part before "
+            "it.")
     fresh = fresh_lanes(buffers.state, edge.mask.device)
-    touched = fresh.clone()
-    for source in buffers.inputs:
-        counts = torch.tensor(list(source.counts), device=fresh.device) > 0
-        touched |= counts if source.spec.has_lanes else counts.any()
-    if not edge.spec.has_lanes:
-        touched = touched.any().reshape(1)
-    found = touched.view((-1,) + (1,) * (edge.mask.dim() - 1)).expand(edge.mask.shape)
-    apply_rule(edge, new, found, fresh, node.about.norm)
-    return Work(int(found.sum()), len(fresh) * node.dense_multiply_adds)
+    # All lanes, whichever changed: such an f may mix them (``x.flip(0)``, batch statistics).
+    everywhere = torch.ones_like(edge.mask, dtype=torch.bool)
+    apply_rule(edge, new, everywhere, fresh, node.about.norm)
+    return Work(edge.mask.numel(), len(fresh) * node.dense_multiply_adds)
 
 
 def _run_opaque(node: DeltaNode, buffers: Buffers) -> Work:

@@ -23,7 +23,7 @@ def change_norm(new: Tensor, old: Tensor, norm: Norm, is_map: bool, has_lanes: b
     else:
         difference = (new != old).float()
     if not is_map:
-        difference = difference.reshape(new.shape[0], -1) if has_lanes else difference.reshape(1, -1)
+        difference = difference.reshape(new.shape[0] if has_lanes else 1, -1)
     if difference.shape[1] == 0:
         return difference.new_zeros(difference.shape[:1] + difference.shape[2:])
     if norm == "max":
@@ -54,7 +54,7 @@ def apply_rule(edge: Edge, new: Tensor, candidates: Tensor, fresh: Tensor, norm:
         (-1,) + (1,) * (new.dim() - 1)) if spec.has_lanes else changed.reshape(())
     edge.value.copy_(torch.where(where, new, edge.value))
     edge.mask.copy_(changed)
-    edge.publish(changed.flatten(1).sum(1).tolist() if changed.dim() > 1 else changed.int().tolist())
+    edge.publish(changed.reshape(changed.shape[0], -1).sum(1).tolist())
 
 
 def run_needed(buffers: Buffers) -> bool:

@@ -76,7 +76,8 @@ class Operator:
             pixel reads its own place of each input, broadcasting.
         pixelwise: the function on gathered pixels: takes each input as ``[M, C, 1, 1]``
             (the pixel that the footprint picks, zeros where it picks none) and the same
-            parameters. ``None`` where a pixel needs neighbours. Most pointwise operators give their own function.
+            parameters. ``None`` where a pixel needs neighbours. Most pointwise operators give
+            their own function.
         not_local: asked once shapes are known: a reason why this call must run whole.
         multiply_adds: of one output pixel of one lane (of a whole lane, for global ones).
         fuses: what may be fused behind it: ``"residual"``, ``"activation"``.

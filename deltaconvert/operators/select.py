@@ -1,16 +1,16 @@
 """Picking channels, rows and columns: slices, chunks, shuffles, crops and flips.
 
-Not spelled by anything: the compiler finds out that a chain of views only picks, once
+Spelled by nothing of its own: the compiler finds out that a chain of views only picks, once
 shapes are known, and puts this in its place.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltaconvert.footprint import Footprint, gather
-from deltaconvert.operators.registry import Shapes, operator
+from deltaconvert.operators.registry import Shapes, call, operator, spelled_module
 
 Picks = tuple[int, ...] | None
 
@@ -33,3 +33,9 @@ def select(x: Tensor, *, channels: Picks, rows: Picks, cols: Picks) -> Tensor:
         if picks is not None:
             x = x.index_select(dim, torch.tensor(picks, device=x.device))
     return x
+
+
+@spelled_module(nn.ChannelShuffle)
+def _module(module, attribute, input):
+    """Call the function, which is a view like the others until shapes are known."""
+    return call(torch.channel_shuffle, input, module.groups)

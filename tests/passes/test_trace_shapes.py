@@ -38,7 +38,7 @@ class NumberBranching(nn.Module):
 
 
 def test_without_frames_it_is_refused_with_the_line_and_the_way_out():
-    with pytest.raises(deltaconvert.TraceError, match="assert x.shape") as caught:
+    with pytest.raises(deltaconvert.TraceError, match=r"assert x\.shape") as caught:
         deltaconvert.convert(Branching())
     assert "give convert its example_inputs" in str(caught.value)
 

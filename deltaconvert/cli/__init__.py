@@ -1,0 +1,19 @@
+"""The command line: one file a command, and what they share.
+
+Typer and Rich are imported here and nowhere else in the package.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line on ``sys.argv``, or on other arguments, and exit with its code."""
+    try:
+        from deltaconvert.cli.app import app
+
+        app(args=None if arguments is None else list(arguments), prog_name="deltaconvert")
+    except KeyboardInterrupt:
+        sys.exit(130)

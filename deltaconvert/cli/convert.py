@@ -1,0 +1,82 @@
+"""``deltaconvert convert``: a checkpoint into a ``.delta`` file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import deltaconvert
+from deltaconvert.checkpoints import (
+    apply_state_dict,
+    build_model,
+    parse_model_args,
+    read_checkpoint,
+)
+from deltaconvert.cli.frames import example_frame
+from deltaconvert.cli.options import JsonFile, ModelArgs, parse_size, settings_as_flags
+from deltaconvert.cli.output import check_writable, write_json
+from deltaconvert.config import Config
+from deltaconvert.errors import InputError
+from deltaconvert.files import save
+from deltaconvert.program import Program
+from deltaconvert.report import count
+
+
+@settings_as_flags()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(
+        metavar="CKPT", help="A state dict, or a training checkpoint that holds one.")],
+    model: Annotated[str, typer.Option(
+        metavar="SPEC", help="torchvision:NAME, timm:NAME or package.module:factory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write.")],
+    config: Config,
+    model_arg: ModelArgs = None,
+    size: Annotated[str | None, typer.Option(
+        metavar="HxW", help="A frame's size: checks at once that the model takes it.")] = None,
+    strict: Annotated[bool, typer.Option(
+        "--strict", help="Refuse operators that would run whole and densely; needs --size.")
+    ] = False,
+    json: JsonFile = None,
+) -> None:
+    """Compile a checkpoint into a .delta file, which needs no model source to run."""
+    if strict and size is None:
+        raise InputError("--strict needs --size HxW: what runs how is known for a size.")
+    extent = None if size is None else parse_size(size)
+    check_writable(out, json)
+    built = build_model(model, parse_model_args(model_arg or ()))
+    found = read_checkpoint(checkpoint)
+    prefix = apply_state_dict(built, found.state)
+    delta = deltaconvert.convert(built, config=config, strict=strict)
+    program = None
+    if extent is not None:
+        frame = example_frame(delta, extent)
+        program = delta.program(delta.signature([frame]), [frame])
+    save(delta, out)
+    data = {"checkpoint": str(checkpoint), "entry": found.entry, "prefix": prefix,
+            "out": str(out), "bytes": out.stat().st_size, **_described(delta, program)}
+    typer.echo(_text(data))
+    write_json(json, data)
+
+
+def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict[str, Any]:
+    calls = [n for n in delta.graph.nodes if n.op.startswith("call")]
+    unknown = None if program is None else [
+        {"node": n.about.name, "reason": n.about.reason, "source": n.about.source}
+        for n in program.nodes if n.about.rule == "unknown"]
+    return {"operators": len(calls), "parameters": sum(p.numel() for p in delta.parameters()),
+            "unknown": unknown, "config": delta.config.to_dict()}
+
+
+def _text(data: dict[str, Any]) -> str:
+    entry = f"its entry {data['entry']}" if data["entry"] else "the file itself is a state dict"
+    prefix = f", prefix {data['prefix']!r} taken off" if data["prefix"] else ""
+    lines = [f"weights   {data['checkpoint']}: {entry}{prefix}",
+             f"model     {data['operators']} operators, {data['parameters'] / 1e6:.2f} million "
+             "parameters"]
+    if data["unknown"] is not None:
+        lines.append(f"unknown   {count(len(data['unknown']), 'operator')}, run whole and densely")
+        lines += [f"          {u['node']}: {u['reason']} ({u['source'] or 'line unknown'})"
+                  for u in data["unknown"]]
+    return "\n".join([*lines, f"wrote     {data['out']}, {data['bytes'] / 1e6:.1f} MB"])

@@ -1,0 +1,498 @@
+"""``validate``: dense and converted side by side over a clip, and the law checked."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import FrameError, InputError
+from deltaconvert.law import Breach, LawChecker, as_inputs, check_law
+from deltaconvert.module import DeltaModule
+from deltaconvert.nodes import DeltaNode
+from deltaconvert.program import Program
+from deltaconvert.report import OutputReport, Report, SpeedReport, StageReport
+from deltaconvert.state import NodeStats
+from deltaconvert.stream import Stream
+
+__all__ = ["Breach", "LawChecker", "Report", "StoredModel", "check_law", "validate"]
+
+Frame = Tensor | Sequence[Tensor]
+Limit = float | Mapping[str, float] | None
+Result = TypeVar("Result")
+
+# Relative RMS at threshold 0: the same sums in another order, through a deep network. About
+# a hundred roundings in float32; half precisions round so coarsely that a few are visible.
+# A network may itself be further off than that (a ResNet-50 with random weights is 2e-5 off
+# float64, and as much off itself in another memory format): so no less than some times what
+# the dense network's own rounding is, measured.
+OWN_ROUNDINGS = 4.0
+EXACT_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2,
+                    torch.bfloat16: 5e-2}
+
+
+class StoredModel(nn.Module):
+    """The dense graph that a converted model keeps, as a module: same weights, same outputs.
+
+    What `validate` compares with where the original is not at hand.
+    """
+
+    def __init__(self, delta: DeltaModule) -> None:
+        """Share the weights of ``delta``."""
+        super().__init__()
+        self.dense = fx.GraphModule(delta._root, delta.graph, class_name="Dense")
+        self.out_spec = delta.out_spec
+        self.eval()
+
+    def forward(self, *frames: Tensor) -> Any:
+        """Compute all of it."""
+        return pytree.tree_unflatten(self.dense(*frames), self.out_spec)
+
+
+def validate(model: nn.Module | None, delta: DeltaModule, frames: Iterable[Frame], *,
+             tolerance: Limit = None, max_abs: Limit = None, law_every: int = 10) -> Report:
+    """Run dense and converted side by side over a clip and compare everything.
+
+    The converted model runs in a stream of its own. The law is checked in the first frame, in
+    every ``law_every``-th, in the last, and in the first that is out of tolerance, until one
+    breaks it; that is done outside the time of a frame.
+
+    Args:
+        model: the dense model, on the device of ``delta``; evaluated in eval mode as it is,
+            and left in the mode it was in. ``None`` takes the dense graph inside ``delta``.
+        delta: the converted model.
+        frames: each what the model takes, ``[N, C, H, W]``, or a tuple of inputs; one
+            size throughout.
+        tolerance: largest relative RMS error of a frame (its RMS error over the output's RMS
+            in the clip), or a dict of them by output. At threshold 0 the default is 1e-5 in
+            float32 (`EXACT_TOLERANCES`), or four times what the dense network itself is off
+            float64 in the first frame, if that is more; above, there is none.
+        max_abs: largest error of any number, likewise.
+        law_every: how many frames from one check of the law to the next.
+
+    Returns:
+        The report: ``report.passed``, ``print(report)``, ``report.to_dict()``.
+
+    Raises:
+        InputError: no frames, an output name that does not exist, or models whose outputs
+            differ in structure.
+        FrameError: a frame that the model does not take.
+    """
+    if law_every < 1:
+        raise InputError(f"law_every={law_every}: give 1 to check the law in every frame, or more.")
+    run = _Run(model or StoredModel(delta), delta, tolerance, max_abs, law_every)
+    with _evaluating(run.model), torch.no_grad():
+        for frame in frames:
+            run.take(as_inputs(frame))
+    return run.report()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and back into the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class _Run:
+    """One validation while it runs."""
+
+    def __init__(self, model: nn.Module, delta: DeltaModule, tolerance: Limit, max_abs: Limit,
+                 law_every: int) -> None:
+        self.model, self.delta, self.law_every = model, delta, law_every
+        self.limits = {"tolerance": tolerance, "max_abs": max_abs}
+        self.stream = delta.new_stream()
+        self.checker = LawChecker(delta, each=False)
+        self.stream.observe(self.checker)
+        self.outputs: list[_Output] = []
+        self.work = _Work()
+        self.dense_ms: list[float] = []
+        self.delta_ms: list[float] = []
+        self.law_frames: set[int] = set()
+        self.went_wrong = False
+        self.shapes: Any = None
+
+    def take(self, inputs: tuple[Tensor, ...]) -> None:
+        """Run one frame both ways and compare."""
+        shapes = [tuple(f.shape) for f in inputs if isinstance(f, Tensor)]
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            raise InputError(f"frame {len(self.dense_ms)} has the shape {shapes}, those before "
+                             f"it {self.shapes}: a clip has one size. Validate the parts apart.")
+        if len(inputs) == len(self.delta.input_names):  # else the stream has the better message
+            self.checker.begin(*inputs)
+        for_dense = [f.clone() if isinstance(f, Tensor) else f for f in inputs]
+        converted, ms = _timed(lambda: self.stream(*inputs), inputs)
+        self.delta_ms.append(ms)
+        dense, ms = _timed(lambda: self._dense(for_dense), inputs)
+        self.dense_ms.append(ms)
+        self._compare(dense, converted, inputs)
+        if len(self.dense_ms) > 1:
+            self.work.add(self.stream)
+        goes_wrong = any(o.goes_wrong for o in self.outputs)
+        if self.checker.frame % self.law_every == 0 or (goes_wrong and not self.went_wrong):
+            self._check_law()
+        self.went_wrong = self.went_wrong or goes_wrong
+
+    def _dense(self, inputs: Sequence[Tensor]) -> Any:
+        try:
+            with torch.inference_mode():
+                return self.model(*inputs)
+        except RuntimeError as error:
+            raise FrameError(
+                f"the dense model fails on frame {len(self.dense_ms)} of the shape {self.shapes}: "
+                f"{str(error).splitlines()[0]}. Is it the model that was converted?") from error
+
+    def _compare(self, dense: Any, converted: Any, inputs: Sequence[Any]) -> None:
+        wanted, found = _named(dense), _named(converted)
+        if [n for n, _ in wanted] != [n for n, _ in found]:
+            raise InputError(
+                f"the dense model returns {[n for n, _ in wanted]}, the converted one "
+                f"{[n for n, _ in found]}. Is it the model that was converted?")
+        if not self.outputs:
+            self._start_outputs(wanted, inputs)
+        for output, (_, a), (_, b) in zip(self.outputs, wanted, found, strict=True):
+            output.add(a, b)
+
+    def _start_outputs(self, wanted: list[tuple[str, Tensor]], inputs: Sequence[Any]) -> None:
+        given = [[_limit(self.limits[what], name) for what in ("tolerance", "max_abs")]
+                 for name, _ in wanted]
+        if self.exact and all(limit is None for limits in given for limit in limits):
+            roundings = _own_roundings(self.model, inputs, wanted)
+            given = [[max(self._exact_tolerance(value), OWN_ROUNDINGS * own), None]
+                     for (_, value), own in zip(wanted, roundings, strict=True)]
+        self.outputs = [_Output(name, *limits)
+                        for (name, _), limits in zip(wanted, given, strict=True)]
+        self._check_limit_names()
+
+    def _exact_tolerance(self, value: Tensor) -> float:
+        precision = value.dtype if value.is_floating_point() else self._frame_dtype
+        return EXACT_TOLERANCES.get(precision, EXACT_TOLERANCES[torch.float32])
+
+    def _check_limit_names(self) -> None:
+        names = [o.name for o in self.outputs]
+        for what, limit in self.limits.items():
+            unknown = sorted(set(limit) - set(names)) if isinstance(limit, Mapping) else []
+            if unknown:
+                raise InputError(f"{what} names {', '.join(unknown)}; the outputs are "
+                                 f"{', '.join(names)}.")
+
+    def _check_law(self) -> None:
+        if self.checker.frame not in self.law_frames and not self.checker.breaches:
+            self.law_frames.add(self.checker.frame)
+            self.checker.check()
+
+    @property
+    def program(self) -> Program:
+        """What the converted frames are run by."""
+        assert self.stream.program is not None
+        return self.stream.program
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing may be held back."""
+        return all(node.about.threshold == 0 for node in self.program.nodes)
+
+    @property
+    def _frame_dtype(self) -> torch.dtype:
+        return next((n.about.output.dtype for n in self.program.nodes
+                     if n.about.output.dtype is not None), torch.float32)
+
+    def report(self) -> Report:
+        """Sum up; the last frame's law is checked first."""
+        if not self.dense_ms:
+            raise InputError("the clip holds no frames. An iterator that was used up gives none: "
+                             "make it anew, or give a list.")
+        self._check_law()
+        nodes, work = self.program.nodes, self.work
+        total = work.total()
+        dense_ms, delta_ms = (statistics.median(ms[1:]) if ms[1:] else math.nan
+                              for ms in (self.dense_ms, self.delta_ms))
+        return Report(
+            frames=len(self.dense_ms), lanes=self.program.lanes,
+            dtype=str(self._frame_dtype).removeprefix("torch."), exact=self.exact,
+            settings=_settings(self.program), outputs=[o.report() for o in self.outputs],
+            breaches=list(self.checker.breaches), law_frames=len(self.law_frames),
+            law_nodes=self.checker.nodes_seen, update_ratio_input=work.input_ratio(nodes),
+            update_ratio_nodes=work.mean_ratio(nodes), needed=_ratio(total.needed, total.dense),
+            scheduled=_ratio(total.scheduled, total.dense), stages=work.stages(nodes),
+            speed=SpeedReport(dense_ms, delta_ms, self.dense_ms[0], self.delta_ms[0],
+                              torch.get_num_threads()),
+            state_bytes=self.stream.state_bytes,
+            activation_bytes=sum(_nbytes(node) for node in nodes))
+
+
+def _own_roundings(model: nn.Module, inputs: Sequence[Any],
+                   dense: list[tuple[str, Tensor]]) -> list[float]:
+    """Return how far each dense output is off the same network in float64, as relative RMS.
+
+    0 where that cannot be told: not every model runs in another precision than its own.
+    """
+    try:
+        raised = [f.double() if isinstance(f, Tensor) and f.is_floating_point() else f
+                  for f in inputs]
+        exact = _named(copy.deepcopy(model).double()(*raised))
+        ratios = [_ratio(math.sqrt(_mean_square(_difference(value, reference))),
+                         math.sqrt(_mean_square(_finite(reference))))
+                  for (_, value), (_, reference) in zip(dense, exact, strict=True)]
+        return [ratio if math.isfinite(ratio) else 0.0 for ratio in ratios]
+    except Exception:  # the model's own code: it may raise anything
+        return [0.0] * len(dense)
+
+
+def _limit(limit: Limit, name: str) -> float | None:
+    return limit.get(name) if isinstance(limit, Mapping) else limit
+
+
+def _named(outputs: Any) -> list[tuple[str, Tensor]]:
+    """Return the tensors in an output with their places; numbers count as tensors."""
+    leaves, _ = pytree.tree_flatten_with_path(outputs)
+    named = [(".".join(map(_key, path)) or "out", leaf) for path, leaf in leaves]
+    return [(name, torch.as_tensor(leaf)) for name, leaf in named
+            if isinstance(leaf, (Tensor, int, float))]
+
+
+def _key(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _timed(call: Callable[[], Result], inputs: Sequence[Any]) -> tuple[Result, float]:
+    device = next((f.device for f in inputs if isinstance(f, Tensor)), torch.device("cpu"))
+    _wait(device)
+    start = time.perf_counter()
+    result = call()
+    _wait(device)
+    return result, 1e3 * (time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Output:
+    """Sums of one output's errors."""
+
+    def __init__(self, name: str, tolerance: float | None, max_abs: float | None) -> None:
+        self.name, self.tolerance, self.max_abs_allowed = name, tolerance, max_abs
+        self.first: Tensor | None = None
+        self.squares: list[tuple[float, float, float]] = []  # of error, dense, frozen's error
+        self.products = [0.0, 0.0, 0.0]  # dense with converted, and each with itself
+        self.max_abs = self.max_relative = 0.0
+        self.goes_wrong = False
+
+    def add(self, dense: Tensor, converted: Tensor) -> None:
+        """Compare one frame's.
+
+        Raises:
+            InputError: where shapes or dtypes differ.
+        """
+        if dense.shape != converted.shape or dense.dtype != converted.dtype:
+            raise InputError(
+                f"output {self.name!r} is {dense.dtype} of {tuple(dense.shape)} from the dense "
+                f"model, {converted.dtype} of {tuple(converted.shape)} from the converted one. "
+                "Is it the model that was converted?")
+        if self.first is None:
+            self.first = dense.clone()
+        error, reference = _difference(converted, dense), _finite(dense)
+        frozen = _difference(self.first, dense)
+        self.squares.append((_mean_square(error), _mean_square(reference), _mean_square(frozen)))
+        self._add_products(reference, _finite(converted))
+        if error.numel():
+            largest = float(error.abs().max())
+            self.max_abs = _larger(self.max_abs, largest)
+            self.max_relative = _larger(self.max_relative,
+                                        _ratio(largest, float(reference.abs().max())))
+        so_far = math.sqrt(statistics.fmean(s[1] for s in self.squares))
+        rms = _ratio(math.sqrt(self.squares[-1][0]), so_far)
+        self.goes_wrong = not ((self.tolerance is None or rms <= self.tolerance) and (
+            self.max_abs_allowed is None or self.max_abs <= self.max_abs_allowed))
+
+    def _add_products(self, dense: Tensor, converted: Tensor) -> None:
+        pairs = (dense, converted), (dense, dense), (converted, converted)
+        for i, (a, b) in enumerate(pairs):
+            self.products[i] += float((a * b).sum())
+
+    def report(self) -> OutputReport:
+        """Sum up."""
+        rms = [math.sqrt(error) for error, _, _ in self.squares]
+        error, size, frozen = (math.sqrt(statistics.fmean(part))
+                               for part in zip(*self.squares, strict=True))
+        worst = max(range(len(rms)), key=lambda i: math.inf if math.isnan(rms[i]) else rms[i])
+        both, dense, converted = self.products
+        lengths = math.sqrt(dense * converted)
+        return OutputReport(
+            name=self.name, max_abs=self.max_abs, max_relative=self.max_relative, rms=error,
+            relative_rms=_ratio(error, size), worst_frame=worst,
+            worst_relative_rms=_ratio(rms[worst], size), slope=slope(rms),
+            cosine=both / lengths if lengths else math.nan, frozen_rms=frozen,
+            frozen_relative_rms=_ratio(frozen, size), tolerance=self.tolerance,
+            max_abs_allowed=self.max_abs_allowed, frame_rms=rms)
+
+
+def _numbers(value: Tensor) -> Tensor:
+    """Return a tensor as float64; of labels, which have no size, each counts 1."""
+    if value.is_complex():
+        return torch.view_as_real(value).double()
+    return value.double() if value.is_floating_point() else torch.ones_like(value).double()
+
+
+def _finite(value: Tensor) -> Tensor:
+    """Return a tensor as float64 with 0 for what is not finite, which has no size to speak of."""
+    numbers = _numbers(value)
+    return torch.where(numbers.isfinite(), numbers, 0.0)
+
+
+def _difference(value: Tensor, reference: Tensor) -> Tensor:
+    """Return value - reference as float64: 0 where both are the same infinity or both NaN."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return (value != reference).double()
+    a, b = _numbers(value), _numbers(reference)
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, a - b)
+
+
+def _mean_square(value: Tensor) -> float:
+    return float(value.square().mean()) if value.numel() else 0.0
+
+
+def _larger(one: float, other: float) -> float:
+    return other if other > one or math.isnan(other) else one
+
+
+def _ratio(part: float, whole: float) -> float:
+    if whole == 0:
+        return 0.0 if part == 0 else math.inf
+    return part / whole
+
+
+def slope(values: Sequence[float]) -> float:
+    """Return the least-squares slope of values against their index; 0 for fewer than two."""
+    middle, mean = (len(values) - 1) / 2, statistics.fmean(values)
+    spread = sum((i - middle) ** 2 for i in range(len(values)))
+    if spread == 0:
+        return 0.0
+    return sum((i - middle) * (v - mean) for i, v in enumerate(values)) / spread
+
+
+class _Work:
+    """Each node's work, over all frames but the first."""
+
+    def __init__(self) -> None:
+        self.by_node: dict[str, NodeStats] = {}
+
+    def add(self, stream: Stream) -> None:
+        """Add the last frame's."""
+        for name, work in stream.last.items():
+            self.by_node.setdefault(name, NodeStats()).add(work)
+
+    def of(self, nodes: Iterable[DeltaNode]) -> list[NodeStats]:
+        """Return the work of some nodes."""
+        return [self.by_node.get(node.about.name, NodeStats()) for node in nodes]
+
+    def total(self, nodes: Iterable[DeltaNode] | None = None) -> NodeStats:
+        """Add up the work of some nodes, or of all."""
+        total = NodeStats()
+        for work in self.by_node.values() if nodes is None else self.of(nodes):
+            total.add(work)
+        return total
+
+    def input_ratio(self, nodes: Sequence[DeltaNode]) -> float:
+        """Return the share of the inputs' pixels that changed."""
+        return self.total(n for n in nodes if n.about.rule == "sparsify").update_ratio_out
+
+    def mean_ratio(self, nodes: Sequence[DeltaNode]) -> float:
+        """Return the mean over the nodes of the share of their pixels that changed."""
+        ratios = [w.update_ratio_out for w in self.of(n for n in nodes
+                                                      if n.about.rule != "sparsify")]
+        return statistics.fmean(ratios) if ratios else 0.0
+
+    def stages(self, nodes: Sequence[DeltaNode]) -> list[StageReport]:
+        """Sum up by resolution, the largest first."""
+        groups: dict[str, list[DeltaNode]] = {}
+        for node, scale in zip(nodes, scales(nodes), strict=True):
+            if node.about.rule != "sparsify":
+                groups.setdefault(scale, []).append(node)
+        whole = self.total().dense
+        made = []
+        for scale, members in sorted(groups.items(), key=lambda item: _scale_order(item[0])):
+            total = self.total(members)
+            made.append(StageReport(
+                scale, len(members), total.update_ratio_out, _ratio(total.dense, whole),
+                _ratio(total.needed, total.dense), _ratio(total.scheduled, total.dense)))
+        return made
+
+
+OTHER = "other"
+
+
+def scales(nodes: Sequence[DeltaNode]) -> list[str]:
+    """Return each node's resolution against the largest input's: ``1``, ``1/2``, ``x2``.
+
+    ``other`` is what is not a map, and a map of one pixel.
+    """
+    doors = [n.about.output.shape for n in nodes
+             if n.about.rule == "sparsify" and n.about.output.is_map]
+    size = max(((s[2], s[3]) for s in doors if s is not None), default=(0, 0))
+    return [_scale(node, size) for node in nodes]
+
+
+def _scale(node: DeltaNode, size: tuple[int, int]) -> str:
+    spec = node.about.output
+    if not spec.is_map or spec.pixels == 1 or 0 in size or spec.shape is None:
+        return OTHER
+    found = spec.shape[2:]
+    if found[0] > size[0]:
+        return f"x{round(found[0] / size[0])}"
+    for power in range(9):  # odd sizes are rounded up or down at each halving
+        exact = [n / 2**power for n in size]
+        if all(math.floor(e) <= n <= math.ceil(e) for e, n in zip(exact, found, strict=True)):
+            return f"1/{2**power}" if power else "1"
+    return f"1/{round(size[0] / found[0])}"
+
+
+def _scale_order(scale: str) -> tuple[bool, float]:
+    if scale == OTHER:
+        return True, 0.0
+    if scale.startswith("x"):
+        return False, -float(scale[1:])
+    return False, float(scale.rpartition("/")[2]) - 0.5  # "1" before "1/2"
+
+
+def _nbytes(node: DeltaNode) -> int:
+    spec = node.about.output
+    return math.prod(spec.shape) * spec.dtype.itemsize if spec.shape and spec.dtype else 0
+
+
+def _settings(program: Program) -> str:
+    config = program.config
+    thresholds = sorted({n.about.threshold for n in program.nodes if n.about.rule != "sparsify"
+                         and n.about.threshold > 0})
+    unit = " std" if config.threshold_unit == "std" else ""
+    said = "exact" if not thresholds else (
+        f"thresholds {thresholds[0]:g}" + (f" to {thresholds[-1]:g}" if thresholds[1:] else "")
+        + f"{unit} ({config.norm})")
+    if config.input_threshold:
+        said += f", input {config.input_threshold:g} ({config.input_test} test)"
+    runs: dict[str, int] = {}
+    for node in program.nodes:
+        by = "in place" if node.about.aliases else node.backend
+        runs[by] = runs.get(by, 0) + 1
+    return said + "; nodes run by " + ", ".join(
+        f"{name} {number}" for name, number in sorted(runs.items(), key=lambda r: -r[1]))

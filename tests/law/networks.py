@@ -1,0 +1,489 @@
+"""Random networks and clips for the property tests.
+
+`STEPS` is the table of what a network is made of. A new operator is one function here,
+decorated with ``@step``: it draws its own settings and returns a module that takes as many
+maps as the function has shapes behind ``draw``, or ``None`` where nothing fits such maps.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+Draw = Callable[[Any], Any]
+Step = Callable[..., "nn.Module | None"]
+
+STEPS: dict[str, Step] = {}
+LARGEST_SIDE = 18
+MOST_CHANNELS = 12
+
+
+def step(function: Step) -> Step:
+    """Put a function into the table under its own name."""
+    STEPS[function.__name__] = function
+    return function
+
+
+class Call(nn.Module):
+    """A function as a module: ``Call(lambda self, x: self.conv(x) + x, conv=...)``.
+
+    What it is given by name becomes a submodule or, where it is a tensor, a parameter.
+    """
+
+    def __init__(self, function: Callable[..., Any], **own: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, value in own.items():
+            setattr(self, name, nn.Parameter(value) if isinstance(value, Tensor) else value)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self, *inputs)
+
+
+def one_of(draw: Draw, *choices: Any) -> Any:
+    return draw(st.sampled_from(choices))
+
+
+def number(draw: Draw, low: int, high: int) -> int:
+    return draw(st.integers(low, high))
+
+
+def pair(draw: Draw, low: int, high: int) -> tuple[int, int]:
+    return number(draw, low, high), number(draw, low, high)
+
+
+def divisor(draw: Draw, count: int) -> int:
+    return one_of(draw, *(d for d in range(1, count + 1) if count % d == 0))
+
+
+def norm_layer(channels: int, **settings: Any) -> nn.BatchNorm2d:
+    """A BatchNorm with statistics as after training."""
+    norm = nn.BatchNorm2d(channels, **settings)
+    norm.running_mean.normal_(0, 0.3)
+    norm.running_var.uniform_(0.3, 2)
+    if norm.affine:
+        nn.init.uniform_(norm.weight, -1, 2)
+        nn.init.normal_(norm.bias, 0, 0.3)
+    return norm
+
+
+def same_size(channels: int, out: int | None = None, kernel: int = 3, **settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(channels, out or channels, kernel, padding=kernel // 2, **settings)
+
+
+# Convolutions
+
+
+@step
+def conv2d(draw, x):
+    groups = divisor(draw, x[1])
+    return nn.Conv2d(x[1], groups * number(draw, 1, 2), pair(draw, 1, 4), stride=pair(draw, 1, 3),
+                     padding=pair(draw, 0, 3), dilation=pair(draw, 1, 2), groups=groups,
+                     bias=draw(st.booleans()))
+
+
+@step
+def conv2d_same(draw, x):
+    return nn.Conv2d(x[1], number(draw, 1, 4), pair(draw, 1, 4), padding="same",
+                     dilation=pair(draw, 1, 2))
+
+
+@step
+def depthwise(draw, x):
+    kernel = one_of(draw, 3, 5)
+    return nn.Conv2d(x[1], x[1], kernel, stride=number(draw, 1, 2), padding=kernel // 2,
+                     groups=x[1], bias=draw(st.booleans()))
+
+
+@step
+def pointwise(draw, x):
+    return nn.Conv2d(x[1], number(draw, 1, 6), 1)
+
+
+@step
+def conv_transpose2d(draw, x):
+    groups, stride, dilation = divisor(draw, x[1]), number(draw, 1, 3), number(draw, 1, 2)
+    return nn.ConvTranspose2d(x[1], groups * number(draw, 1, 2), pair(draw, 1, 4), stride=stride,
+                              padding=pair(draw, 0, 1), groups=groups, dilation=dilation,
+                              output_padding=number(draw, 0, max(stride, dilation) - 1),
+                              bias=draw(st.booleans()))
+
+
+@step
+def conv_norm_activation(draw, x):
+    conv = one_of(draw, same_size(x[1], 4), nn.ConvTranspose2d(x[1], 4, 2, stride=2))
+    return nn.Sequential(conv, norm_layer(4), one_of(draw, *activations(draw)))
+
+
+@step
+def conv_called_twice_with_two_norms(draw, x):
+    return Call(lambda self, x: self.one(self.conv(x)) + self.two(self.conv(x)),
+                conv=same_size(x[1]), one=norm_layer(x[1]), two=norm_layer(x[1]))
+
+
+@step
+def batch_norm(draw, x):
+    return norm_layer(x[1], affine=draw(st.booleans()))
+
+
+@step
+def residual(draw, x):
+    """The kernel of 2 with a dilation of 2 does not read the pixel that is added."""
+    conv = one_of(draw, same_size(x[1]), nn.Conv2d(x[1], x[1], 2, padding=1, dilation=2),
+                  same_size(x[1], groups=x[1]))
+    activation = one_of(draw, nn.Identity(), nn.ReLU(), nn.SiLU())
+    swap = draw(st.booleans())
+    return Call(lambda self, x: self.activation(x + self.conv(x) if swap else self.conv(x) + x),
+                conv=conv, activation=activation)
+
+
+@step
+def conv_with_two_readers(draw, x):
+    return Call(lambda self, x: self.fold(x) * torch.sigmoid(x),
+                fold=nn.Sequential(same_size(x[1]), Call(lambda self, c: c + F.relu(c))))
+
+
+# Pointwise
+
+
+def activations(draw):
+    slope, inplace = draw(st.floats(0.01, 0.5)), draw(st.booleans())
+    return [nn.ReLU(inplace), nn.ReLU6(inplace), nn.LeakyReLU(slope, inplace),
+            nn.Hardswish(inplace), nn.Sigmoid(), nn.SiLU(inplace)]
+
+
+@step
+def activation(draw, x):
+    return one_of(draw, *activations(draw))
+
+
+@step
+def activation_function(draw, x):
+    function = one_of(draw, torch.relu, F.relu6, F.hardswish, torch.sigmoid, F.silu,
+                      lambda x: F.leaky_relu(x, 0.3), lambda x: F.leaky_relu_(x, 0.2),
+                      lambda x: x.relu_(), lambda x: F.relu(x, inplace=True),
+                      lambda x: x.sigmoid(), torch.sigmoid_)
+    return Call(lambda self, x: function(x))
+
+
+@step
+def softmax(draw, x):
+    return one_of(draw, nn.Softmax(1), nn.Softmax(-3), nn.Softmax(2), nn.Softmax2d())
+
+
+@step
+def arithmetic(draw, x, y):
+    """Two maps that broadcast; in place only where the result is as large as the first."""
+    if len(x) != 4 or len(y) != 4 or not broadcast(x, y):
+        return None
+    written = [Call(lambda self, x, y: x.add_(y, alpha=0.5)), Call(lambda self, x, y: x.mul_(y)),
+               Call(lambda self, x, y: isub(x, y)), Call(lambda self, x, y: iadd(x, y))]
+    return one_of(draw, Call(lambda self, x, y: x + y), Call(lambda self, x, y: x - y),
+                  Call(lambda self, x, y: x * y), Call(lambda self, x, y: torch.add(x, y, alpha=2)),
+                  Call(lambda self, x, y: torch.rsub(x, y)),
+                  *(written if torch.broadcast_shapes(x, y) == x else []))
+
+
+def iadd(x, y):
+    x += y
+    return x
+
+
+def isub(x, y):
+    x -= y
+    return x
+
+
+def broadcast(x, y):
+    return all(a == b or 1 in (a, b) for a, b in zip(x, y, strict=True)) and x[0] == y[0]
+
+
+@step
+def numbers(draw, x):
+    return one_of(draw, Call(lambda self, x: 1 - x), Call(lambda self, x: x * 0.5 + 1),
+                  Call(lambda self, x: 2 * x - 0.25))
+
+
+@step
+def concatenation(draw, x, y):
+    if x[0] != y[0] or x[2:] != y[2:] or len(x) != 4 or len(y) != 4:
+        return None
+    return one_of(draw, Call(lambda self, x, y: torch.cat([x, y], 1)),
+                  Call(lambda self, x, y: torch.cat((x, y, x), dim=-3)),
+                  Call(lambda self, x, y: torch.cat([torch.cat([y, F.relu(x)], 1), x * 2], 1)))
+
+
+@step
+def dense_block(draw, x):
+    if x[1] > 4:
+        return None
+    return Call(lambda self, x: self.grown(x), grown=nn.Sequential(
+        *(Grow(x[1] + 2 * i) for i in range(number(draw, 1, 3)))))
+
+
+class Grow(nn.Module):
+    """A layer of a DenseNet: what came in, and two more channels."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm, self.conv = norm_layer(channels), same_size(channels, 2)
+
+    def forward(self, x):
+        return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
+
+
+# Pooling and resizing
+
+
+@step
+def max_pool2d(draw, x):
+    kernel = number(draw, 1, 4)
+    return nn.MaxPool2d(kernel, stride=number(draw, 1, 3), padding=number(draw, 0, kernel // 2),
+                        dilation=number(draw, 1, 2), ceil_mode=draw(st.booleans()))
+
+
+@step
+def avg_pool2d(draw, x):
+    kernel = pair(draw, 1, 4)
+    return nn.AvgPool2d(kernel, stride=number(draw, 1, 3),
+                        padding=number(draw, 0, min(kernel) // 2), ceil_mode=draw(st.booleans()),
+                        count_include_pad=draw(st.booleans()),
+                        divisor_override=one_of(draw, None, 3))
+
+
+@step
+def adaptive_pool2d(draw, x):
+    size = one_of(draw, 1, number(draw, 1, 5), pair(draw, 1, 4), (None, 2))
+    return one_of(draw, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)(size)
+
+
+@step
+def global_pool(draw, x):
+    return one_of(draw, Call(lambda self, x: x.mean((2, 3), keepdim=True)),
+                  Call(lambda self, x: torch.mean(x, dim=[-1], keepdim=True)),
+                  Call(lambda self, x: x.mean(1, keepdim=True)))
+
+
+@step
+def resize_nearest(draw, x):
+    mode = one_of(draw, "nearest", "nearest-exact")
+    size = one_of(draw, {"scale_factor": 2}, {"scale_factor": 1.5}, {"scale_factor": (0.7, 1.3)},
+                  {"size": pair(draw, 1, 12)})
+    return one_of(draw, nn.Upsample(**size, mode=mode),
+                  Call(lambda self, x: F.interpolate(x, **size, mode=mode)))
+
+
+@step
+def pad_zero(draw, x):
+    sides = tuple(number(draw, -1, 2) for _ in range(4))
+    return Call(lambda self, x: F.pad(x, sides))
+
+
+# Views
+
+
+@step
+def pick_channels(draw, x):
+    if x[1] < 2:
+        return None
+    return one_of(draw, Call(lambda self, x: x.chunk(2, 1)[1]), Call(lambda self, x: x[:, ::2]),
+                  Call(lambda self, x: x[:, 1:]), Call(lambda self, x: x.narrow(1, 0, 2)),
+                  Call(lambda self, x: torch.split(x, [1, x.shape[1] - 1], dim=1)[1]),
+                  Call(lambda self, x: x.flip(1)))
+
+
+@step
+def pick_pixels(draw, x):
+    if min(x[2:]) < 3:
+        return None
+    return one_of(draw, Call(lambda self, x: x[..., 1:, :-1]), Call(lambda self, x: x.flip(3)),
+                  Call(lambda self, x: x[:, :, ::2, 1::2]), Call(lambda self, x: x.roll(1, 2)))
+
+
+@step
+def shuffle(draw, x):
+    groups = divisor(draw, x[1])
+
+    def by_views(self, x):
+        n, c, h, w = x.shape
+        return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return one_of(draw, Call(by_views), nn.ChannelShuffle(groups))
+
+
+@step
+def write_into_a_slice(draw, x):
+    if x[1] < 2:
+        return None
+
+    def overwrite(self, x):
+        x[:, :1] = x[:, 1:2] * 2
+        return x
+
+    def through_a_chunk(self, x):
+        a, b = x.split([1, x.shape[1] - 1], 1)
+        a.mul_(0.5)
+        b += 0.25
+        return x
+
+    def through_a_view(self, x):
+        self.relu(x.flatten(2))
+        return x
+    return one_of(draw, Call(overwrite), Call(through_a_chunk),
+                  Call(through_a_view, relu=nn.ReLU(inplace=True)))
+
+
+# Gates, heads, and what nobody knows
+
+
+@step
+def gate(draw, x):
+    def squeeze(self, x):
+        return x * self.gate(x)
+
+    def by_linear(self, x):
+        scale = torch.sigmoid(self.fc(self.pool(x).flatten(1)))
+        return x * scale.view(x.size(0), -1, 1, 1)
+    c = x[1]
+    return one_of(draw, Call(squeeze, gate=nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, 2, 1), nn.ReLU(), nn.Conv2d(2, c, 1), nn.Sigmoid())),
+        Call(by_linear, pool=nn.AdaptiveAvgPool2d(1), fc=nn.Linear(c, c)))
+
+
+@step
+def classifier(draw, x):
+    numbers = x[1] * x[2] * x[3]
+    if numbers > 500:
+        return None
+    return nn.Sequential(nn.Flatten(), nn.Linear(numbers, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+@step
+def unknown(draw, x):
+    return one_of(draw, nn.Tanh(), nn.GroupNorm(1, x[1]), nn.GELU(),
+                  nn.Conv2d(x[1], 2, 3, padding=1, padding_mode="circular"),
+                  Call(lambda self, x: F.interpolate(x, size=(5, 6), mode="bilinear")),
+                  Call(lambda self, x: x.cumsum(3)),
+                  Call(lambda self, x: torch.max_pool2d(x, 1).amax((2, 3), keepdim=True)))
+
+
+@step
+def mixes_lanes(draw, x):
+    return one_of(draw, Call(lambda self, x: x - x.mean(0, keepdim=True)),
+                  Call(lambda self, x: x + x.flip(0)), Call(lambda self, x: x.softmax(0)),
+                  nn.BatchNorm2d(x[1], track_running_stats=False),
+                  Call(lambda self, x: x.transpose(0, 1).contiguous().relu().transpose(0, 1)))
+
+
+@step
+def module_used_twice(draw, x):
+    return Call(lambda self, x: self.block(self.block(x)), block=nn.Sequential(
+        same_size(x[1]), one_of(draw, *activations(draw))))
+
+
+class Generated(NamedTuple):
+    """A network, what its steps are called, and the shape of its input."""
+
+    model: nn.Module
+    names: list[str]
+    shape: Shape
+
+    def __repr__(self) -> str:
+        return f"{' > '.join(self.names)} on {self.shape}: {self.model}"
+
+
+class Network(nn.Module):
+    """Steps that read earlier values by their position; 0 is the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList()
+        self.reads: list[tuple[int, ...]] = []
+        self.outputs: list[int] = []
+
+    def forward(self, x: Tensor) -> Any:
+        values = [x]
+        for module, reads in zip(self.steps, self.reads, strict=True):
+            values.append(module(*(values[i] for i in reads)))
+        return [values[i] for i in self.outputs]
+
+
+@st.composite
+def networks(draw: Draw, using: Sequence[str] = (), most_steps: int = 6) -> Generated:
+    """Draw a network; every name in ``using`` is tried at least once."""
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    shape = (number(draw, 1, 3), number(draw, 1, 4), number(draw, 4, 11), number(draw, 4, 11))
+    network, shapes, names = Network().eval(), [shape], []
+    chosen = [*using, *draw(st.lists(st.sampled_from(sorted(STEPS)), min_size=0 if using else 2,
+                                     max_size=most_steps))]
+    for name in draw(st.permutations(chosen)) if using else chosen:
+        function = STEPS[name]
+        takes = len(inspect.signature(function).parameters) - 1
+        # One map is mostly the last; the second is any that there is.
+        reads = tuple(number(draw, max(0, len(shapes) - 1 - 2 * (i + 1) * i - i), len(shapes) - 1)
+                      for i in range(takes))
+        if any(len(shapes[i]) != 4 for i in reads):
+            reads = tuple(max(i for i, s in enumerate(shapes) if len(s) == 4) for _ in reads)
+        module = function(draw, *(shapes[i] for i in reads))
+        made = None if module is None else shape_of(module.eval(), [shapes[i] for i in reads])
+        if made is None:
+            continue
+        network.steps.append(module)
+        network.reads.append(reads)
+        shapes.append(made)
+        names.append(name)
+    middle = draw(st.sets(st.integers(0, len(shapes) - 1), max_size=2))
+    network.outputs = [*sorted(middle), len(shapes) - 1]
+    return Generated(network, names, shape)
+
+
+@torch.no_grad()
+def shape_of(module: nn.Module, shapes: Sequence[Shape]) -> Shape | None:
+    """Return the shape that a module makes of these; nothing where it refuses, or of extremes."""
+    try:
+        made = tuple(module(*(torch.zeros(s) for s in shapes)).shape)
+    except (RuntimeError, ValueError):
+        return None
+    if 0 in made or (len(made) == 4 and (max(made[2:]) > LARGEST_SIDE or made[1] > MOST_CHANNELS)):
+        return None
+    return made
+
+
+class Frame(NamedTuple):
+    """A frame, and the lanes that were reset just before it."""
+
+    pixels: Tensor
+    reset: list[int]
+
+    def __repr__(self) -> str:
+        return f"<frame, resets {self.reset}>"
+
+
+@st.composite
+def clips(draw: Draw, shape: Shape, frames: int = 4) -> list[Frame]:
+    """Draw frames of which each lane changes nowhere, in a place, by a little, or everywhere."""
+    pixels = torch.randn(shape)
+    made = [Frame(pixels, [])]
+    for _ in range(frames - 1):
+        pixels = pixels.clone()
+        for lane in range(shape[0]):
+            change(draw, pixels[lane])
+        reset = draw(st.sets(st.integers(0, shape[0] - 1), max_size=1)) if number(
+            draw, 0, 4) == 0 else []
+        made.append(Frame(pixels, sorted(reset)))
+    return made
+
+
+def change(draw: Draw, lane: Tensor) -> None:
+    kind = one_of(draw, "place", "place", "pixel", "nothing", "noise", "everything")
+    top, left = number(draw, 0, lane.shape[1] - 1), number(draw, 0, lane.shape[2] - 1)
+    side = {"place": 3, "pixel": 1}.get(kind, 0)
+    lane[:, top:top + side, left:left + side] += torch.randn(1)
+    if kind in ("noise", "everything"):
+        lane += torch.randn(lane.shape) * (0.01 if kind == "noise" else 1)

@@ -1,0 +1,89 @@
+"""The law as a property, of random networks on random clips."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import deltaconvert
+from tests.law.checking import Law
+from tests.law.networks import STEPS, Frame, Generated, clips, networks
+
+BACKENDS = ["reference", "cpu"]
+
+
+# To hunt: that many times the examples, and others in every run.
+HUNT = int(os.environ.get("DELTACONVERT_HUNT", 0))
+
+
+def suite(examples: int):
+    """Settings of the suite: the same examples in every run."""
+    return settings(max_examples=examples * max(1, HUNT), derandomize=not HUNT, deadline=None,
+                    database=None, suppress_health_check=list(HealthCheck),
+                    phases=[Phase.generate, Phase.shrink])
+
+
+def run(network: Generated, clip: list[Frame], dtype: torch.dtype, **config) -> None:
+    """Assert the law at every node of every frame; at threshold 0, the dense outputs too."""
+    model = copy.deepcopy(network.model).to(dtype)
+    delta = deltaconvert.convert(model, **config)
+    law = Law()
+    delta.observe(law)
+    exact = not config.get("threshold") and not config.get("input_threshold")
+    for time, frame in enumerate(clip):
+        pixels = frame.pixels.to(dtype)
+        delta.reset(frame.reset)
+        fresh = [time == 0 or lane in frame.reset for lane in range(len(pixels))]
+        law.expect(dict.fromkeys(delta.input_names, pixels), fresh)
+        outputs = delta(pixels.clone())
+        if exact or time == 0:
+            assert_dense(model, pixels, outputs, dtype)
+    assert law.checked
+
+
+def assert_dense(model: nn.Module, pixels: Tensor, outputs: list[Tensor], dtype) -> None:
+    """Compare with the dense model at double precision, by its own error in ``dtype``."""
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(pixels.double())
+        once = model(pixels.clone())
+    for number, (out, exact, dense) in enumerate(zip(outputs, expected, once, strict=True)):
+        assert (out.shape, out.dtype) == (dense.shape, dense.dtype)
+        # The clip's numbers are about 1; ill-conditioned networks are the dense model's own affair.
+        scale = max(1.0, float(exact.abs().max()))
+        tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+        error = (out - exact).abs().max()
+        assert error <= tolerance * scale + 20 * (dense - exact).abs().max(), (
+            f"output {number}: {error:.3g} off, of {scale:.3g}")
+
+
+amounts = st.sampled_from([0.0, 0.0, 0.02, 0.3])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@suite(70)
+@given(data=st.data())
+def test_every_node_obeys_the_law_at_every_frame(backend, data):
+    network = data.draw(networks())
+    clip = data.draw(clips(network.shape))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    run(network, clip, dtype, backend=backend, threshold=data.draw(amounts),
+        norm=data.draw(st.sampled_from(["max", "rms"])), input_threshold=data.draw(amounts),
+        threshold_unit=data.draw(st.sampled_from(["absolute", "std"])),
+        dense_fallback=data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", STEPS)
+@suite(8)
+@given(data=st.data())
+def test_each_operator_obeys_the_law(backend, name, data):
+    network = data.draw(networks(using=[name, "pointwise"], most_steps=1))
+    clip = data.draw(clips(network.shape, frames=3))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    run(network, clip, dtype, backend=backend, threshold=data.draw(amounts))

@@ -1,0 +1,30 @@
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.operators.table import Call, Group, Value, maps
+
+
+def norm(mean, var, weight=None, bias=None) -> nn.BatchNorm2d:
+    module = nn.BatchNorm2d(len(mean), eps=0.0, affine=weight is not None)
+    module.running_mean.copy_(torch.tensor(mean))
+    module.running_var.copy_(torch.tensor(var))
+    if weight is not None:
+        module.weight.data, module.bias.data = torch.tensor(weight), torch.tensor(bias)
+    return module
+
+
+two = norm([1.0, 2.0], [4.0, 1.0], [2.0, -1.0], [5.0, 0.0])
+VALUES = [
+    Value("two channels", two, [maps([[1, 3, -1]], [[2, 0, 3]])], maps([[5, 7, 3]], [[0, 2, -1]])),
+    Value("no weights", norm([1.0], [4.0]), [maps([[5]])], maps([[2]])),
+]
+
+SPELLINGS = [Group([(2, 2, 3, 5)], {
+    "nn.BatchNorm2d": two,
+    "F.batch_norm": Call(lambda self, x: F.batch_norm(
+        x, self.n.running_mean, self.n.running_var, self.n.weight, self.n.bias, eps=0.0), n=two),
+    "torch.batch_norm": Call(lambda self, x: torch.batch_norm(
+        x, self.n.weight, self.n.bias, self.n.running_mean, self.n.running_var, False, 0.1, 0.0,
+        False), n=two),
+})]

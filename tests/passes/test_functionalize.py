@@ -1,0 +1,226 @@
+"""What is written into a tensor is seen by all that share its memory."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deltaconvert.passes.functionalize import OUT_OF_PLACE, functionalize
+from deltaconvert.passes.trace import trace
+from tests.passes.graphs import Model, TwoInputs, assert_same_outputs, frames_like
+
+
+def iadd(self, x):
+    y = x * 2
+    alias = y
+    y += x
+    return alias + y
+
+
+def every_operator(self, x):
+    x = x * 1
+    x -= 1
+    x *= 3
+    x /= 2
+    x **= 2
+    return x
+
+
+def residual_behind_relu_in_place(self, x):
+    y = self.conv(x)
+    return y + self.relu(y)
+
+
+def module_twice(self, x):
+    return self.relu(self.relu(x) - 0.5)
+
+
+def chunks(self, x):
+    a, b = x.chunk(2, 1)
+    a *= b
+    b.add_(1)
+    return x, a, b
+
+
+def parent_behind_its_views(self, x):
+    a, b = torch.chunk(x, 2, dim=1)
+    x.mul_(2)
+    return a - b
+
+
+def slice_of_a_slice(self, x):
+    x[:, 1:][:, :2].mul_(3)
+    return x
+
+
+def item(self, x):
+    x[:, 0] = 0
+    x[:, 1] += 1
+    x[..., 3:, 1] = x[..., :2, 1]
+    return x
+
+
+def through_view(self, x):
+    x.view(x.shape[0], -1).clamp_(0, 1)
+    return x
+
+
+def through_flatten(self, x):
+    y = x.flatten(2)
+    y += 1
+    return x, y
+
+
+def through_reshape(self, x):
+    y = x.reshape(x.size(0), -1)
+    y *= 2
+    return x
+
+
+def through_permute(self, x):
+    y = x.permute(0, 2, 3, 1)
+    y.mul_(torch.arange(4.0, dtype=x.dtype))
+    return x
+
+
+def a_copy_is_no_view(self, x):
+    y = x.transpose(2, 3).contiguous()
+    y.add_(1)
+    z = x.clone()
+    z.zero_()
+    return x, y, z
+
+
+def no_twin(self, x):
+    x[:, :1].fill_(2)
+    return x.zero_() + 1, x
+
+
+def written_between_readers(self, x):
+    before = x * 2
+    x.relu_()
+    return before, x * 2
+
+
+def functions(self, x):
+    F.relu(x, inplace=True)
+    F.leaky_relu_(x, 0.1)
+    torch.relu_(x)
+    F.hardswish(x, True)
+    F.silu(input=x, inplace=True)
+    return x
+
+
+def select_and_unbind(self, x):
+    for channel in (x.unbind(1)[1], x.select(1, 0)):
+        channel.mul_(2)
+    return x
+
+
+def deep_chain(self, x):
+    a = x[:, :2]
+    b = a[:, 1:]
+    b += 1
+    a *= 2
+    x -= 1
+    return a, b, x
+
+
+def write_of_a_relative(self, x):
+    x[:, :1] += x[:, 1:2]
+    return x
+
+
+def in_place_of_the_residual(self, x):
+    out = self.conv(x)
+    out += x
+    return self.relu(out), x
+
+
+CASES = {f.__name__: f for f in (
+    iadd, every_operator, residual_behind_relu_in_place, module_twice, chunks,
+    parent_behind_its_views, slice_of_a_slice, item, through_view, through_flatten, through_reshape,
+    through_permute, a_copy_is_no_view, no_twin, written_between_readers, functions,
+    select_and_unbind, deep_chain, write_of_a_relative, in_place_of_the_residual)}
+
+
+def model(function) -> Model:
+    return Model(function, relu=nn.ReLU(inplace=True), conv=nn.Conv2d(4, 4, 3, padding=1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_outputs_are_the_dense_models(name):
+    assert_same_outputs(model(CASES[name]), frames_like(2, 4, 5, 6))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_behind_a_convolution_too(name):
+    """There the map that is written into lies channels-last in memory."""
+    function = CASES[name]
+    assert_same_outputs(model(lambda self, x: function(self, self.conv(x))),
+                        frames_like(1, 4, 5, 6))
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"a_copy_is_no_view"}))
+def test_no_in_place_call_is_left(name):
+    traced = trace(model(CASES[name]))
+    root = traced.meta["root"]
+    assert in_place_calls(traced, root)
+    result = functionalize(traced)
+    traced.graph.lint()
+    assert result.changed
+    assert not in_place_calls(traced, root)
+
+
+def in_place_calls(traced, root) -> list:
+    found = []
+    for node in traced.graph.nodes:
+        inplace = "inplace" in node.kwargs and node.kwargs["inplace"]
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        module = root.get_submodule(node.target) if node.op == "call_module" else None
+        written = node.op in ("call_function", "call_method") and (
+            name.endswith("_") or node.target in OUT_OF_PLACE or node.target is operator.setitem)
+        by_position = node.target is F.hardswish and True in node.args
+        if inplace or written or by_position or getattr(module, "inplace", False):
+            found.append(node)
+    return found
+
+
+def test_the_users_frame_is_not_written_into():
+    import deltaconvert
+    delta = deltaconvert.convert(Model(lambda self, x: x.relu_()))
+    frame = torch.full((1, 1, 3, 3), -1.0)
+    delta(frame)
+    delta(frame)
+    assert (frame == -1).all()
+
+
+def test_two_inputs_written_into_each_other():
+    def forward(self, x, y):
+        x += y
+        y *= x
+        return x, y
+    assert_same_outputs(TwoInputs(forward), frames_like(1, 2, 4, 4),
+                        frames_like(1, 2, 4, 4, seed=2))
+
+
+def test_arithmetic_on_shapes_is_not_on_tensors():
+    def forward(self, x):
+        _, c, h, w = x.shape
+        h //= 2
+        w += 2
+        h *= 2
+        return F.interpolate(x[:, :c - 1], size=(h, w))
+    assert_same_outputs(Model(forward), frames_like(2, 3, 6, 4))
+
+
+def test_an_out_argument_is_a_write():
+    def forward(self, x):
+        y = x * 2
+        torch.add(x, 1, out=y)
+        return y, y * 2
+    assert_same_outputs(Model(forward), frames_like(1, 2, 4, 4))

@@ -1,0 +1,101 @@
+"""Shapes, constants, and arithmetic on shapes that becomes numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import FrameError
+from tests.passes.graphs import (
+    Model,
+    assert_same_outputs,
+    frames_like,
+    program_of,
+    specialised,
+    trained_norm,
+)
+
+
+def arithmetic(self, x):
+    n, c, h, w = x.shape
+    flat = x.reshape(n * c, 1, h, w)
+    return flat.view(n, -1, h // 2 * 2, w) + h * w / 10
+
+
+def sizes_as_arguments(self, x):
+    return F.interpolate(self.conv(x), size=x.shape[-2:]) + x.size(1) + x.dim() - x.numel() / 100
+
+
+def slices_by_size(self, x):
+    half = x.size(1) // 2
+    return x[:, :half] * x[:, half:, : x.shape[2], -x.shape[3]:]
+
+
+@pytest.mark.parametrize("function", [arithmetic, sizes_as_arguments, slices_by_size])
+def test_arithmetic_on_shapes_becomes_numbers(function):
+    model = Model(function, conv=nn.Conv2d(4, 4, 3, stride=2))
+    stages = specialised(model, torch.randn(2, 4, 6, 5))
+    assert {"getattr", "size", "floordiv"} & set(stages["normalize"])
+    assert not {"getattr", "getitem", "size", "dim", "floordiv", "mul_1"} & set(stages["infer"])
+    assert_same_outputs(model, frames_like(2, 4, 6, 5))
+
+
+def test_the_same_model_serves_other_sizes():
+    model = Model(arithmetic).double()
+    delta = deltaconvert.convert(model)
+    for shape in [(2, 4, 6, 5), (1, 4, 8, 3), (3, 4, 2, 2)]:
+        frame = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(delta(frame), model(frame), rtol=1e-9, atol=1e-9)
+
+
+def test_what_does_not_depend_on_the_frame_is_computed_once():
+    def forward(self, x):
+        grid = torch.arange(x.shape[3], dtype=x.dtype).view(1, 1, 1, -1)
+        return x * torch.sigmoid(self.w * 2) + grid
+    model = Model(forward, w=torch.randn(1, 2, 1, 1))
+    delta = assert_same_outputs(model, frames_like(2, 2, 4, 5))
+    assert [n.about.operator.name for n in program_of(delta).nodes[1:]] == ["mul", "add"]
+
+
+def test_conversions_to_what_it_is_already_disappear():
+    model = Model(lambda self, x: x.to(x.dtype).type_as(x).expand_as(x) + x.float())
+    stages = specialised(model, torch.randn(1, 2, 3, 3))
+    assert stages["infer"] == ["add"]
+    delta = deltaconvert.convert(model)
+    half = torch.randn(1, 2, 3, 3).half()
+    assert torch.equal(delta(half), model(half))
+
+
+def test_a_frame_that_does_not_fit_names_the_line():
+    model = Model(lambda self, x: self.conv(F.relu(x)), conv=nn.Conv2d(3, 2, 5))
+    delta = deltaconvert.convert(model)
+    with pytest.raises(FrameError,
+                       match=r"(?s)conv fails on .*\(1, 4, 8, 8\).*self\.conv\(F\.relu"):
+        delta(torch.randn(1, 4, 8, 8))
+    with pytest.raises(FrameError, match="conv fails"):
+        delta(torch.randn(1, 3, 4, 4))
+    with pytest.raises(FrameError, match="conv fails"):
+        delta(torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    assert delta(torch.randn(1, 3, 8, 8)).shape == (1, 2, 4, 4)
+
+
+def test_an_operator_that_needs_numbers_is_run_on_zeros():
+    model = Model(lambda self, x: x * (x.flatten(1).abs().sum().item() > 1e9))
+    delta = assert_same_outputs(model, frames_like(1, 2, 4, 4))
+    (result,) = [r for r in program_of(delta).results if r.name == "infer"]
+    assert "real numbers" in result.refused["graph"]
+
+
+def test_derived_weights_are_double_on_the_way():
+    """A variance of 1e-12 in single precision, folded, is as good as the norm itself."""
+    norm = trained_norm(2)
+    norm.eps = 0.0
+    norm.running_var.fill_(1e-12)
+    model = Model(lambda self, x: self.norm(self.conv(x)), conv=nn.Conv2d(2, 2, 1), norm=norm)
+    frame = torch.randn(1, 2, 4, 4)
+    exact = model.double()(frame.double())
+    out = deltaconvert.convert(model.float())(frame)
+    assert (out - exact).abs().max() < 1e-5 * exact.abs().max()

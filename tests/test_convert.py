@@ -1,0 +1,287 @@
+"""``convert`` and the module it makes."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import ConfigError, FrameError, InputError, TraceError, UnsupportedError
+from tests.passes.graphs import Model, trained_norm
+
+BACKENDS = ["reference", "cpu"]
+FRAME = torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), trained_norm(4), nn.ReLU(inplace=True),
+                         nn.Conv2d(4, 2, 1)).eval()
+
+
+def dense(model: nn.Module, frame: torch.Tensor = FRAME) -> torch.Tensor:
+    with torch.no_grad():
+        return model(frame.clone())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_untouched(backend, training):
+    model = net().train(training)
+    hooked = []
+    model[0].register_forward_hook(lambda *_: hooked.append(1))
+    model[0].weight.requires_grad_(False)
+    before = {k: (v.clone(), v.data_ptr()) for k, v in model.state_dict().items()}
+    modules = [(name, id(m), m.training, getattr(m, "inplace", None))
+               for name, m in model.named_modules()]
+    delta = deltaconvert.convert(model, FRAME, backend=backend)
+    delta(FRAME)
+    delta(FRAME + 1)
+    assert {k: v.data_ptr() for k, v in model.state_dict().items()} == {
+        k: pointer for k, (_, pointer) in before.items()}
+    assert all(torch.equal(v, before[k][0]) for k, v in model.state_dict().items())
+    assert [(name, id(m), m.training, getattr(m, "inplace", None))
+            for name, m in model.named_modules()] == modules
+    mine, theirs = ({p.data_ptr() for p in m.parameters()} for m in (delta, model))
+    assert not mine & theirs
+
+
+def test_a_model_in_train_mode_is_converted_as_in_eval_mode(backend):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), trained_norm(4), nn.Dropout(0.9)).train()
+    delta = deltaconvert.convert(model, backend=backend)
+    out = delta(FRAME)
+    torch.testing.assert_close(out, dense(copy.deepcopy(model).eval()))
+    assert not delta.training
+    assert not delta.train().training
+
+
+def test_the_state_dict_has_the_same_names_and_values(backend):
+    model = net()
+    delta = deltaconvert.convert(model, FRAME, backend=backend)
+    delta(FRAME)
+    mine, theirs = delta.state_dict(), model.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+    assert [n for n, _ in delta.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert [n for n, _ in delta.named_buffers()] == [n for n, _ in model.named_buffers()]
+    net(1).load_state_dict(mine)
+
+
+@pytest.mark.parametrize("name", ["stream", "config", "program", "summary", "reset",
+                                  "observe", "statistics", "signature", "state", "results"])
+def test_submodules_may_have_any_name(backend, name):
+    model = Model(lambda self, x: getattr(self, name)(x))
+    model.add_module(name, nn.Conv2d(3, 2, 1)) if not hasattr(model, name) else setattr(
+        model, name, nn.Conv2d(3, 2, 1))
+    delta = deltaconvert.convert(model, backend=backend)
+    torch.testing.assert_close(delta(FRAME), dense(model))
+    assert list(delta.state_dict()) == [f"{name}.weight", f"{name}.bias"]
+    delta.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta"])
+def test_but_three_names_are_torch_fxs(name):
+    model = Model(lambda self, x: self._modules[name](x))
+    model.add_module(name, nn.Conv2d(3, 2, 1))
+    with pytest.raises(TraceError, match=rf"Model\.{name} cannot keep its name"):
+        deltaconvert.convert(model)
+    wrapped = nn.Sequential(model)
+    torch.testing.assert_close(deltaconvert.convert(wrapped)(FRAME), dense(wrapped))
+
+
+def test_loading_weights_rebuilds_what_is_derived_and_starts_anew(backend):
+    delta = deltaconvert.convert(net(), backend=backend, threshold=0.5)
+    stream = delta.new_stream()
+    delta(FRAME)
+    stream(FRAME)
+    delta.load_state_dict(net(1).state_dict())
+    torch.testing.assert_close(delta(FRAME), dense(net(1)))
+    torch.testing.assert_close(stream(FRAME), dense(net(1)))
+
+
+def test_wrong_weights_are_refused_as_by_any_module(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    delta(FRAME)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        delta.load_state_dict({})
+    torch.testing.assert_close(delta(FRAME), dense(net()))
+
+
+@pytest.mark.parametrize("change, dtype, tolerance", [
+    (lambda m: m.double(), torch.float64, 1e-9), (lambda m: m.half(), torch.float16, 1e-2),
+    (lambda m: m.to(torch.bfloat16), torch.bfloat16, 1e-1),
+    (lambda m: m.to("cpu"), torch.float32, 1e-5)])
+def test_conversions_rebuild_too(backend, change, dtype, tolerance):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend)
+    delta(FRAME)
+    assert change(delta) is delta
+    for frame in (FRAME, FRAME + 1):
+        out = delta(frame.to(dtype))
+        assert out.dtype == dtype
+        exact = dense(copy.deepcopy(model).to(dtype).double(), frame.to(dtype).double())
+        assert (out.double() - exact).abs().max() < tolerance * exact.abs().max()
+    if dtype != torch.float32:
+        with pytest.raises(FrameError):
+            delta(FRAME)
+
+
+def test_another_device_is_refused():
+    delta = deltaconvert.convert(net(), backend="reference")
+    with pytest.raises(FrameError, match=r"input 'input_1' is on meta, the weights are on cpu"):
+        delta(FRAME.to("meta"))
+
+
+# Strict
+
+
+def with_fallbacks() -> nn.Module:
+    def forward(self, x):
+        x = F.gelu(self.conv(x))
+        x = self.block(x)
+        return x.cumsum(2)
+    return Model(forward, conv=nn.Conv2d(3, 4, 1),
+                 block=nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU()))
+
+
+def test_strict_lists_every_fallback_with_path_line_and_reason():
+    with pytest.raises(UnsupportedError) as caught:
+        deltaconvert.convert(with_fallbacks(), FRAME, strict=True)
+    message = str(caught.value)
+    assert "strict: 3 nodes" in message
+    lines = message.splitlines()[1:-1]
+    assert len(lines) == 3
+    for line, (path, code, reason) in zip(lines, [
+            ("gelu", "F.gelu(self.conv(x))", "gelu is not an operator"),
+            ("block.0", "self.block(x)", "GroupNorm is not an operator"),
+            ("cumsum", "return x.cumsum(2)", "cumsum is not an operator")], strict=True):
+        assert line.strip().startswith(path)
+        assert reason in line
+        assert __file__ in line
+        assert code in line
+
+
+def test_strict_answers_at_the_first_frame_without_example_inputs():
+    delta = deltaconvert.convert(with_fallbacks(), strict=True)
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match="3 nodes"):
+            delta(FRAME)
+
+
+def test_strict_lets_global_nodes_pass():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(4, 2))
+    torch.testing.assert_close(deltaconvert.convert(model, FRAME, strict=True)(FRAME), dense(model))
+
+
+def test_without_strict_fallbacks_run():
+    model = with_fallbacks()
+    delta = deltaconvert.convert(model)
+    torch.testing.assert_close(delta(FRAME), dense(model))
+    assert delta.summary().count("unknown: ") == 3
+
+
+# Arguments
+
+
+def test_example_inputs_compile_at_once():
+    delta = deltaconvert.convert(net(), FRAME)
+    assert len(delta._programs) == 1
+    program = next(iter(delta._programs.values()))
+    delta(FRAME)
+    assert delta.stream.program is program
+    assert delta.stream.totals["_0"].frames == 1
+
+
+@pytest.mark.parametrize("examples", [[FRAME], (FRAME,), FRAME])
+def test_example_inputs_may_be_one_frame_or_several(examples):
+    assert deltaconvert.convert(net(), examples)(FRAME).shape == (2, 2, 6, 7)
+
+
+def test_example_inputs_that_do_not_fit_are_refused():
+    with pytest.raises(FrameError, match="_0 fails on"):
+        deltaconvert.convert(net(), torch.randn(1, 4, 8, 8))
+    with pytest.raises(FrameError, match="takes 1 inputs"):
+        deltaconvert.convert(net(), [FRAME, FRAME])
+
+
+def test_settings_override_the_configuration():
+    config = deltaconvert.Config(threshold=0.5, norm="rms")
+    delta = deltaconvert.convert(net(), config=config, threshold=0.25)
+    assert (delta.config.threshold, delta.config.norm) == (0.25, "rms")
+    assert config.threshold == 0.5
+    with pytest.raises(ConfigError, match="no such setting"):
+        deltaconvert.convert(net(), thresholds=1)
+
+
+def test_what_is_converted_already_is_refused():
+    with pytest.raises(InputError, match="converted already"):
+        deltaconvert.convert(deltaconvert.convert(net()))
+
+
+@pytest.mark.parametrize("pattern, hit", [
+    ("features.0", {"features_0"}), ("features.*", {"features_0", "features_2"}),
+    ("features_?", {"features_0", "features_2"}), ("head", {"head"}), ("*", {
+        "features_0", "features_2", "head"})])
+def test_settings_for_nodes_by_a_pattern(backend, pattern, hit):
+    model = Model(lambda self, x: self.head(self.features(x)), head=nn.Conv2d(4, 2, 1),
+                  features=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    delta = deltaconvert.convert(model, backend=backend, threshold=0.1, nodes={pattern: 0.7})
+    delta(FRAME)
+    assert {n.about.name for n in delta.stream.program.nodes if n.about.threshold == 0.7} == hit
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_what_is_like_it():
+    delta = deltaconvert.convert(Model(lambda self, x: self.backbone(x), backbone=net()),
+                                 nodes={"backbone.0": 0.1, "backbone.9": 0.7})
+    with pytest.raises(ConfigError, match=r"nodes\['backbone.9'\] matches no node.*backbone\.3"):
+        delta(FRAME)
+
+
+# The module
+
+
+def test_the_summary_names_nodes_rules_thresholds_and_bytes(backend):
+    delta = deltaconvert.convert(net(), backend=backend, threshold=0.25)
+    assert "first frame" in delta.summary()
+    delta(FRAME)
+    text = delta.summary()
+    assert "conv2d + relu" in text
+    assert "0.25" in text
+    assert f"{delta.stream.state_bytes / 1e6:.1f} MB for 2 lanes" in text
+    assert "100.0%" in text
+
+
+def test_other_settings_on_the_same_weights(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    loose = delta.with_config(delta.config.replace(threshold=100.0))
+    delta(FRAME)
+    first = loose(FRAME)
+    assert torch.equal(loose(FRAME + 1), first)
+    torch.testing.assert_close(delta(FRAME + 1), dense(net(), FRAME + 1))
+    assert next(loose.parameters()) is next(delta.parameters())
+
+
+def test_models_without_weights_or_without_operators():
+    for function in (lambda self, x: x, lambda self, x: F.relu(x), lambda self, x: torch.ones(3)):
+        model = Model(function)
+        delta = deltaconvert.convert(model)
+        for frame in (FRAME, FRAME + 1):
+            assert torch.equal(delta(frame), model(frame))
+
+
+def test_importing_uses_no_backend():
+    code = ("import sys, deltaconvert; deltaconvert.convert; "
+            "print(sorted({'numba', 'cupy', 'deltaconvert.backends.cpu'} & set(sys.modules)))")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

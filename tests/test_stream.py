@@ -1,0 +1,476 @@
+"""Streams: lanes, resets, refused and interrupted frames, threads, the observer."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deltaconvert
+from deltaconvert.errors import FrameError, StreamBusyError
+from tests.passes.graphs import Model, TwoInputs
+
+BACKENDS = ["reference", "cpu"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 4, 3, stride=2),
+                         nn.Sigmoid()).eval()
+
+
+def frame(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape or (2, 3, 8, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def snapshot(stream: deltaconvert.Stream) -> dict[str, tuple[Tensor, Tensor]]:
+    """Value and threshold of each edge, and what counts as first frames."""
+    state = stream._state
+    return {name: (e.value.clone(), torch.tensor(e.threshold)) for name, e in state.edges.items()}
+
+
+def assert_as_before(stream, before) -> None:
+    after = snapshot(stream)
+    assert after.keys() == before.keys()
+    for name, (value, threshold) in before.items():
+        assert torch.equal(after[name][0], value), f"{name} changed"
+        assert torch.equal(after[name][1], threshold)
+
+
+def counts_of(delta, *frames: Tensor) -> dict[str, list[int]]:
+    """Mask pixels by node and lane in one frame."""
+    counts = {}
+    delta.observe(lambda node, edge: counts.__setitem__(node.about.name, list(edge.counts)))
+    delta(*frames)
+    delta.observe(None)
+    return counts
+
+
+# Lanes
+
+
+def test_lanes_share_nothing(backend):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend, threshold=0.05)
+    alone = [delta.new_stream() for _ in range(3)]
+    x = frame(3, 3, 8, 9)
+    for time in range(6):
+        x = x.clone()
+        x[time % 2, :, time:time + 2] += torch.randn(3, 2, 9) * 0.3
+        together = delta(x)
+        for lane, stream in enumerate(alone):
+            torch.testing.assert_close(together[lane:lane + 1], stream(x[lane:lane + 1]))
+
+
+def test_a_frame_equal_to_the_last_changes_nothing(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    first = delta(frame())
+    assert all(set(c) == {0} for c in counts_of(delta, frame()).values())
+    assert torch.equal(delta(frame()), first)
+
+
+def test_a_still_lane_is_not_touched(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    x = frame()
+    delta(x)
+    x[1, :, 3, 3] += 1
+    counts = counts_of(delta, x)
+    assert all(c[0] == 0 for c in counts.values())
+    assert counts["input_1"] == [0, 1]
+    assert counts["_0"] == [0, 9]
+
+
+@pytest.mark.parametrize("lanes", [None, [1], [0, 1], []])
+def test_a_reset_lane_starts_with_full_masks_and_no_truncation(backend, lanes):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend, threshold=0.3, input_threshold=0.3)
+    delta(frame())
+    x = frame() + 0.2 * frame(seed=1)
+    held = delta(x)
+    reset = range(2) if lanes is None else lanes
+    delta.reset(lanes)
+    counts = counts_of(delta, x)
+    out = snapshot(delta.stream)["_2"][0]
+    with torch.no_grad():
+        exact = model(x)
+    for lane in range(2):
+        if lane in reset:
+            torch.testing.assert_close(out[lane], exact[lane])
+            assert counts["input_1"][lane] == 72
+        else:
+            assert torch.equal(out[lane], held[lane])
+            assert counts["input_1"][lane] == 0
+    assert not torch.allclose(held, exact, atol=1e-3), "the thresholds held nothing back"
+
+
+@pytest.mark.parametrize("lane", [2, -1])
+def test_a_lane_that_is_not_there_cannot_be_reset(lane):
+    delta = deltaconvert.convert(net(), backend="reference")
+    delta.reset([lane])  # nothing to forget
+    delta(frame())
+    with pytest.raises(FrameError, match=f"lane {lane} is not there: the last batch had 2 lanes"):
+        delta.reset([0, lane])
+    assert counts_of(delta, frame())["input_1"] == [0, 0], "a refused reset resets nothing"
+
+
+# New state
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 9), (4, 3, 8, 9), (2, 3, 11, 7), (2, 3, 3, 3)])
+def test_another_batch_size_or_resolution_starts_new_state(backend, shape):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend, threshold=0.5)
+    delta(frame())
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(delta(frame(*shape)), model(frame(*shape)))
+    with torch.no_grad():
+        torch.testing.assert_close(delta(frame(seed=2)), model(frame(seed=2)))
+
+
+def test_another_dtype_starts_new_state():
+    delta = deltaconvert.convert(Model(lambda self, x: F.relu(x)), backend="reference")
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        assert delta(frame().to(dtype)).dtype == dtype
+
+
+# Refused frames
+
+
+def bad_frames() -> dict[str, tuple]:
+    nan, inf = frame(seed=3), frame(seed=3)
+    nan[1, 0, 2, 2], inf[0, 2, 7, 8] = float("nan"), float("-inf")
+    return {
+        "NaN": (nan,), "infinity": (inf,), "rank": (frame(3, 8, 9)[0],),
+        "channels": (frame(2, 4, 8, 9),), "too small": (frame(2, 3, 1, 1),),
+        "dtype": (frame().double(),), "integers": (torch.ones(2, 3, 8, 9, dtype=torch.uint8),),
+        "no lane": (frame()[:0],), "no pixel": (frame()[..., :0],), "none": (),
+        "too many": (frame(), frame()), "no tensor": (frame().numpy(),), "a list": ([frame()],),
+        "a number": (torch.tensor(1.0),), "NaN in another batch": (nan.repeat(2, 1, 1, 1),),
+        "NaN at another size": (nan[..., :5],),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_frames())
+def test_a_refused_frame_leaves_the_stream_unchanged(backend, kind):
+    delta = deltaconvert.convert(net(), backend=backend, threshold=0.1)
+    delta(frame())
+    last = delta(frame(seed=1))
+    before, work, program = snapshot(delta.stream), dict(delta.statistics), delta.stream.program
+    with pytest.raises(FrameError):
+        delta(*bad_frames()[kind])
+    assert delta.stream.program is program
+    assert_as_before(delta.stream, before)
+    assert delta.statistics == work
+    assert all(set(c) == {0} for c in counts_of(delta, frame(seed=1)).values())
+    assert torch.equal(delta(frame(seed=1)), last)
+
+
+@pytest.mark.parametrize("kind", bad_frames())
+def test_a_refused_first_frame_leaves_it_empty(backend, kind):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend, threshold=0.1)
+    with pytest.raises(FrameError):
+        delta(*bad_frames()[kind])
+    with torch.no_grad():
+        torch.testing.assert_close(delta(frame()), model(frame()))
+
+
+def test_a_refusal_says_which_input_and_lane_and_how_many():
+    delta = deltaconvert.convert(net(), backend="reference")
+    with pytest.raises(FrameError, match=r"input 'input_1' holds 1 numbers .* \(lanes \[1\]\)"):
+        delta(*bad_frames()["NaN"])
+    with pytest.raises(FrameError, match="is a ndarray, not a tensor"):
+        delta(*bad_frames()["no tensor"])
+    with pytest.raises(FrameError, match=r"takes 1 inputs \(input_1\), 2 were given"):
+        delta(*bad_frames()["too many"])
+
+
+def test_the_second_of_two_inputs_is_examined_before_the_first_is_written(backend):
+    delta = deltaconvert.convert(TwoInputs(lambda self, x, y: x - y), backend=backend)
+    delta(frame(), frame())
+    before = snapshot(delta.stream)
+    with pytest.raises(FrameError):
+        delta(frame(seed=1), bad_frames()["NaN"][0])
+    assert_as_before(delta.stream, before)
+
+
+def test_an_unknown_name_is_refused():
+    class Masked(nn.Module):
+        def forward(self, x, mask=None):
+            return x if mask is None else x * mask
+    delta = deltaconvert.convert(Masked())
+    with pytest.raises(FrameError, match=r"mask: no input of that name is left; the inputs are x"):
+        delta(frame(), mask=frame())
+    with pytest.raises(FrameError, match="x: no input of that name is left"):
+        delta(frame(), x=frame())
+
+
+# Interrupted frames
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", ["input_1", "_0", "_2"])
+def test_a_frame_interrupted_half_way_starts_the_stream_anew(backend, at, error):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend, threshold=0.5)
+    delta(frame())
+
+    def interrupt(node, edge):
+        if node.about.name == at:
+            raise error
+    delta.observe(interrupt)
+    with pytest.raises(error):
+        delta(frame(seed=1))
+    delta.observe(None)
+    with torch.no_grad():
+        torch.testing.assert_close(delta(frame(seed=2)), model(frame(seed=2)))
+    assert all(set(c) == {0} for c in counts_of(delta, frame(seed=2)).values())
+
+
+def test_a_first_frame_interrupted_is_a_first_frame_again(backend):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend)
+
+    def interrupt(node, edge):
+        raise RuntimeError
+    delta.observe(interrupt)
+    with pytest.raises(RuntimeError):
+        delta(frame())
+    delta.observe(None)
+    with torch.no_grad():
+        torch.testing.assert_close(delta(frame()), model(frame()))
+
+
+# Threads
+
+
+def test_a_second_thread_is_refused_and_the_first_is_not_disturbed(backend):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(node, edge):
+        inside.set()
+        assert go_on.wait(20)
+    delta.observe(wait)
+    results = []
+    first = threading.Thread(target=lambda: results.append(delta(frame())))
+    first.start()
+    assert inside.wait(20)
+    with pytest.raises(StreamBusyError, match="new_stream"):
+        delta(frame(seed=1))
+    go_on.set()
+    first.join(20)
+    delta.observe(None)
+    with torch.no_grad():
+        torch.testing.assert_close(results[0], model(frame()))
+        torch.testing.assert_close(delta(frame(seed=1)), model(frame(seed=1)))
+
+
+def test_a_stream_is_free_again_after_an_error():
+    delta = deltaconvert.convert(net(), backend="reference")
+    for _ in range(2):
+        with pytest.raises(FrameError):
+            delta(frame()[:0])
+    delta(frame())
+
+
+def test_two_threads_run_two_streams(backend):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend)
+    wrong = []
+
+    def run(seed):
+        stream = delta.new_stream()
+        x = frame(seed=seed)
+        for time in range(20):
+            x = x.clone()
+            x[time % 2, :, :2, :3] = torch.randn(3, 2, 3)
+            with torch.no_grad():
+                out, expected = stream(x), model(x)
+            if not torch.allclose(out, expected, atol=1e-5):
+                wrong.append((seed, time))
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    assert not any(t.is_alive() for t in threads)
+
+
+def test_streams_are_independent(backend):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend, threshold=0.2)
+    one, two = delta.new_stream(), delta.new_stream()
+    first = one(frame())
+    two(frame(1, 3, 5, 5, seed=4))
+    two.reset()
+    assert torch.equal(one(frame()), first)
+    assert delta.stream.program is None
+
+
+# Modes and the observer
+
+
+def test_inference_mode_before_and_after(backend):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend)
+    with torch.inference_mode():
+        delta(frame())
+        x = frame(seed=1)
+        out = delta(x)
+    with torch.no_grad():
+        torch.testing.assert_close(out, model(x))
+    out = delta(frame(seed=2))
+    assert not out.requires_grad
+    assert not out.is_inference()
+    with torch.inference_mode():
+        torch.testing.assert_close(delta(x), model(x))
+
+
+def test_no_gradients_are_kept(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    out = delta(frame().requires_grad_())
+    assert not out.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_frames_in_any_memory_format(backend):
+    model = net()
+    delta = deltaconvert.convert(model, backend=backend)
+    x = frame(seed=5)
+    for other in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous()
+                  .transpose(2, 3), x[:, :, :, :], frame(2, 6, 16, 9)[:, ::2, ::2]):
+        with torch.no_grad():
+            torch.testing.assert_close(delta(other), model(other))
+
+
+def test_the_frame_may_be_overwritten_afterwards(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    x = frame()
+    first = delta(x)
+    x.fill_(9)
+    assert torch.equal(delta(frame()), first)
+
+
+def test_the_observer_sees_every_node_with_value_and_mask(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    seen = []
+    delta.observe(lambda node, edge: seen.append((node.about.name, edge.value.shape,
+                                                  edge.mask.shape)))
+    delta(frame())
+    expected = [("input_1", (2, 3, 8, 9), (2, 8, 9)), ("_0", (2, 4, 8, 9), (2, 8, 9)),
+                ("_2", (2, 4, 3, 4), (2, 3, 4))]
+    assert seen == expected
+    delta(frame(1, 3, 5, 5))
+    assert len(seen) == 6, "a new state is observed too"
+    delta.observe(None)
+    delta(frame())
+    assert len(seen) == 6
+
+
+def test_work_is_counted(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    x = frame()
+    delta(x)
+    full = delta.stream.last["_0"]
+    assert full.needed == full.dense == 2 * 72 * 4 * 3 * 9
+    x[0, :, 4, 4] += 1
+    delta(x)
+    work = delta.stream.last["_0"]
+    assert (work.pixels_in, work.candidates, work.pixels_out) == (1, 9, 9)
+    assert work.needed == 9 * 4 * 3 * 9
+    assert work.scheduled >= work.needed
+    assert delta.statistics["_0"].frames == 2
+    assert delta.statistics["_0"].needed == full.needed + work.needed
+
+
+# Thresholds
+
+
+@pytest.mark.parametrize("norm", ["max", "rms"])
+def test_the_block_test_obeys_its_bound(backend, norm):
+    """A held pixel is off by the cap at most, and a block's mean by the threshold."""
+    threshold, cap = 0.05, 0.3
+    delta = deltaconvert.convert(Model(lambda self, x: x * 1), backend=backend, norm=norm,
+                                 input_test="block", input_threshold=threshold, input_cap=cap)
+    generator = torch.Generator().manual_seed(1)
+    x = frame(2, 3, 19, 21)
+    held = 0
+    for time in range(30):
+        x = x + 0.1 * torch.randn(x.shape, generator=generator)
+        if time % 5 == 4:
+            x[time % 2, :, 9:11, 3:5] += 0.5
+        difference = x - delta(x)
+        size = difference.abs().amax(1) if norm == "max" else difference.square().mean(1).sqrt()
+        assert size.max() <= cap * (1 + 1e-6)
+        mean = F.avg_pool2d(difference, 8, ceil_mode=True)
+        size_of_mean = mean.abs().amax(1) if norm == "max" else mean.square().mean(1).sqrt()
+        assert size_of_mean.max() <= threshold * (1 + 1e-5)
+        held += int((size > threshold).sum())
+    assert held > 100, "noise above the threshold is what blocks hold back"
+
+
+def test_blocks_are_held_or_replaced_together(backend):
+    delta = deltaconvert.convert(Model(lambda self, x: x * 1), backend=backend, input_test="block",
+                                 input_threshold=0.1, input_cap=1.0)
+    x = torch.zeros(1, 1, 12, 20)
+    delta(x)
+    x = x + 0.05
+    x[..., :8, 8:16] += 0.06
+    counts_by_block = []
+    delta.observe(lambda node, edge: counts_by_block.append(edge.mask.clone()))
+    delta(x)
+    mask = counts_by_block[0][0]
+    assert mask[:8, 8:16].all()
+    assert mask.sum() == 64
+    x[..., 9, 17] += 2
+    counts_by_block.clear()
+    delta(x)
+    assert counts_by_block[0][0, 8:, 16:].all()
+    assert counts_by_block[0].sum() == 16
+
+
+def test_thresholds_in_standard_deviations_are_settled_at_a_lanes_first_frame(backend):
+    delta = deltaconvert.convert(nn.Conv2d(1, 4, 1), backend=backend, nodes={"*": 0.5},
+                                 threshold_unit="std", input_threshold=0.01)
+    x = frame(2, 1, 6, 6)
+    x[1] *= 10
+    first = delta(x)
+    edge = delta.stream._state.edges["conv2d"]
+    settled = edge.threshold.copy()
+    for lane in range(2):
+        assert settled[lane] == pytest.approx(0.5 * float(first[lane].std()), rel=1e-5)
+    assert settled[1] > 5 * settled[0]
+    assert delta.stream._state.edges["input_1"].threshold.tolist() == [0.01, 0.01]
+    delta(x * 3)
+    assert edge.threshold.tolist() == settled.tolist(), "settled once"
+    delta.reset([0])
+    second = delta(x * 3)
+    assert edge.threshold[0] == pytest.approx(0.5 * float(second[0].std()), rel=1e-5)
+    assert edge.threshold[1] == settled[1]
+
+
+def test_what_is_truncated_is_never_lost(backend):
+    """Steps below the threshold that add up are passed on."""
+    delta = deltaconvert.convert(Model(lambda self, x: x * 2 + 0), backend=backend,
+                                 nodes={"*": 0.5})
+    x = torch.zeros(1, 1, 4, 4)
+    delta(x)
+    outputs = []
+    for _ in range(20):
+        x = x + 0.1
+        outputs.append(float(delta(x)[0, 0, 1, 1]))
+        assert abs(outputs[-1] - 2 * float(x[0, 0, 0, 0])) <= 0.5 * 2 + 1e-5
+    assert len(set(outputs)) < 12, "something was held back"
+    assert outputs[-1] >= 3
