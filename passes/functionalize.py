@@ -221,7 +221,8 @@ def _twin(function: Any) -> Callable[..., Any]:
 
 def _update_relatives(graph: fx.Graph, written: _Family, after: fx.Node) -> None:
     """Bring everything that shares memory with a written tensor up to date, behind the write."""
-    root, path, last = written, [], after
+    root, last = written, after
+    path: list[View] = []
     while root.parent is not None:
         path.insert(0, _described(root.view))
         root = root.parent
