@@ -183,7 +183,7 @@ def test_a_slow_ramp_gets_through_a_truncating_activation() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1, 1))
         model[0].bias.fill_(0.25)
-    delta = paper(model, threshold=0.1)
+    delta = paper(model, nodes={"*": 0.1})
     sent = []
     for step in range(41):
         frame = torch.full((1, 1, 4, 4), step * 0.025, dtype=torch.float64)
@@ -201,7 +201,7 @@ def test_the_norm_decides_what_is_kept_back() -> None:
         model[0].weight.zero_()
         model[0].weight[3] = 1.0
     for norm, pixels in (("max", 1), ("rms", 0)):
-        delta = paper(model, threshold=0.1, norm=norm)
+        delta = paper(model, nodes={"*": 0.1}, norm=norm)
         frame = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
         delta(frame)
         frame[0, 0, 1, 2] = 0.9

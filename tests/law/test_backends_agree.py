@@ -82,8 +82,8 @@ class Compare:
             f"{name}: {float(apart[both].max()):.3g} apart, rounding {rounding:.3g}")
 
 
-def run_side_by_side(model: nn.Module, clip, **config) -> int:
-    record = Record()
+def run_side_by_side(model: nn.Module, clip, threshold: float = 0.0, **config) -> int:
+    record, config = Record(), {"nodes": {"*": threshold}, **config}
     reference = deltaconvert.convert(model, backend="reference", **config)
     other = deltaconvert.convert(model, backend="cpu", **config)
     compare = Compare(record)

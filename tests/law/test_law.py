@@ -29,13 +29,15 @@ def suite(examples: int):
                     phases=[Phase.generate, Phase.shrink])
 
 
-def run(network: Generated, clip: list[Frame], dtype: torch.dtype, **config) -> None:
+def run(network: Generated, clip: list[Frame], dtype: torch.dtype, threshold: float = 0.0,
+        **config) -> None:
     """Assert the law at every node of every frame; at threshold 0, the dense outputs too."""
     model = copy.deepcopy(network.model).to(dtype)
-    delta = deltaconvert.convert(model, **config)
+    # By name, so that the nodes have it too that nothing would be saved behind.
+    delta = deltaconvert.convert(model, nodes={"*": threshold}, **config)
     law = Law()
     delta.observe(law)
-    exact = not config.get("threshold") and not config.get("input_threshold")
+    exact = not threshold and not config.get("input_threshold")
     for time, frame in enumerate(clip):
         pixels = frame.pixels.to(dtype)
         delta.reset(frame.reset)

@@ -35,7 +35,7 @@ class Small(nn.Module):
 def test_the_last_frame_is_as_good_as_frame_10(backend, threshold, frames):
     torch.manual_seed(3)
     model = Small().eval()
-    delta = deltaconvert.convert(model, backend=backend, threshold=threshold)
+    delta = deltaconvert.convert(model, backend=backend, nodes={"*": threshold})
     law, exact = Law(), copy.deepcopy(model).double()
     errors = {}
     generator = torch.Generator().manual_seed(4)

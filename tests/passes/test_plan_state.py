@@ -105,7 +105,7 @@ def test_in_place_where_it_can_be(function):
 @pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
 def test_on_every_backend_with_thresholds(function, backend):
     """Held back or not, a slice of a concatenation is its input's value."""
-    delta = deltaconvert.convert(model(function), backend=backend, threshold=0.3)
+    delta = deltaconvert.convert(model(function), backend=backend, nodes={"*": 0.3})
     edges = {}
     delta.observe(lambda node, edge: edges.__setitem__(node.about.name, (node.about, edge)))
     for frame in frames_like(2, 2, 6, 7):
