@@ -215,7 +215,7 @@ def test_memory_is_not_much_larger_than_the_dense_activations(backend):
     model = trained(nn.Sequential(*(layer for _ in range(6) for layer in (
         nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()))))
     frame = torch.zeros(1, 16, 64, 64)
-    delta = deltaconvert.convert(model, backend=backend)
+    delta = deltaconvert.convert(model, backend=backend, threads=2)
     delta(frame)
     dense_activations = 18 * frame.nbytes
     assert 7 * frame.nbytes <= delta.stream.state_bytes < dense_activations
