@@ -26,6 +26,7 @@ from deltaconvert.backends.cpu.filters import (
 )
 from deltaconvert.backends.cpu.finish import Finish, nothing
 from deltaconvert.backends.cpu.gather import Gather
+from deltaconvert.backends.cpu.gemm import padded
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import flat_map, floats, ints
 from deltaconvert.backends.cpu.rows import CandidateFinder, Candidates, list_scratch
@@ -117,27 +118,33 @@ class PhaseRows:
             self.whole_map = value.permute(0, 2, 3, 1).as_strided(
                 (flat_value.lanes * flat_value.pixels, channels), (flat_value.step, 1))
         self.channels = sum(m.shape[1] for m in self.matrices)
-        self.gathered = [buffers.scratch[f"cpu.gathered.{w}"] for w in range(workers)]
-        self.new = [buffers.scratch[f"cpu.new.{w}"] for w in range(workers)]
+        rows = chunk_rows(row_width(node) + self.channels)
+        self.gathered = [[floats(buffers.scratch[f"cpu.gathered.{w}"], rows, gather.width)
+                          for gather in self.gathers] for w in range(workers)]
+        self.new = [floats(buffers.scratch[f"cpu.new.{w}"], rows, self.channels)
+                    for w in range(workers)]
 
     def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
-        """Gather and multiply; see `Producer`."""
-        new = floats(self.new[worker], len(pixels), self.channels)
-        start = 0
-        for gather, matrix in zip(self.gathers, self.matrices, strict=True):
-            stop = start + matrix.shape[1]
-            columns = new if len(self.matrices) == 1 else new[:, start:stop]
-            torch.mm(self._rows(worker, gather, pixels), matrix, out=columns)
-            start = stop
-        result: np.ndarray = new.numpy()
+        """Gather and multiply; see `Producer`. Rows behind the last pixel's mean nothing."""
+        products = [matrix(self._rows(gather, gathered, pixels)) for gather, matrix, gathered in
+                    zip(self.gathers, self.matrices, self.gathered[worker], strict=True)]
+        if len(products) == 1:
+            alone: np.ndarray = products[0].numpy()
+            return alone
+        together = self.new[worker][:len(products[0])]
+        torch.cat(products, 1, out=together)
+        result: np.ndarray = together.numpy()
         return result
 
-    def _rows(self, worker: int, gather: Gather, pixels: np.ndarray) -> Tensor:
+    def _rows(self, gather: Gather, gathered: Tensor, pixels: np.ndarray) -> Tensor:
+        rows = min(padded(len(pixels)), len(gathered))
         if self.whole_map is not None and pixels[-1] - pixels[0] == len(pixels) - 1:
-            return self.whole_map[int(pixels[0]):int(pixels[-1]) + 1]  # in one piece already
-        rows = floats(self.gathered[worker], len(pixels), gather.width)
-        gather(pixels, rows.numpy())
-        return rows
+            first = int(pixels[0])
+            if first + rows <= len(self.whole_map):
+                return self.whole_map[first:first + rows]  # in one piece already
+        gathered = gathered[:rows]
+        gather(pixels, gathered.numpy())
+        return gathered
 
 
 class ConvolutionStep:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu.gemm import Matrix
 from deltaconvert.nodes import DeltaNode, Slot
 
 # Groups narrower than this are multiplied together, as one matrix with blocks on its
@@ -29,12 +30,12 @@ class Phase:
     Args:
         place: of the phase.
         taps: indices of the taps in height and width.
-        matrices: one a group, ``[taps_y * taps_x * channels_in, channels_out]``.
+        matrices: one a group, of ``[taps_y * taps_x * channels_in, channels_out]``.
     """
 
     place: tuple[int, int]
     taps: tuple[np.ndarray, np.ndarray]
-    matrices: list[Tensor]
+    matrices: list[Matrix]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _phases(taps: Tensor, params: dict[str, Any], period: tuple[int, int]) -> li
                 for d, (place, size) in enumerate(((y, taps.shape[1]), (x, taps.shape[2]))))
             part = taps[:, rows][:, :, cols]
             phases.append(Phase((y, x), (rows, cols), [
-                group.reshape(-1, taps.shape[4]).contiguous() for group in part]))
+                Matrix(group.reshape(-1, taps.shape[4]).contiguous()) for group in part]))
     return phases
 
 

@@ -17,7 +17,7 @@ from deltaconvert.nodes import DeltaNode
 # (1 MB of L2 a core).
 CHUNK_BYTES = 1536 * 1024
 FEWEST_ROWS, MOST_ROWS = 128, 2048
-FEWEST_SHARED_ROWS, LONG_PART_ROWS = 48, 256
+FEWEST_SHARED_ROWS, LONG_PART_ROWS = 12, 256
 # Waking a helper takes some 20 us; below, one worker is done before another has begun.
 SHARED_WORK_NS = 60_000
 
@@ -46,6 +46,8 @@ def split(start: int, stop: int, most: int, workers: int) -> list[tuple[int, int
     if workers > 1:
         parts = max(parts, min(workers, total // FEWEST_SHARED_ROWS),
                     min(2 * workers, total // LONG_PART_ROWS), 1)
+        if parts > 1:  # the same for every worker, or some wait while one does the last
+            parts = -(-parts // workers) * workers
     size = -(-total // parts)
     return [(at, min(at + size, stop)) for at in range(start, stop, size)]
 
