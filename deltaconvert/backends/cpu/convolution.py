@@ -1,4 +1,4 @@
-"""Convolutions, grouped and transposed ones too: rows of neighbourhoods times a matrix.
+"""Convolutions, grouped and transposed ones too: rows of neighbourhoods times a filter.
 
 Where most of a lane is to be computed, the library's own convolution computes it whole.
 """
@@ -9,26 +9,25 @@ Where most of a lane is to be computed, the library's own convolution computes i
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
+from deltaconvert.backends.cpu.addresses import find_rows, source_of
 from deltaconvert.backends.cpu.depthwise import Depthwise
 from deltaconvert.backends.cpu.filters import (
+    PIECE,
     Filters,
     Phase,
     argument,
     is_depthwise,
     is_transposed,
-    row_width,
+    row_size,
     weight_refusal,
 )
-from deltaconvert.backends.cpu.finish import Finish, nothing
-from deltaconvert.backends.cpu.gather import Gather
-from deltaconvert.backends.cpu.gemm import padded
+from deltaconvert.backends.cpu.finish import Finish, finish_rows, nothing
 from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.maps import flat_map, floats, ints
+from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows
+from deltaconvert.backends.cpu.maps import flat_map, floats, ints, longs
 from deltaconvert.backends.cpu.rows import CandidateFinder, Candidates, list_scratch
 from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch, split
 from deltaconvert.backends.cpu.workers import Workers
@@ -38,8 +37,10 @@ from deltaconvert.nodes import DeltaNode, Slot
 # Share of a lane from which the library's own convolution of the whole lane is faster.
 DENSE_SHARE = 0.8
 SHARED_MULTIPLY_ADDS = 2_000_000
-# Rows of a finished chunk of a lane that was computed whole.
-MOST_DENSE_ROWS = 2048
+# Numbers that a chunk of rows and its results take, of the second cache's quarter of a million.
+CHUNK_NUMBERS = 120_000
+# Rows that a worker takes at a time.
+MOST_ROWS = 4096
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -64,17 +65,28 @@ def _reads_own_pixel(footprint: Footprint) -> bool:
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
-    """Return the lists and, for every worker, a chunk's gathered and computed rows."""
+    """Return the lists and, for every worker, the addresses and results of a chunk of rows."""
     shape = node.about.output.shape
     assert shape is not None
     if is_depthwise(node):
         return list_scratch(node) + row_scratch("new", chunk_rows(shape[1]), shape[1], workers)
-    rows = chunk_rows(row_width(node) + shape[1])
-    scratch = list_scratch(node) + row_scratch("new", rows, shape[1], workers)
-    scratch += row_scratch("gathered", rows, row_width(node), workers)
+    rows = product_rows(shape[1])
+    segments, copied = row_size(node)
+    scratch = list_scratch(node) + row_scratch("new", rows, shape[1] + PANEL, workers)
+    scratch += row_scratch("addresses", rows, 2 * segments, workers)
+    scratch += row_scratch("copies", rows, copied, workers)
     if is_transposed(node):
         scratch.append(Scratch("cpu.phases", 4 * int(np.prod(node.about.output.mask_shape))))
     return scratch
+
+
+def product_rows(columns: int) -> int:
+    """Return how many rows are multiplied and finished before the next, whole blocks.
+
+    So many that a piece of the filter is read for many rows, and so few that their numbers of
+    that piece and their results stay in the second cache.
+    """
+    return max(CHUNK_NUMBERS // (PIECE + columns) // BLOCK, 1) * BLOCK
 
 
 def bind(node: DeltaNode, filters: Filters, buffers: Buffers, workers: Workers,
@@ -98,67 +110,74 @@ def _finish(node: DeltaNode, filters: Filters, buffers: Buffers, workers: Worker
                   activation=node.about.params.get("activation"))
 
 
-class PhaseRows:
-    """Computes the pixels of one phase."""
+class Product:
+    """Computes and finishes the pixels of one phase.
 
-    def __init__(self, node: DeltaNode, phase: Phase, buffers: Buffers, workers: int) -> None:
-        """Cut the footprint to the phase's taps, and the channels to the groups."""
-        source = node.about.args[0].index
-        value = buffers.inputs[source].value
-        self.matrices = phase.matrices
-        channels = value.shape[1] // len(self.matrices)
-        whole = len(self.matrices) == 1
-        flat_value, footprint = flat_map(value), node.about.footprints[source]
-        taps = None if (len(phase.taps[0]), len(phase.taps[1])) == footprint.taps else phase.taps
-        self.gathers = [Gather(flat_value, footprint, taps,
-                               None if whole else (group * channels, channels))
-                        for group in range(len(self.matrices))]
-        self.whole_map = None
-        if whole and self.gathers[0].same:
-            self.whole_map = value.permute(0, 2, 3, 1).as_strided(
-                (flat_value.lanes * flat_value.pixels, channels), (flat_value.step, 1))
-        self.channels = sum(m.shape[1] for m in self.matrices)
-        rows = chunk_rows(row_width(node) + self.channels)
-        self.gathered = [[floats(buffers.scratch[f"cpu.gathered.{w}"], rows, gather.width)
-                          for gather in self.gathers] for w in range(workers)]
-        self.new = [floats(buffers.scratch[f"cpu.new.{w}"], rows, self.channels)
-                    for w in range(workers)]
+    Args:
+        node: the convolution.
+        phase: of it.
+        buffers: its edges.
+        finish: the end of its step.
+        workers: how many call at once.
+    """
 
-    def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
-        """Gather and multiply; see `Producer`. Rows behind the last pixel's mean nothing."""
-        products = [matrix(self._rows(gather, gathered, pixels)) for gather, matrix, gathered in
-                    zip(self.gathers, self.matrices, self.gathered[worker], strict=True)]
-        if len(products) == 1:
-            alone: np.ndarray = products[0].numpy()
-            return alone
-        together = self.new[worker][:len(products[0])]
-        torch.cat(products, 1, out=together)
-        result: np.ndarray = together.numpy()
-        return result
+    def __init__(self, node: DeltaNode, phase: Phase, buffers: Buffers, finish: Finish,
+                 workers: int) -> None:
+        """Cut the footprint to the phase's taps; view the working memory."""
+        source, rows = node.about.args[0].index, product_rows(finish.out.channels)
+        self.phase, self.finish = phase, finish
+        self.source = source_of(flat_map(buffers.inputs[source].value),
+                                node.about.footprints[source], phase.taps, phase.lines)
+        columns = finish.out.channels + PANEL
+        copied = phase.segments * phase.numbers if phase.lines else 0
+        self.memory = [
+            (floats(buffers.scratch[f"cpu.new.{w}"], rows, columns).numpy(),
+             longs(buffers.scratch[f"cpu.addresses.{w}"], rows // BLOCK, phase.segments, BLOCK),
+             floats(buffers.scratch[f"cpu.copies.{w}"], rows, copied).numpy())
+            for w in range(workers)]
 
-    def _rows(self, gather: Gather, gathered: Tensor, pixels: np.ndarray) -> Tensor:
-        rows = min(padded(len(pixels)), len(gathered))
-        if self.whole_map is not None and pixels[-1] - pixels[0] == len(pixels) - 1:
-            first = int(pixels[0])
-            if first + rows <= len(self.whole_map):
-                return self.whole_map[first:first + rows]  # in one piece already
-        gathered = gathered[:rows]
-        gather(pixels, gathered.numpy())
-        return gathered
+    def __call__(self, worker: int, pixels: np.ndarray) -> None:
+        """Apply the rule at some pixels."""
+        phase, finish = self.phase, self.finish
+        new, addresses, copies = self.memory[worker]
+        if finish.compiled:
+            convolve(self.source, pixels, copies, addresses, phase.pieces, phase.filters,
+                     phase.panels, new, finish.ending, finish.counts[worker])
+            return
+        for start in range(0, len(pixels), len(new)):
+            chunk = pixels[start:start + len(new)]
+            multiply(self.source, chunk, copies, addresses, phase.pieces, phase.filters,
+                     phase.panels, new)
+            finish.rows(worker, new, chunk)
+
+
+@loop
+def multiply(source, pixels, copies, addresses, pieces, filters, panels, new):
+    """Write the products of some pixels to ``new``; see `find_rows` and `multiply_rows`."""
+    find_rows(source, pixels, copies, addresses)
+    multiply_rows(addresses, pixels.shape[0], pieces, filters, panels, new)
+
+
+@loop
+def convolve(source, pixels, copies, addresses, pieces, filters, panels, new, ending, counts):
+    """Compute and finish pixels, as many at a time as there is room for in ``new``."""
+    for start in range(0, pixels.shape[0], new.shape[0]):
+        chunk = pixels[start:start + new.shape[0]]
+        multiply(source, chunk, copies, addresses, pieces, filters, panels, new)
+        finish_rows(new, chunk, -1, ending, counts)
 
 
 class ConvolutionStep:
-    """The step of a convolution by GEMM, with dense evaluation of lanes that changed a lot."""
+    """The step of a convolution by products, with dense evaluation of lanes that changed a lot."""
 
     def __init__(self, node: DeltaNode, filters: Filters, buffers: Buffers, finish: Finish,
                  workers: Workers, dense_fallback: bool) -> None:
         """Resolve buffers and tables."""
         self.node, self.filters, self.finish, self.workers = node, filters, finish, workers
         self.finder = CandidateFinder(node, buffers)
-        self.phases = [PhaseRows(node, phase, buffers, workers.threads)
+        self.phases = [Product(node, phase, buffers, finish, workers.threads)
                        for phase in filters.phases]
         self.value = buffers.inputs[node.about.args[0].index].value
-        self.rows = chunk_rows(row_width(node) + finish.out.channels)
         self.dense_from = DENSE_SHARE * finish.out.pixels if dense_fallback else float("inf")
         self.sorted = None
         if len(self.phases) > 1:
@@ -199,12 +218,11 @@ class ConvolutionStep:
         pixels, bounds = self._by_phase(pixels)
         parts = [(phase, part) for phase, start, stop in
                  zip(self.phases, bounds[:-1], bounds[1:], strict=True) if stop > start
-                 for part in split(start, stop, self.rows, self.workers.threads if share else 1)]
+                 for part in split(start, stop, MOST_ROWS, self.workers.threads if share else 1)]
 
         def part(worker: int, index: int) -> None:
             phase, (start, stop) = parts[index]
-            chunk = pixels[start:stop]
-            self.finish.rows(worker, phase(worker, chunk), chunk)
+            phase(worker, pixels[start:stop])
 
         self.workers.run(part, len(parts), share)
 
@@ -229,7 +247,7 @@ class ConvolutionStep:
                 params["output_padding"], params["groups"], params["dilation"])
         rows = new.permute(0, 2, 3, 1).reshape(-1, new.shape[1]).numpy()
         first = lane * self.finish.out.pixels
-        parts = split(0, len(pixels), MOST_DENSE_ROWS, self.workers.threads)
+        parts = split(0, len(pixels), MOST_ROWS, self.workers.threads)
 
         def part(worker: int, index: int) -> None:
             self.finish.rows(worker, rows, pixels[slice(*parts[index])], first)

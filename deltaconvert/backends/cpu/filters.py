@@ -1,4 +1,4 @@
-"""Filters as matrices: what each phase of a convolution multiplies its rows with.
+"""Filters as panels: what each phase of a convolution multiplies its rows with.
 
 A convolution has one phase, all of its taps. A transposed convolution of stride ``s`` has
 ``s * s``: the output rows ``y`` and columns ``x`` with the same ``(y % s, x % s)`` read the
@@ -7,20 +7,25 @@ same subset of taps, and no zeros are inserted anywhere.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.gemm import Matrix
+from deltaconvert.backends.cpu.kernel import PANEL, WIDTH
 from deltaconvert.nodes import DeltaNode, Slot
 
 # Groups narrower than this are multiplied together, as one matrix with blocks on its
-# diagonal: the zeros cost less than a GEMM of four columns does.
+# diagonal: the zeros cost less than a product of four columns does.
 NARROWEST_GROUP = 16
+# Numbers of a row that are taken at a time: so much of a panel, 64 kB, stays in the second
+# cache. Half of it costs 1 to 5 %, double of it 6 % where rows are long.
+PIECE = 512
+# Taps of fewer channels lie side by side in the map, and are taken as one.
+FEW_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,20 @@ class Phase:
     Args:
         place: of the phase.
         taps: indices of the taps in height and width.
-        matrices: one a group, of ``[taps_y * taps_x * channels_in, channels_out]``.
+        lines: a row's segments are lines of taps, ``[taps_x, channels]`` each; else single taps.
+        segments: of a row.
+        numbers: of a segment.
+        pieces, filters, panels: see `kernel.multiply_rows`.
     """
 
     place: tuple[int, int]
     taps: tuple[np.ndarray, np.ndarray]
-    matrices: list[Matrix]
+    lines: bool
+    segments: int
+    numbers: int
+    pieces: np.ndarray
+    filters: np.ndarray
+    panels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Filters:
     """A convolution's weights in the layouts of this backend.
 
     Args:
-        phases: for the GEMM; empty for a depthwise convolution.
+        phases: for the product; empty for a depthwise convolution.
         period: of the phases, in height and width.
         depthwise: ``[taps, channels]``, where every channel has one filter of its own.
         dense: for the library's own convolution.
@@ -82,10 +95,14 @@ def is_depthwise(node: DeltaNode) -> bool:
     return _group_channels(node) == (1, 1) and node.about.params["groups"] > 1
 
 
-def row_width(node: DeltaNode) -> int:
-    """Numbers in a gathered row, at most."""
-    return math.prod(node.about.args[1].shape[2:]) * _group_channels(node)[0] * _together(
-        node.about.params["groups"], *_group_channels(node))
+def row_size(node: DeltaNode) -> tuple[int, int]:
+    """Return the taps of a row, and the numbers that have to be copied for it, at most."""
+    height, width = node.about.args[1].shape[2:]
+    groups, (channels, channels_out) = node.about.params["groups"], _group_channels(node)
+    together = _together(groups, channels, channels_out)
+    copied = height * width * together * channels
+    lines = _takes_lines(groups // together, width, together * channels)
+    return height * width, copied if lines else 0
 
 
 def _group_channels(node: DeltaNode) -> tuple[int, int]:
@@ -148,10 +165,58 @@ def _phases(taps: Tensor, params: dict[str, Any], period: tuple[int, int]) -> li
             rows, cols = (
                 _taps_of(place, size, params["padding"][d], params["dilation"][d], period[d])
                 for d, (place, size) in enumerate(((y, taps.shape[1]), (x, taps.shape[2]))))
-            part = taps[:, rows][:, :, cols]
-            phases.append(Phase((y, x), (rows, cols), [
-                Matrix(group.reshape(-1, taps.shape[4]).contiguous()) for group in part]))
+            phases.append(_phase((y, x), (rows, cols), taps[:, rows][:, :, cols]))
     return phases
+
+
+def _takes_lines(groups: int, width: int, channels: int) -> bool:
+    return groups == 1 and width > 1 and channels < FEW_CHANNELS
+
+
+def _phase(place: tuple[int, int], indices: tuple[np.ndarray, np.ndarray],
+           taps: Tensor) -> Phase:
+    groups, height, width, channels, _ = taps.shape
+    lines = _takes_lines(groups, width, channels)
+    segments, numbers = (height, width * channels) if lines else (height * width, channels)
+    filters, panels = _panels(taps.flatten(1, 3), channels)
+    return Phase(place, indices, lines, segments, numbers, _pieces(segments, numbers), filters,
+                 panels)
+
+
+def _pieces(segments: int, numbers: int) -> np.ndarray:
+    """Cut rows into pieces of about `PIECE` numbers: some segments each, or a part of one."""
+    if segments * numbers == 0:  # a phase that no tap reaches: zeros
+        cut = [(0, 0, 0, 0, 0)]
+    elif numbers > PIECE:
+        parts = round(numbers / PIECE)
+        bounds = [numbers * i // parts for i in range(parts + 1)]
+        cut = [(s, 1, a, b - a, s * numbers + a) for s in range(segments)
+               for a, b in pairwise(bounds)]
+    else:
+        taken = PIECE // numbers
+        cut = [(s, min(taken, segments - s), 0, numbers, s * numbers)
+               for s in range(0, segments, taken)]
+    return np.array(cut, np.int64)
+
+
+def _panels(matrices: Tensor, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pack ``[groups, K, N]`` into panels of two vectors, the last of a group maybe of one."""
+    groups, rows, columns = matrices.shape
+    whole, rest = divmod(columns, PANEL)
+    vectors = [2] * whole + ([1 if rest <= WIDTH else 2] if rest else [])
+    padded = torch.zeros(groups, rows, sum(vectors) * WIDTH)
+    padded[:, :, :columns] = matrices
+    parts, table = [], []
+    start = 0
+    for group in range(groups):
+        column = 0
+        for count in vectors:
+            parts.append(padded[group, :, column:column + count * WIDTH].flatten())
+            table.append((start, group * columns + column, count, group * channels))
+            start += rows * count * WIDTH
+            column += count * WIDTH
+    packed: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+    return packed, np.array(table, np.int64).reshape(groups, -1, 4)
 
 
 def _taps_of(place: int, size: int, padding: int, dilation: int, period: int) -> np.ndarray:

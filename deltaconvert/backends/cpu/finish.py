@@ -10,6 +10,8 @@ the lane's threshold.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,12 +19,42 @@ from torch import Tensor
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu.activations import Activation, activate, compiled_activation
 from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.maps import flat, flat_map
+from deltaconvert.backends.cpu.maps import FlatMap, flat, flat_map
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.operators import registry
 
 _NONE = np.zeros(0, np.float32)
 _ZERO = np.float32(0)
+
+
+class Ending(NamedTuple):
+    """What the loops need to finish rows.
+
+    Args:
+        bias: float32 ``[C]``, added first; empty for none.
+        added, added_step: a residual of the same shape, added next; empty for none.
+        code, slope: of the activation, see `activations.Activation`.
+        out, step, plane: the value that is written: flat, from a pixel to the next, and the
+            pixels of a lane.
+        channels: of a row.
+        thresholds, fresh: one a lane, float32 and uint8.
+        rms: which norm.
+        mask: uint8, flat.
+    """
+
+    bias: np.ndarray
+    added: np.ndarray
+    added_step: int
+    code: int
+    slope: np.float32
+    out: np.ndarray
+    step: int
+    plane: int
+    channels: int
+    thresholds: np.ndarray
+    fresh: np.ndarray
+    rms: bool
+    mask: np.ndarray
 
 
 class Finish:
@@ -35,6 +67,11 @@ class Finish:
         bias: float32 ``[C]``, added first.
         residual: an input edge's value of the same shape, added next.
         activation: applied last; ``(name, *numbers)``.
+
+    Attributes:
+        ending: for loops that finish their rows themselves.
+        counts: int64 ``[workers, lanes]``: the pixels that were written.
+        compiled: whether the loops know the activation; else only `rows` applies it.
     """
 
     def __init__(self, node: DeltaNode, buffers: Buffers, workers: int, *,
@@ -43,56 +80,50 @@ class Finish:
         """Resolve buffers to flat arrays."""
         self.edge, self.state = buffers.output, buffers.state
         self.out = flat_map(self.edge.value)
-        self.mask = flat(self.edge.mask)
-        self.rms = node.about.norm == "rms"
-        self.bias = _NONE if bias is None else flat(bias)
-        self.residual = None if residual is None else flat_map(residual)
-        self.torch_activation = None
-        compiled = compiled_activation(activation)
-        if compiled is None:
-            self.torch_activation, compiled = activation, Activation()
-        self.activation = (compiled.code, np.float32(compiled.slope))
+        known = compiled_activation(activation)
+        self.compiled, self.activation = known is not None, activation
+        known = known or Activation()
+        added = FlatMap(_NONE, 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
         self.counts = np.zeros((workers, self.out.lanes), np.int64)
-        self.thresholds = np.zeros(self.out.lanes, np.float32)
-        self.fresh = np.zeros(self.out.lanes, np.uint8)
-        # What the loop takes for "no residual": never read, but of the same type.
-        self._added = (self.residual.data, self.residual.step) if self.residual else (_NONE, 0)
+        self.ending = Ending(
+            _NONE if bias is None else flat(bias), added.data, added.step, known.code,
+            np.float32(known.slope), self.out.data, self.out.step, self.out.pixels,
+            self.out.channels, np.zeros(self.out.lanes, np.float32),
+            np.zeros(self.out.lanes, np.uint8), node.about.norm == "rms", flat(self.edge.mask))
 
     def begin(self) -> None:
         """Clear the last frame's mask; read the thresholds and which lanes are fresh."""
+        ending = self.ending
         if self.edge.changed:
-            self.mask.fill(0)
+            ending.mask.fill(0)
         self.counts.fill(0)
-        self.thresholds[:] = self.edge.threshold
-        self.fresh[:] = self.state.fresh
+        ending.thresholds[:] = self.edge.threshold
+        ending.fresh[:] = self.state.fresh
 
     def rows(self, worker: int, new: np.ndarray, pixels: np.ndarray, first: int = -1) -> None:
         """Apply the rule to new rows.
 
         Args:
             worker: who calls.
-            new: float32 ``[M, C]``; overwritten.
+            new: float32 ``[M, C]`` or wider; overwritten.
             pixels: int32 ``[m]``: the candidates.
             first: pixel of row 0 of ``new`` where its rows are consecutive pixels (a lane
                 computed whole); -1 where row ``i`` belongs to ``pixels[i]``.
         """
-        if self.torch_activation is not None:
+        ending = self.ending
+        if not self.compiled:
             new = self._activate_with_torch(new, pixels, first)
-            epilogue = (_NONE, _NONE, 0, 0, _ZERO)
-        else:
-            epilogue = (self.bias, *self._added, *self.activation)
-        finish_rows(new, pixels, first, *epilogue, self.out.data, self.out.step,
-                    self.out.pixels, self.thresholds, self.fresh, self.rms, self.mask,
-                    self.counts[worker])
+            ending = ending._replace(bias=_NONE, added=_NONE)
+        finish_rows(new, pixels, first, ending, self.counts[worker])
 
     def _activate_with_torch(self, new: np.ndarray, pixels: np.ndarray, first: int) -> np.ndarray:
         """Serve an activation that the loops do not have by its own function."""
-        assert self.torch_activation is not None
-        name, *numbers = self.torch_activation
+        assert self.activation is not None
+        name, *numbers = self.activation
         found = registry.named(str(name))
         assert found is not None
-        sums = np.empty((len(pixels), new.shape[1]), np.float32)
-        add_rows(new, pixels, first, self.bias, self._added[0], self._added[1], sums)
+        sums = np.empty((len(pixels), self.out.channels), np.float32)
+        add_rows(new, pixels, first, self.ending, sums)
         result: np.ndarray = found.function(torch.from_numpy(sums), *numbers).contiguous().numpy()
         return result if first < 0 else _spread(result, new, pixels - first)
 
@@ -104,32 +135,31 @@ class Finish:
 def nothing(finish: Finish) -> None:
     """Publish an empty mask."""
     if finish.edge.changed:
-        finish.mask.fill(0)
+        finish.ending.mask.fill(0)
     finish.edge.publish([0] * finish.out.lanes)
 
 
 def _spread(rows: np.ndarray, new: np.ndarray, at: np.ndarray) -> np.ndarray:
-    new[at] = rows
+    new[at, :rows.shape[1]] = rows
     return new
 
 
 @loop
-def finish_rows(new, pixels, first, bias, added, added_step, code, slope, out, step, plane,
-                thresholds, fresh, rms, mask, counts):
+def finish_rows(new, pixels, first, ending, counts):
     """See `Finish.rows`."""
-    channels = new.shape[1]
+    channels = ending.channels
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        row = new[i if first < 0 else pixel - first]
-        add_row(row, bias, added, pixel * added_step)
-        if code != 0:
-            activate(row, code, slope)
-        lane = pixel // plane
-        old = out[pixel * step:pixel * step + channels]
-        if fresh[lane] != 0 or exceeds(row, old, thresholds[lane], rms):
+        row = new[i if first < 0 else pixel - first][:channels]
+        add_row(row, ending.bias, ending.added, pixel * ending.added_step)
+        if ending.code != 0:
+            activate(row, ending.code, ending.slope)
+        lane = pixel // ending.plane
+        old = ending.out[pixel * ending.step:pixel * ending.step + channels]
+        if ending.fresh[lane] != 0 or exceeds(row, old, ending.thresholds[lane], ending.rms):
             for c in range(channels):
                 old[c] = row[c]
-            mask[pixel] = 1
+            ending.mask[pixel] = 1
             counts[lane] += 1
 
 
@@ -167,12 +197,12 @@ def exceeds(row, old, threshold, rms):
 
 
 @loop
-def add_rows(new, pixels, first, bias, added, added_step, out):
+def add_rows(new, pixels, first, ending, out):
     """Write rows plus bias and residual to ``out``, packed."""
+    channels = out.shape[1]
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         row = new[i if first < 0 else pixel - first]
-        for c in range(row.shape[0]):
+        for c in range(channels):
             out[i, c] = row[c]
-        add_row(out[i], bias, added, pixel * added_step)
-
+        add_row(out[i], ending.bias, ending.added, pixel * ending.added_step)

@@ -1,4 +1,4 @@
-"""Neighbourhoods of candidates, packed into rows for a GEMM."""
+"""Single pixels of a map, copied into rows."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (the compiled loops: Numba infers their types)
@@ -15,56 +15,38 @@ _ZERO = np.float32(0)
 
 
 class Gather:
-    """Copies what the pixels of a footprint read.
+    """Copies the one pixel that each pixel of a footprint reads, or zeros.
 
     Args:
         source: the map that is read.
-        footprint: its taps.
-        taps: which rows and columns of taps, where not all (a phase of a transposed
-            convolution).
-        channels: ``(first, count)`` of the channels to copy, where not all (a group).
+        footprint: of one tap.
     """
 
-    def __init__(self, source: FlatMap, footprint: Footprint,
-                 taps: tuple[np.ndarray, np.ndarray] | None = None,
-                 channels: tuple[int, int] | None = None) -> None:
-        """Cut the tables and view the channels."""
-        first, count = channels or (0, source.channels)
-        self.data, self.step, self.channels = source.data[first:], source.step, count
-        self.size_in = (source.height, source.width)
-        rows, cols = footprint.rows, footprint.cols
-        if taps is not None:
-            rows, cols = rows[:, taps[0]], cols[:, taps[1]]
-        self.rows, self.cols = (np.array(t, np.int32, order="C") for t in (rows, cols))
-        self.size_out = footprint.size_out
-        self.same = taps is None and footprint.is_identity
-        self.runs = _runs(self.cols, whole=source.step == count)
+    def __init__(self, source: FlatMap, footprint: Footprint) -> None:
+        """Keep the tables."""
+        self.source = source
+        self.rows, self.cols = (
+            np.array(t, np.int32, order="C") for t in (footprint.rows, footprint.cols))
+        self.same = footprint.is_identity
 
     @property
     def width(self) -> int:
-        """Numbers in a row: ``taps * channels``."""
-        return self.rows.shape[1] * self.cols.shape[1] * self.channels
+        """Numbers in a row."""
+        return self.source.channels
 
     def __call__(self, pixels: np.ndarray, out: np.ndarray) -> None:
-        """Write row ``i`` for ``pixels[i]``; taps outside the map are zeros.
+        """Write row ``i`` for ``pixels[i]``.
 
         Args:
             pixels: int32 ``[M]``.
-            out: float32 ``[M, width]``, in the order ``[taps_y, taps_x, channels]``.
+            out: float32 ``[M, C]``.
         """
+        source = self.source
         if self.same:
-            gather_same(self.data, self.step, pixels, out)
+            gather_same(source.data, source.step, pixels, out)
         else:
-            gather_taps(self.data, self.step, self.channels, *self.size_in, self.rows, self.cols,
-                        self.runs, pixels, out)
-
-
-def _runs(cols: np.ndarray, whole: bool) -> np.ndarray:
-    """Return the columns whose taps lie one behind the other, to be copied as one run."""
-    if not whole or cols.shape[1] == 0:
-        return np.zeros(cols.shape[0], np.uint8)
-    run = (cols >= 0).all(1) & (np.diff(cols, axis=1) == 1).all(1)
-    return np.ascontiguousarray(run, np.uint8)
+            gather_tap(source.data, source.step, source.height, source.width, self.rows,
+                       self.cols, pixels, out)
 
 
 @loop
@@ -80,33 +62,20 @@ def gather_same(data, step, pixels, out):
 
 
 @loop
-def gather_taps(data, step, channels, height, width, rows, cols, runs, pixels,
-                out):
-    """Copy each pixel's taps, in order."""
+def gather_tap(data, step, height, width, rows, cols, pixels, out):
+    """Copy each pixel's tap."""
+    channels = out.shape[1]
     height_out, width_out = rows.shape[0], cols.shape[0]
-    taps_x = cols.shape[1]
-    line = taps_x * channels
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        x = pixel % width_out
-        y = pixel // width_out % height_out
-        first = pixel // (width_out * height_out) * height
-        for tap in range(rows.shape[1]):
-            target = out[i, tap * line:(tap + 1) * line]
-            source_y = rows[y, tap]
-            if source_y < 0:
-                clear(target)
-            elif runs[x] != 0:
-                start = ((first + source_y) * width + cols[x, 0]) * step
-                copy(target, data[start:start + line])
-            else:
-                for tap_x in range(taps_x):
-                    part = target[tap_x * channels:(tap_x + 1) * channels]
-                    if cols[x, tap_x] < 0:
-                        clear(part)
-                    else:
-                        start = ((first + source_y) * width + cols[x, tap_x]) * step
-                        copy(part, data[start:start + channels])
+        x = cols[pixel % width_out, 0]
+        y = rows[pixel // width_out % height_out, 0]
+        if x < 0 or y < 0:
+            clear(out[i])
+        else:
+            lane = pixel // (width_out * height_out)
+            start = ((lane * height + y) * width + x) * step
+            copy(out[i], data[start:start + channels])
 
 
 @loop

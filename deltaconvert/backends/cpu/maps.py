@@ -71,3 +71,9 @@ def floats(scratch: Tensor, *shape: int) -> Tensor:
 def ints(scratch: Tensor, size: int) -> np.ndarray:
     """View the start of a scratch buffer as int32."""
     return flat(scratch[: 4 * size].view(torch.int32))
+
+
+def longs(scratch: Tensor, *shape: int) -> np.ndarray:
+    """View the start of a scratch buffer as int64 of a shape."""
+    size = int(np.prod(shape))
+    return flat(scratch[: 8 * size].view(torch.int64)).reshape(shape)

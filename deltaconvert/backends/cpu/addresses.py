@@ -1,0 +1,133 @@
+"""Where the rows of a product lie: an address for every tap of every candidate.
+
+Most taps of most pixels are so many channels side by side in the map, and are read where they
+are. A tap outside the map is read from a row of zeros.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from deltaconvert.backends.cpu.gather import clear, copy
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.kernel import BLOCK
+from deltaconvert.backends.cpu.maps import FlatMap
+from deltaconvert.footprint import Footprint
+
+
+class Source(NamedTuple):
+    """A map, and which of its pixels an output pixel reads.
+
+    Args:
+        data, step, height, width: of the map, see `FlatMap`.
+        rows, cols: int32 ``[H_out, taps_y]`` and ``[W_out, taps_x]``, or -1.
+        runs: uint8 ``[W_out]``: the taps of a line lie side by side.
+        lines: a segment is a line of taps; else a single tap.
+        channels: that a tap reads.
+        zeros: float32, as long as a segment.
+    """
+
+    data: np.ndarray
+    step: int
+    height: int
+    width: int
+    rows: np.ndarray
+    cols: np.ndarray
+    runs: np.ndarray
+    lines: bool
+    channels: int
+    zeros: np.ndarray
+
+
+def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.ndarray],
+              lines: bool) -> Source:
+    """Resolve a map and the taps of a footprint (all of them, or those of a phase)."""
+    rows, cols = (np.ascontiguousarray(table[:, chosen], np.int32) for table, chosen in
+                  zip((footprint.rows, footprint.cols), taps, strict=True))
+    run = (cols >= 0).all(1) & (np.diff(cols, axis=1) == 1).all(1) & (value.step == value.channels)
+    longest = max(cols.shape[1], 1) * value.channels if lines else value.channels
+    return Source(value.data, value.step, value.height, value.width, rows, cols,
+                  run.astype(np.uint8), lines, value.channels, np.zeros(longest, np.float32))
+
+
+@loop
+def find_rows(source, pixels, copies, addresses):
+    """Write the addresses of the rows of some pixels.
+
+    Args:
+        source: a `Source`.
+        pixels: int32 ``[M]``.
+        copies: float32 ``[M, numbers]``: memory for lines of taps that have to be copied.
+        addresses: int64 ``[blocks, segments, BLOCK]``; behind the last row, those of zeros.
+    """
+    if source.lines:
+        _find_lines(source, pixels, copies, addresses)
+    else:
+        _find_taps(source, pixels, addresses)
+    count = pixels.shape[0]
+    if count % BLOCK != 0:
+        for segment in range(addresses.shape[1]):
+            for row in range(count % BLOCK, BLOCK):
+                addresses[count // BLOCK, segment, row] = source.zeros.ctypes.data
+
+
+@loop
+def _find_taps(source, pixels, addresses):
+    height_out, width_out = source.rows.shape[0], source.cols.shape[0]
+    base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
+    taps_x = source.cols.shape[1]
+    for i in range(pixels.shape[0]):
+        pixel = np.int64(pixels[i])
+        x = pixel % width_out
+        y = pixel // width_out % height_out
+        first = pixel // (width_out * height_out) * source.height
+        block, row = i // BLOCK, i % BLOCK
+        for tap_y in range(source.rows.shape[1]):
+            line = source.rows[y, tap_y]
+            for tap_x in range(taps_x):
+                column = source.cols[x, tap_x]
+                where = nothing
+                if line >= 0 and column >= 0:
+                    where = base + 4 * source.step * ((first + line) * source.width + column)
+                addresses[block, tap_y * taps_x + tap_x, row] = where
+
+
+@loop
+def _find_lines(source, pixels, copies, addresses):
+    height_out, width_out = source.rows.shape[0], source.cols.shape[0]
+    base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
+    channels, taps_x = source.channels, source.cols.shape[1]
+    numbers = taps_x * channels
+    for i in range(pixels.shape[0]):
+        pixel = np.int64(pixels[i])
+        x = pixel % width_out
+        y = pixel // width_out % height_out
+        first = pixel // (width_out * height_out) * source.height
+        for tap_y in range(source.rows.shape[1]):
+            where = nothing
+            if source.rows[y, tap_y] >= 0:
+                line = (first + source.rows[y, tap_y]) * source.width
+                if source.runs[x] != 0:
+                    where = base + 4 * source.step * (line + source.cols[x, 0])
+                else:
+                    copied = copies[i][tap_y * numbers:(tap_y + 1) * numbers]
+                    _copy_line(source, line, x, copied)
+                    where = copied.ctypes.data
+            addresses[i // BLOCK, tap_y, i % BLOCK] = where
+
+
+@loop
+def _copy_line(source, line, x, copied):
+    channels = source.channels
+    for tap_x in range(source.cols.shape[1]):
+        part = copied[tap_x * channels:(tap_x + 1) * channels]
+        if source.cols[x, tap_x] < 0:
+            clear(part)
+        else:
+            start = (line + source.cols[x, tap_x]) * source.step
+            copy(part, source.data[start:start + channels])
