@@ -196,13 +196,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--shares", type=float, nargs="+", default=[0, 1, 5, 10, 20, 50, 100],
                         help="percent of the input's pixels that change")
-    parser.add_argument("--rows-only", action="store_true", help="without the dense fallback")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
           f"{options.threads} threads, median of {options.repeats}")
-    config = Config(threads=options.threads, dense_fallback=not options.rows_only)
+    config = Config(threads=options.threads)
     table: dict[float, list[float]] = {share: [] for share in options.shares}
     times: dict[float, list[tuple[float, float]]] = {share: [] for share in options.shares}
     print(f"{'layer':<27}" + "".join(f"{f'{s:g} %':>22}" for s in options.shares))

@@ -83,7 +83,7 @@ def dense(model: nn.Module, frame: Tensor) -> Tensor:
     return first_tensor(model(frame.to(memory_format=torch.channels_last)))
 
 
-# OpenMP's threads spin for some milliseconds behind a dense operator, in the way of whoever is next.
+# OpenMP's threads spin for some milliseconds behind a dense operator, in the way of the next.
 SETTLE_S = 0.01
 
 

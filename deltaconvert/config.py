@@ -49,7 +49,8 @@ class Config:
             mean change of 8x8 blocks, whose pixels are held or replaced together.
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
             is eight times ``input_threshold``.
-        dense_fallback: evaluate a whole lane densely where that is cheaper.
+        dense_fallback: let a backend evaluate a whole lane by the library's dense operator where
+            that is cheaper. The ``cpu`` backend has no use for it: see docs/performance.md.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
     """
 

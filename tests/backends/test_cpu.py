@@ -225,10 +225,10 @@ def _inference():
         yield
 
 
-@pytest.mark.parametrize("dense_fallback", [False, True], ids=["rows", "fallback"])
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_reference(name: str, dense_fallback: bool) -> None:
-    Stream(make_node(CASES[name]), Config(threads=2, dense_fallback=dense_fallback)).run()
+def test_equals_the_reference(name: str, threads: int) -> None:
+    Stream(make_node(CASES[name]), Config(threads=threads)).run()
 
 
 @pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1", "conv + residual + relu", "depthwise",
@@ -303,16 +303,14 @@ def test_readers_of_a_mask_share_its_list() -> None:
     assert not stream.inputs[0].cache
 
 
-def test_dense_lanes_count_whole() -> None:
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_schedules_what_is_needed_and_no_more(share: float) -> None:
     node = make_node(CASES["conv 3x3"])
     stream = Stream(node, Config(threads=1))
     stream.run()
-    stream.change(0.9, [2])
+    stream.change(share, [2])
     work = stream.check()
-    assert work.scheduled == node.dense_multiply_adds >= work.candidates * node.about.multiply_adds
-    stream.change(0.01, [2])
-    work = stream.check()
-    assert work.scheduled == work.candidates * node.about.multiply_adds
+    assert work.scheduled == work.candidates * node.about.multiply_adds > 0
 
 
 def test_two_streams_in_two_threads() -> None:

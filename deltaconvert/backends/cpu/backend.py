@@ -23,8 +23,7 @@ class Kind(Protocol):
     def plan(self, node: DeltaNode, workers: int) -> list[Scratch]:
         """Return the working memory."""
 
-    def bind(self, node: DeltaNode, weights: Any, buffers: Buffers, workers: Workers,
-             dense_fallback: bool) -> Step:
+    def bind(self, node: DeltaNode, weights: Any, buffers: Buffers, workers: Workers) -> Step:
         """Return the step."""
 
 
@@ -82,7 +81,7 @@ class CpuBackend:
             return sparsify.CpuSparsify(node, self.config, buffers, self.workers)
         kind = _kind(node)
         assert kind is not None
-        return kind.bind(node, weights, buffers, self.workers, self.config.dense_fallback)
+        return kind.bind(node, weights, buffers, self.workers)
 
 
 def create(config: Config) -> CpuBackend:

@@ -1,6 +1,7 @@
 """Convolutions, grouped and transposed ones too: rows of neighbourhoods times a filter.
 
-Where most of a lane is to be computed, the library's own convolution computes it whole.
+There is no dense fallback: where all of a lane changes, its rows take no longer than the
+library's own convolution of the whole lane and the passes behind it (docs/performance.md).
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -8,8 +9,9 @@ Where most of a lane is to be computed, the library's own convolution computes i
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
-from torch.nn import functional as F
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
 from deltaconvert.backends.cpu.addresses import find_rows, source_of
@@ -26,21 +28,19 @@ from deltaconvert.backends.cpu.filters import (
 )
 from deltaconvert.backends.cpu.finish import Finish, finish_rows, nothing
 from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows
+from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows, take
 from deltaconvert.backends.cpu.maps import flat_map, floats, ints, longs
-from deltaconvert.backends.cpu.rows import CandidateFinder, Candidates, list_scratch
-from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch, split
+from deltaconvert.backends.cpu.rows import CandidateFinder, list_scratch
+from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Slot
 
-# Share of a lane from which the library's own convolution of the whole lane is faster.
-DENSE_SHARE = 0.8
 SHARED_MULTIPLY_ADDS = 2_000_000
 # Numbers that a chunk of rows and its results take, of the second cache's quarter of a million.
 CHUNK_NUMBERS = 120_000
-# Rows that a worker takes at a time.
-MOST_ROWS = 4096
+# Of the rows that a worker takes, so that one that wakes late leaves little undone.
+PARTS_OF_A_WORKER = 2
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -89,12 +89,12 @@ def product_rows(columns: int) -> int:
     return max(CHUNK_NUMBERS // (PIECE + columns) // BLOCK, 1) * BLOCK
 
 
-def bind(node: DeltaNode, filters: Filters, buffers: Buffers, workers: Workers,
-         dense_fallback: bool) -> ConvolutionStep | ChunkedStep:
+def bind(node: DeltaNode, filters: Filters, buffers: Buffers,
+         workers: Workers) -> ConvolutionStep | ChunkedStep:
     """Return the step of a convolution."""
     finish = _finish(node, filters, buffers, workers)
     if filters.depthwise is None:
-        return ConvolutionStep(node, filters, buffers, finish, workers, dense_fallback)
+        return ConvolutionStep(node, filters, buffers, finish, workers)
     source = node.about.args[0].index
     produce = Depthwise(flat_map(buffers.inputs[source].value), node.about.footprints[source],
                         filters.depthwise, [buffers.scratch[f"cpu.new.{w}"]
@@ -128,6 +128,7 @@ class Product:
         self.phase, self.finish = phase, finish
         self.source = source_of(flat_map(buffers.inputs[source].value),
                                 node.about.footprints[source], phase.taps, phase.lines)
+        self.taken = np.zeros(1, np.int64)
         columns = finish.out.channels + PANEL
         copied = phase.segments * phase.numbers if phase.lines else 0
         self.memory = [
@@ -136,19 +137,33 @@ class Product:
              floats(buffers.scratch[f"cpu.copies.{w}"], rows, copied).numpy())
             for w in range(workers)]
 
-    def __call__(self, worker: int, pixels: np.ndarray) -> None:
-        """Apply the rule at some pixels."""
+    def begin(self, pixels: np.ndarray, workers: int) -> None:
+        """Take up the pixels of a frame, to be shared by so many workers."""
+        self.pixels = pixels
+        self.taken[0] = 0
+        share = -(-len(pixels) // (workers * PARTS_OF_A_WORKER)) if workers > 1 else len(pixels)
+        self.rows = min(max(-(-share // BLOCK), 1) * BLOCK, len(self.memory[0][0]))
+
+    def __call__(self, worker: int) -> None:
+        """Apply the rule at the pixels that no other worker takes."""
         phase, finish = self.phase, self.finish
         new, addresses, copies = self.memory[worker]
         if finish.compiled:
-            convolve(self.source, pixels, copies, addresses, phase.pieces, phase.filters,
-                     phase.panels, new, finish.ending, finish.counts[worker])
+            convolve(self.source, self.pixels, self.taken, self.rows, copies, addresses,
+                     phase.pieces, phase.filters, phase.panels, new, finish.ending,
+                     finish.counts[worker])
             return
-        for start in range(0, len(pixels), len(new)):
-            chunk = pixels[start:start + len(new)]
+        while len(chunk := take_pixels(self.pixels, self.taken, self.rows)):
             multiply(self.source, chunk, copies, addresses, phase.pieces, phase.filters,
                      phase.panels, new)
             finish.rows(worker, new, chunk)
+
+
+@loop
+def take_pixels(pixels, taken, rows):
+    """Return the next pixels that nobody has taken; none at the end."""
+    start = take(taken.ctypes.data, rows)
+    return pixels[start:start + rows]
 
 
 @loop
@@ -159,26 +174,27 @@ def multiply(source, pixels, copies, addresses, pieces, filters, panels, new):
 
 
 @loop
-def convolve(source, pixels, copies, addresses, pieces, filters, panels, new, ending, counts):
-    """Compute and finish pixels, as many at a time as there is room for in ``new``."""
-    for start in range(0, pixels.shape[0], new.shape[0]):
-        chunk = pixels[start:start + new.shape[0]]
+def convolve(source, pixels, taken, rows, copies, addresses, pieces, filters, panels, new, ending,
+             counts):
+    """Compute and finish pixels, so many rows at a time, until all are taken."""
+    while True:
+        chunk = take_pixels(pixels, taken, rows)
+        if chunk.shape[0] == 0:
+            return
         multiply(source, chunk, copies, addresses, pieces, filters, panels, new)
-        finish_rows(new, chunk, -1, ending, counts)
+        finish_rows(new, chunk, ending, counts)
 
 
 class ConvolutionStep:
-    """The step of a convolution by products, with dense evaluation of lanes that changed a lot."""
+    """The step of a convolution by products."""
 
     def __init__(self, node: DeltaNode, filters: Filters, buffers: Buffers, finish: Finish,
-                 workers: Workers, dense_fallback: bool) -> None:
+                 workers: Workers) -> None:
         """Resolve buffers and tables."""
         self.node, self.filters, self.finish, self.workers = node, filters, finish, workers
         self.finder = CandidateFinder(node, buffers)
         self.phases = [Product(node, phase, buffers, finish, workers.threads)
                        for phase in filters.phases]
-        self.value = buffers.inputs[node.about.args[0].index].value
-        self.dense_from = DENSE_SHARE * finish.out.pixels if dense_fallback else float("inf")
         self.sorted = None
         if len(self.phases) > 1:
             self.sorted = ints(buffers.scratch["cpu.phases"],
@@ -191,40 +207,22 @@ class ConvolutionStep:
             nothing(self.finish)
             return Work(0, 0)
         self.finish.begin()
-        scheduled = 0
-        start = 0
-        for lane, count in enumerate(found.counts):
-            if count >= self.dense_from:
-                self._compute_densely(lane, found.pixels[start:start + count])
-                scheduled += self.node.dense_multiply_adds
-            start += count
-        sparse = self._sparse_pixels(found)
-        self._compute_rows(sparse)
+        self._compute(found.pixels)
         self.finish.end()
-        return Work(found.total, scheduled + len(sparse) * self.node.about.multiply_adds)
+        return Work(found.total, found.total * self.node.about.multiply_adds)
 
-    def _sparse_pixels(self, found: Candidates) -> np.ndarray:
-        """Return the candidates of the lanes that are not computed whole."""
-        if max(found.counts) < self.dense_from:
-            return found.pixels
-        lanes = np.split(found.pixels, np.cumsum(found.counts)[:-1])
-        return np.concatenate([lanes[0][:0]] + [
-            pixels for pixels in lanes if len(pixels) < self.dense_from])
-
-    def _compute_rows(self, pixels: np.ndarray) -> None:
-        if len(pixels) == 0:
-            return
+    def _compute(self, pixels: np.ndarray) -> None:
         share = len(pixels) * self.node.about.multiply_adds > SHARED_MULTIPLY_ADDS
+        workers = self.workers.threads if share else 1
         pixels, bounds = self._by_phase(pixels)
-        parts = [(phase, part) for phase, start, stop in
-                 zip(self.phases, bounds[:-1], bounds[1:], strict=True) if stop > start
-                 for part in split(start, stop, MOST_ROWS, self.workers.threads if share else 1)]
+        for phase, (start, stop) in zip(self.phases, pairwise(bounds), strict=True):
+            phase.begin(pixels[start:stop], workers)
 
         def part(worker: int, index: int) -> None:
-            phase, (start, stop) = parts[index]
-            phase(worker, pixels[start:stop])
+            for phase in self.phases:
+                phase(worker)
 
-        self.workers.run(part, len(parts), share)
+        self.workers.run(part, workers, share)
 
     def _by_phase(self, pixels: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Sort pixels by phase, where there are several."""
@@ -234,26 +232,6 @@ class ConvolutionStep:
         sort_by_phase(pixels, self.finish.out.height, self.finish.out.width, *self.filters.period,
                       self.sorted, bounds)
         return self.sorted, bounds.tolist()
-
-    def _compute_densely(self, lane: int, pixels: np.ndarray) -> None:
-        params = self.node.about.params
-        x = self.value[lane:lane + 1]
-        if not is_transposed(self.node):
-            new = F.conv2d(x, self.filters.dense, None, params["stride"], params["padding"],
-                           params["dilation"], params["groups"])
-        else:
-            new = F.conv_transpose2d(
-                x, self.filters.dense, None, params["stride"], params["padding"],
-                params["output_padding"], params["groups"], params["dilation"])
-        rows = new.permute(0, 2, 3, 1).reshape(-1, new.shape[1]).numpy()
-        first = lane * self.finish.out.pixels
-        parts = split(0, len(pixels), MOST_ROWS, self.workers.threads)
-
-        def part(worker: int, index: int) -> None:
-            self.finish.rows(worker, rows, pixels[slice(*parts[index])], first)
-
-        self.workers.run(part, len(parts))
-
 
 
 @loop

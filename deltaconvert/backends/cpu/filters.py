@@ -59,14 +59,12 @@ class Filters:
         phases: for the product; empty for a depthwise convolution.
         period: of the phases, in height and width.
         depthwise: ``[taps, channels]``, where every channel has one filter of its own.
-        dense: for the library's own convolution.
         bias: float32 ``[C_out]`` or nothing.
     """
 
     phases: list[Phase]
     period: tuple[int, int]
     depthwise: Tensor | None
-    dense: Tensor
     bias: Tensor | None
 
 
@@ -125,7 +123,6 @@ def fold(node: DeltaNode) -> Filters:
         depthwise = taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1).contiguous()
     return Filters(
         [] if depthwise is not None else _phases(_merge(taps), params, period), period, depthwise,
-        weight.contiguous(memory_format=torch.channels_last),
         None if bias is None else bias.detach().float().contiguous())
 
 

@@ -100,32 +100,30 @@ class Finish:
         ending.thresholds[:] = self.edge.threshold
         ending.fresh[:] = self.state.fresh
 
-    def rows(self, worker: int, new: np.ndarray, pixels: np.ndarray, first: int = -1) -> None:
+    def rows(self, worker: int, new: np.ndarray, pixels: np.ndarray) -> None:
         """Apply the rule to new rows.
 
         Args:
             worker: who calls.
             new: float32 ``[M, C]`` or wider; overwritten.
-            pixels: int32 ``[m]``: the candidates.
-            first: pixel of row 0 of ``new`` where its rows are consecutive pixels (a lane
-                computed whole); -1 where row ``i`` belongs to ``pixels[i]``.
+            pixels: int32 ``[m]``: the candidates, one a row.
         """
         ending = self.ending
         if not self.compiled:
-            new = self._activate_with_torch(new, pixels, first)
+            new = self._activate_with_torch(new, pixels)
             ending = ending._replace(bias=_NONE, added=_NONE)
-        finish_rows(new, pixels, first, ending, self.counts[worker])
+        finish_rows(new, pixels, ending, self.counts[worker])
 
-    def _activate_with_torch(self, new: np.ndarray, pixels: np.ndarray, first: int) -> np.ndarray:
+    def _activate_with_torch(self, new: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Serve an activation that the loops do not have by its own function."""
         assert self.activation is not None
         name, *numbers = self.activation
         found = registry.named(str(name))
         assert found is not None
         sums = np.empty((len(pixels), self.out.channels), np.float32)
-        add_rows(new, pixels, first, self.ending, sums)
+        add_rows(new, pixels, self.ending, sums)
         result: np.ndarray = found.function(torch.from_numpy(sums), *numbers).contiguous().numpy()
-        return result if first < 0 else _spread(result, new, pixels - first)
+        return result
 
     def end(self) -> None:
         """Publish the mask's counts."""
@@ -139,18 +137,13 @@ def nothing(finish: Finish) -> None:
     finish.edge.publish([0] * finish.out.lanes)
 
 
-def _spread(rows: np.ndarray, new: np.ndarray, at: np.ndarray) -> np.ndarray:
-    new[at, :rows.shape[1]] = rows
-    return new
-
-
 @loop
-def finish_rows(new, pixels, first, ending, counts):
+def finish_rows(new, pixels, ending, counts):
     """See `Finish.rows`."""
     channels = ending.channels
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        row = new[i if first < 0 else pixel - first][:channels]
+        row = new[i][:channels]
         add_row(row, ending.bias, ending.added, pixel * ending.added_step)
         if ending.code != 0:
             activate(row, ending.code, ending.slope)
@@ -197,12 +190,12 @@ def exceeds(row, old, threshold, rms):
 
 
 @loop
-def add_rows(new, pixels, first, ending, out):
+def add_rows(new, pixels, ending, out):
     """Write rows plus bias and residual to ``out``, packed."""
     channels = out.shape[1]
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        row = new[i if first < 0 else pixel - first]
+        row = new[i]
         for c in range(channels):
             out[i, c] = row[c]
         add_row(out[i], ending.bias, ending.added, pixel * ending.added_step)

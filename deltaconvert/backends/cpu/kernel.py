@@ -25,7 +25,9 @@ from numba.extending import intrinsic
 
 from deltaconvert.backends.cpu.jit import loop
 
-_FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+_FLOAT, _INT, _INDEX, _BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(8)
+_READ, _SECOND_CACHE, _DATA = _INDEX(0), _INDEX(2), _INDEX(1)  # what llvm.prefetch calls so
+CACHE_LINE = 64
 _FUSE = ("contract",)  # multiply and add may be one instruction, where there is one
 
 
@@ -52,7 +54,9 @@ def _product(rows: int, vectors: int) -> Any:
     line = 4 * vectors * WIDTH  # bytes of the filter's columns at one number of the rows
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses, segments, numbers, first, filters, out, out_step, add = args
+        addresses, segments, numbers, first, filters, ahead, out, out_step, add = args
+        prefetch = cgutils.get_or_insert_function(builder.module, ir.FunctionType(
+            ir.VoidType(), [_BYTE.as_pointer(), _INDEX, _INDEX, _INDEX]), "llvm.prefetch.p0")
 
         def at(address: Any, offset: Any, kind: Any) -> Any:
             return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
@@ -75,10 +79,15 @@ def _product(rows: int, vectors: int) -> Any:
             table = builder.add(addresses, builder.mul(over_segments.index, _INT(8 * BLOCK)))
             starts = [at(builder.load(at(table, _INT(8 * row), _INT)), first, _FLOAT)
                       for row in range(rows)]
-            piece = builder.add(filters, builder.mul(
-                builder.mul(over_segments.index, numbers), _INT(line)))
+            done = builder.mul(builder.mul(over_segments.index, numbers), _INT(line))
+            piece, later = builder.add(filters, done), builder.add(ahead, done)
             with cgutils.for_range(builder, numbers) as over_numbers:
-                here = builder.add(piece, builder.mul(over_numbers.index, _INT(line)))
+                offset = builder.mul(over_numbers.index, _INT(line))
+                here = builder.add(piece, offset)
+                for part in range(0, line, CACHE_LINE):
+                    builder.call(prefetch, [
+                        at(builder.add(later, offset), _INT(part), _BYTE),
+                        _READ, _SECOND_CACHE, _DATA])
                 columns = [builder.load(at(here, _INT(4 * WIDTH * v), vector), align=4)
                            for v in range(vectors)]
                 for row in range(rows):
@@ -94,8 +103,8 @@ def _product(rows: int, vectors: int) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def product(typing, addresses, segments, numbers, first, filters, out, out_step, add):
-        return types.void(*[types.intp] * 7, types.boolean), codegen
+    def product(typing, addresses, segments, numbers, first, filters, ahead, out, out_step, add):
+        return types.void(*[types.intp] * 8, types.boolean), codegen
 
     return product
 
@@ -106,8 +115,8 @@ _twelve_narrow, _eight_narrow, _four_narrow = (
 
 
 @loop
-def multiply_block(rows, vectors, addresses, segments, numbers, first, filters, out, out_step,
-                   add):
+def multiply_block(rows, vectors, addresses, segments, numbers, first, filters, ahead, out,
+                   out_step, add):
     """Multiply a block of up to `BLOCK` rows with one or two vectors of columns.
 
     Args:
@@ -118,22 +127,23 @@ def multiply_block(rows, vectors, addresses, segments, numbers, first, filters, 
         numbers: floats of a piece to take.
         first: bytes from each address to the first of them.
         filters: address of the filter, float32 ``[segments * numbers, vectors * WIDTH]``.
+        ahead: address of the filter that comes next, fetched into the second cache meanwhile.
         out, out_step: address of the result's first number, and bytes from a row to the next.
         add: to what is there.
     """
     if vectors == 2:
         if rows > _MOST:
-            _twelve(addresses, segments, numbers, first, filters, out, out_step, add)
+            _twelve(addresses, segments, numbers, first, filters, ahead, out, out_step, add)
         elif rows > _FEW:
-            _eight(addresses, segments, numbers, first, filters, out, out_step, add)
+            _eight(addresses, segments, numbers, first, filters, ahead, out, out_step, add)
         else:
-            _four(addresses, segments, numbers, first, filters, out, out_step, add)
+            _four(addresses, segments, numbers, first, filters, ahead, out, out_step, add)
     elif rows > _MOST:
-        _twelve_narrow(addresses, segments, numbers, first, filters, out, out_step, add)
+        _twelve_narrow(addresses, segments, numbers, first, filters, ahead, out, out_step, add)
     elif rows > _FEW:
-        _eight_narrow(addresses, segments, numbers, first, filters, out, out_step, add)
+        _eight_narrow(addresses, segments, numbers, first, filters, ahead, out, out_step, add)
     else:
-        _four_narrow(addresses, segments, numbers, first, filters, out, out_step, add)
+        _four_narrow(addresses, segments, numbers, first, filters, ahead, out, out_step, add)
 
 
 @loop
@@ -164,15 +174,32 @@ def multiply_rows(addresses, count, pieces, filters, panels, new):
                     panels[group, q, 0], panels[group, q, 1], panels[group, q, 2],
                     panels[group, q, 3])
                 piece = weights + 4 * (start + before * vectors * WIDTH)
+                ahead = weights + 4 * _next_piece(pieces, panels[group], p, q)
                 for block in range((count + BLOCK - 1) // BLOCK):
-                    multiply_block(
-                        count - block * BLOCK, vectors,
-                        table + 8 * BLOCK * (block * segments + first_segment), taken, numbers,
-                        4 * (channel + first), piece, out + 4 * (block * BLOCK * step + column),
-                        4 * step, before != 0)
+                    rows = table + 8 * BLOCK * (block * segments + first_segment)
+                    target = out + 4 * (block * BLOCK * step + column)
+                    multiply_block(count - block * BLOCK, vectors, rows, taken, numbers,
+                                   4 * (channel + first), piece, ahead, target, 4 * step,
+                                   before != 0)
 
 
-def whole_blocks(rows: int) -> int:
-    """Return so many rows rounded up to whole blocks."""
-    return -(-rows // BLOCK) * BLOCK
+@loop
+def _next_piece(pieces, panels, p, q):
+    """Return where the filter's next piece begins; the last's own beginning."""
+    if q + 1 < panels.shape[0]:
+        q += 1
+    elif p + 1 < pieces.shape[0]:
+        p, q = p + 1, 0
+    return panels[q, 0] + pieces[p, 4] * panels[q, 2] * WIDTH
+
+
+@intrinsic
+def take(typing: Any, counter: Any, amount: Any) -> Any:
+    """Add an amount to the number at an address, at once for all threads; return what it was."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, more = args
+        place = builder.inttoptr(address, _INT.as_pointer())
+        return builder.atomic_rmw("add", place, more, "monotonic")
+
+    return types.intp(types.intp, types.intp), codegen
 

@@ -56,8 +56,7 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     return list_scratch(node) + row_scratch("gathered", chunk_rows(width), width, workers)
 
 
-def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers,
-         dense_fallback: bool) -> ChunkedStep:
+def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers) -> ChunkedStep:
     """Return the step of a pixelwise operator."""
     scratch = [buffers.scratch[f"cpu.gathered.{w}"] for w in range(workers.threads)]
     width = sum(_widths(node))

@@ -37,8 +37,7 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     return list_scratch(node) + row_scratch("new", chunk_rows(shape[1]), shape[1], workers)
 
 
-def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers,
-         dense_fallback: bool) -> ChunkedStep:
+def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers) -> ChunkedStep:
     """Return the step of a pooling."""
     about = node.about
     source, footprint = flat_map(buffers.inputs[0].value), about.footprints[0]
