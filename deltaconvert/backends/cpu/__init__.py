@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: candidates gathered into rows, one GEMM, one fused loop behind it.
+"""The ``cpu`` backend: candidates as the rows of a product, one fused loop behind it.
 
 Importing this package imports Numba: `deltaconvert.backends.base.create` does so only
 when the backend is used.

@@ -1,6 +1,6 @@
 """The rule at a chunk of candidates, in one pass while the new rows are in the cache.
 
-Bias, residual and activation are added to what the GEMM (or another loop) left, each row
+Bias, residual and activation are added to what the product (or another loop) left, each row
 is compared with the stored one, and replaces it where the norm of the difference exceeds
 the lane's threshold.
 """
