@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltaconvert.errors import FrameError
+from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
 from deltaconvert.passes.result import PassResult
@@ -142,7 +143,7 @@ def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         converts = (node.op == "call_method" and node.target in CONVERSIONS) or (
-            node.target is pad_zero and not any(node.kwargs["padding"]))  # type: ignore[arg-type]
+            node.target in (pad, pad_zero) and not any(node.kwargs["padding"]))  # type: ignore[arg-type]
         if converts and isinstance(source, fx.Node) and _alike(node, source):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
