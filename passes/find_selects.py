@@ -3,10 +3,14 @@
 Before: ``chunk``, ``x[:, ::2]``, ``view``/``transpose``/``view``, ``flip``, ``channel_shuffle``.
 After: ``select(x, channels=..., rows=..., cols=...)``.
 
+Before: ``x.permute(0, 2, 3, 1)[:, ::2]``, ``x.movedim(1, -1)``.
+After: ``permute(select(x, rows=...), dims=(0, 2, 3, 1))``, ``permute(x, dims=(0, 2, 3, 1))``.
+
 Part of `infer`, because it needs shapes. What a chain does is not recognised by its
 form but found out: it is run once on the numbers 0, 1, 2, ... in the shape of the map
 it starts from. If what comes out are the numbers that picking channels, rows and columns
-would give, and every lane keeps to itself, then that is what the chain does.
+would give, and every lane keeps to itself, then that is what the chain does; or picking, and
+then moving the channels to the end or from there.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from deltaconvert.operators.permute import CHANNELS_FIRST, CHANNELS_LAST, permute
 from deltaconvert.operators.reshape import flatten, reshape
 from deltaconvert.operators.select import select
 from deltaconvert.passes.result import PassResult
@@ -24,10 +29,13 @@ from deltaconvert.passes.result import PassResult
 METHODS = frozenset({
     "transpose", "permute", "swapaxes", "movedim", "squeeze", "unsqueeze", "unflatten", "chunk",
     "split", "tensor_split", "unbind", "narrow", "select", "flip", "roll", "index_select",
-    "view_as", "reshape_as"})
+    "swapdims", "moveaxis", "expand", "repeat", "tile", "repeat_interleave", "t"})
+LIKE_ANOTHER = frozenset({"view_as", "reshape_as", "expand_as"})
 FUNCTIONS = frozenset(
     {getattr(torch, name) for name in METHODS if hasattr(torch, name)}
-    | {operator.getitem, reshape, flatten, torch.channel_shuffle, nn.functional.channel_shuffle})
+    | {operator.getitem, reshape, flatten, permute, torch.channel_shuffle,
+       nn.functional.channel_shuffle})
+ORDERS = (None, CHANNELS_LAST, CHANNELS_FIRST)
 LARGEST = 1 << 28  # numbers: beyond, the test itself would take gigabytes
 
 
@@ -35,7 +43,8 @@ def find_selects(graph: fx.Graph, result: PassResult) -> None:
     """Rewrite the graph in place."""
     traces: dict[fx.Node, tuple[fx.Node, Any]] = {}
     for node in list(graph.nodes):
-        if not _only_moves(node):
+        _spell_out_shape(node)
+        if not only_moves(node):
             continue
         start, numbers = traces.get(node.args[0]) or _start(node.args[0])
         if start is None:
@@ -44,20 +53,41 @@ def find_selects(graph: fx.Graph, result: PassResult) -> None:
         if moved is None:
             continue
         traces[node] = (start, moved)
-        picks = _picks(moved, start.meta["value"].shape)
-        if picks is not None:
-            _replace(graph, node, start, picks)
-            result.changed.append(f"{node.name}: picks from {start.name}")
+        for order in ORDERS:
+            picks = _picks(moved, start.meta["value"].shape, order)
+            if picks is not None:
+                _replace(graph, node, start, picks, order)
+                result.changed.append(f"{node.name}: picks from {start.name}")
+                break
     graph.eliminate_dead_code()
 
 
-def _only_moves(node: fx.Node) -> bool:
+def _spell_out_shape(node: fx.Node) -> None:
+    """Put the shape itself in the place of a tensor that has it."""
+    if node.op == "call_method" and node.target in LIKE_ANOTHER and len(node.args) == 2:
+        other = node.args[1]
+        if isinstance(other, fx.Node) and isinstance(other.meta["value"], Tensor):
+            node.target = str(node.target).removesuffix("_as")
+            node.args = (node.args[0], tuple(other.meta["value"].shape))
+
+
+def only_moves(node: fx.Node) -> bool:
+    """Whether a call moves the numbers of its first argument, by settings that are constant."""
     if node.meta.get("constant") or not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    if len(node.all_input_nodes) > 1:
+    if any(not n.meta["constant"] for n in node.all_input_nodes[1:]):
         return False
     return (node.op == "call_method" and node.target in METHODS) or (
         node.op == "call_function" and node.target in FUNCTIONS)
+
+
+def moves_a_tensor(node: fx.Node) -> bool:
+    """Whether a call moves a tensor, or parts of one; not what an unknown function returned."""
+    while only_moves(node):
+        node = node.args[0]  # type: ignore[assignment]
+        if isinstance(node.meta["value"], Tensor):
+            return True
+    return False
 
 
 def _start(node: fx.Node) -> tuple[fx.Node | None, Any]:
@@ -68,21 +98,28 @@ def _start(node: fx.Node) -> tuple[fx.Node | None, Any]:
 
 
 def _run(node: fx.Node, numbers: Any) -> Any:
+    args, kwargs = fx.map_arg((node.args[1:], dict(node.kwargs)), lambda n: n.meta["value"])
     try:
         if node.op == "call_method":
-            return getattr(numbers, str(node.target))(*node.args[1:], **node.kwargs)
-        return node.target(numbers, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+            return getattr(numbers, str(node.target))(*args, **kwargs)
+        return node.target(numbers, *args, **kwargs)  # type: ignore[operator]
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
         return None
 
 
 Picks = tuple[tuple[int, ...] | None, ...]
+Order = tuple[int, ...] | None
 
 
-def _picks(moved: Any, shape: torch.Size) -> Picks | None:
-    """Return channels, rows and columns if these numbers are what picking them gives."""
+def _picks(moved: Any, shape: torch.Size, order: Order) -> Picks | None:
+    """Return channels, rows and columns if these numbers are what picking them gives.
+
+    ``order`` is that of the dimensions afterwards.
+    """
     if not isinstance(moved, Tensor) or moved.dim() != 4 or moved.numel() == 0:
         return None
+    if order is not None:
+        moved = moved.permute([order.index(d) for d in range(4)])
     lanes, channels, height, width = shape
     if moved.shape[0] != lanes:
         return None
@@ -98,12 +135,20 @@ def _picks(moved: Any, shape: torch.Size) -> Picks | None:
                  for p, size in zip(picked, (channels, height, width), strict=True))
 
 
-def _replace(graph: fx.Graph, node: fx.Node, start: fx.Node, picks: Picks) -> None:
-    if picks == (None, None, None):
+def _replace(graph: fx.Graph, node: fx.Node, start: fx.Node, picks: Picks, order: Order) -> None:
+    if order is None and picks == (None, None, None):
         node.replace_all_uses_with(start)
         graph.erase_node(node)
         return
-    node.op, node.target, node.args = "call_function", select, (start,)
-    node.kwargs = dict(zip(("channels", "rows", "cols"), picks, strict=True))
-
-
+    settings = dict(zip(("channels", "rows", "cols"), picks, strict=True))
+    if order is None:
+        node.op, node.target, node.args, node.kwargs = "call_function", select, (start,), settings
+        return
+    if picks != (None, None, None):
+        with graph.inserting_before(node):
+            picked = graph.call_function(select, (start,), settings)
+        inverse = [order.index(d) for d in range(4)]
+        picked.meta.update(node.meta, value=node.meta["value"].permute(inverse))
+        start = picked
+    node.op, node.target, node.args = "call_function", permute, (start,)
+    node.kwargs = {"dims": order}

@@ -91,7 +91,7 @@ def _module_adapter(graph_module: GraphModule, node: fx.Node
 def _replace(graph: fx.Graph, node: fx.Node, meaning: Any, result: PassResult) -> None:
     if isinstance(meaning, Call):
         node.op, node.target = "call_function", meaning.function
-        node.args = tuple(emit(graph, node, a) for a in meaning.args)
+        node.args = tuple(emit(graph, node, a, node.meta, []) for a in meaning.args)
         node.kwargs = meaning.params
         result.changed.append(f"{node.name}: {meaning.function.__name__}")
         return
