@@ -119,7 +119,7 @@ class _Lowering:
             multiply_adds=(operator.multiply_adds(shapes) if operator and shapes and rule == "local"
                            else node.meta["multiply_adds"] // self.lanes),
             threshold=0.0 if exact else float(own.threshold or 0.0), norm=own.norm or "max",
-            shapes=shapes)
+            shapes=shapes, advice=node.meta.get("advice", ""))
 
     def _function(self, node: fx.Node) -> Any:
         if node.op == "call_module":

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from deltaconvert.operators.extremes import maximum, minimum
 from deltaconvert.operators.mean import ADVICE, dims_first, dims_of, mixes_pixels
 from deltaconvert.operators.registry import Refusal, call, operator, spelled
+from deltaconvert.operators.stack import stack
 from deltaconvert.operators.softmax import not_over_channels, over_channels_last
 
 Dims = tuple[int, ...]
@@ -86,13 +87,10 @@ def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
 
 def _over_stack(input, dims, keepdim):
     """Return the maps that were stacked along the one dimension that is reduced, or nothing."""
-    if not isinstance(input, fx.Node) or input.target is not torch.stack or keepdim:
+    if not isinstance(input, fx.Node) or input.target is not stack or keepdim:
         return None
-    given = dict(zip(("tensors", "dim"), input.args, strict=False)) | input.kwargs
-    maps = given["tensors"]
-    if dims != (given.get("dim", 0),) or not isinstance(maps, (list, tuple)):
-        return None
-    return maps
+    maps = input.args[0]
+    return maps if dims == (input.kwargs["dim"],) and isinstance(maps, (list, tuple)) else None
 
 
 def _reduce(function, pairwise, input, dims, keepdim):
