@@ -10,7 +10,7 @@ Part of `infer`, because it needs shapes. What a chain does is not recognised by
 form but found out: it is run once on the numbers 0, 1, 2, ... in the shape of the map
 it starts from. If what comes out are the numbers that picking channels, rows and columns
 would give, and every lane keeps to itself, then that is what the chain does; or picking, and
-then moving the channels to the end or from there.
+then moving the channels to the end or from there; or a shuffle (see `find_shuffles`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from deltaconvert.operators.permute import CHANNELS_FIRST, CHANNELS_LAST, permute
 from deltaconvert.operators.reshape import flatten, reshape
 from deltaconvert.operators.select import select
+from deltaconvert.passes.find_shuffles import Steps, shuffle_steps
 from deltaconvert.passes.result import PassResult
 
 METHODS = frozenset({
@@ -35,7 +36,8 @@ FUNCTIONS = frozenset(
     {getattr(torch, name) for name in METHODS if hasattr(torch, name)}
     | {operator.getitem, reshape, flatten, permute, torch.channel_shuffle,
        nn.functional.channel_shuffle})
-ORDERS = (None, CHANNELS_LAST, CHANNELS_FIRST)
+AS_THEY_ARE = (0, 1, 2, 3)
+ORDERS = (AS_THEY_ARE, CHANNELS_LAST, CHANNELS_FIRST)
 LARGEST = 1 << 28  # numbers: beyond, the test itself would take gigabytes
 
 
@@ -53,12 +55,10 @@ def find_selects(graph: fx.Graph, result: PassResult) -> None:
         if moved is None:
             continue
         traces[node] = (start, moved)
-        for order in ORDERS:
-            picks = _picks(moved, start.meta["value"].shape, order)
-            if picks is not None:
-                _replace(graph, node, start, picks, order)
-                result.changed.append(f"{node.name}: picks from {start.name}")
-                break
+        steps = _steps(moved, start.meta["value"].shape)
+        if steps is not None:
+            _replace(graph, node, start, steps)
+            result.changed.append(f"{node.name}: picks from {start.name}")
     graph.eliminate_dead_code()
 
 
@@ -108,18 +108,23 @@ def _run(node: fx.Node, numbers: Any) -> Any:
 
 
 Picks = tuple[tuple[int, ...] | None, ...]
-Order = tuple[int, ...] | None
 
 
-def _picks(moved: Any, shape: torch.Size, order: Order) -> Picks | None:
-    """Return channels, rows and columns if these numbers are what picking them gives.
-
-    ``order`` is that of the dimensions afterwards.
-    """
+def _steps(moved: Any, shape: torch.Size) -> Steps | None:
+    """Return the calls that do what led from 0, 1, 2, ... in ``shape`` to these numbers."""
     if not isinstance(moved, Tensor) or moved.dim() != 4 or moved.numel() == 0:
         return None
-    if order is not None:
-        moved = moved.permute([order.index(d) for d in range(4)])
+    for order in ORDERS:
+        picks = _picks(moved.permute([order.index(d) for d in range(4)]), shape)
+        if picks is not None:
+            settings = dict(zip(("channels", "rows", "cols"), picks, strict=True))
+            steps: Steps = [] if picks == (None, None, None) else [(select, settings)]
+            return steps if order == AS_THEY_ARE else [*steps, (permute, {"dims": order})]
+    return shuffle_steps(moved, shape)
+
+
+def _picks(moved: Tensor, shape: torch.Size) -> Picks | None:
+    """Return channels, rows and columns if these numbers are what picking them gives."""
     lanes, channels, height, width = shape
     if moved.shape[0] != lanes:
         return None
@@ -135,20 +140,15 @@ def _picks(moved: Any, shape: torch.Size, order: Order) -> Picks | None:
                  for p, size in zip(picked, (channels, height, width), strict=True))
 
 
-def _replace(graph: fx.Graph, node: fx.Node, start: fx.Node, picks: Picks, order: Order) -> None:
-    if order is None and picks == (None, None, None):
+def _replace(graph: fx.Graph, node: fx.Node, start: fx.Node, steps: Steps) -> None:
+    if not steps:
         node.replace_all_uses_with(start)
         graph.erase_node(node)
         return
-    settings = dict(zip(("channels", "rows", "cols"), picks, strict=True))
-    if order is None:
-        node.op, node.target, node.args, node.kwargs = "call_function", select, (start,), settings
-        return
-    if picks != (None, None, None):
+    for function, settings in steps[:-1]:
         with graph.inserting_before(node):
-            picked = graph.call_function(select, (start,), settings)
-        inverse = [order.index(d) for d in range(4)]
-        picked.meta.update(node.meta, value=node.meta["value"].permute(inverse))
-        start = picked
-    node.op, node.target, node.args = "call_function", permute, (start,)
-    node.kwargs = {"dims": order}
+            made = graph.call_function(function, (start,), settings)
+        made.meta.update(node.meta, value=function(start.meta["value"], **settings))
+        start = made
+    node.op, node.target, node.args = "call_function", steps[-1][0], (start,)
+    node.kwargs = steps[-1][1]

@@ -3,8 +3,9 @@
 Before: nodes with shapes.
 After: ``meta["rule"]``, ``meta["reason"]``, and for local nodes ``meta["footprints"]``.
 
-By the operator's rule and by rank: a pointwise function of a vector behind a classifier
-has no pixels, so it runs whole. So do views that are no `select`: they only move numbers. Comes after `fuse`, so that what was fused is asked once.
+By the operator's rule and by rank: a pointwise function of a vector behind a classifier has no
+pixels, so it runs whole. So do views that are no `select`: they only move numbers. Comes after
+`fuse`, so that what was fused is asked once.
 """
 
 from __future__ import annotations

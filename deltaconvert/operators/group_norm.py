@@ -50,16 +50,22 @@ def _group_module(module, attribute, input):
 
 
 @operator(rule="global", not_local=_whole_map, advice=ADVICE)
-def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
-    """Normalise each channel of a lane by its own mean and variance."""
+def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float,
+                  rank: int | None) -> Tensor:
+    """Normalise each channel of a lane by its own mean and variance.
+
+    ``rank`` is that of maps with lanes, where those without are taken too.
+    """
+    if rank is not None and x.dim() == rank - 1:
+        return F.instance_norm(x[None], None, None, weight, bias, True, 0.0, eps)[0]
     return F.instance_norm(x, None, None, weight, bias, True, 0.0, eps)
 
 
 @spelled(F.instance_norm)
 def _instance(input, running_mean=None, running_var=None, weight=None, bias=None,
-              use_input_stats=True, momentum=0.1, eps=1e-5):
+              use_input_stats=True, momentum=0.1, eps=1e-5, rank=None):
     if use_input_stats or running_mean is None:
-        return call(instance_norm, input, weight, bias, eps=eps)
+        return call(instance_norm, input, weight, bias, eps=eps, rank=rank)
     return call(batch_norm, input, running_mean, running_var, weight, bias, eps=eps)
 
 
@@ -67,4 +73,4 @@ def _instance(input, running_mean=None, running_var=None, weight=None, bias=None
 def _instance_module(module, attribute, input):
     return _instance(input, attribute("running_mean"), attribute("running_var"),
                      attribute("weight"), attribute("bias"), not module.track_running_stats,
-                     eps=module.eps)
+                     eps=module.eps, rank=4)

@@ -14,7 +14,7 @@ from deltaconvert.operators.resize_nearest import resize_nearest
 @spelled(F.interpolate)
 def _function(input, size=None, scale_factor=None, mode="nearest", align_corners=None,
               recompute_scale_factor=None, antialias=False):
-    size, scale_factor = _two(size), _two(scale_factor)
+    size, scale_factor = _two(size), _floats(_two(scale_factor))
     if mode in ("nearest", "nearest-exact"):
         return call(resize_nearest, input, size=size, scale_factor=scale_factor,
                     exact=mode == "nearest-exact", recompute_scale_factor=recompute_scale_factor)
@@ -33,6 +33,10 @@ def _two(value):
     if isinstance(value, (int, float)):
         return value, value
     return tuple(value) if isinstance(value, list) else value
+
+
+def _floats(scale):
+    return tuple(map(float, scale)) if isinstance(scale, tuple) else scale
 
 
 @spelled(F.upsample)

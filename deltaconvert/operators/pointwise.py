@@ -23,6 +23,11 @@ from torch import Tensor, nn
 from deltaconvert.operators.registry import call, operator, spelled, spelled_module
 
 
+def words(text: str) -> list[str]:
+    """Return the words of a text."""
+    return text.split()
+
+
 @dataclass(frozen=True)
 class Activation:
     """A line of `ACTIVATIONS`.
@@ -57,24 +62,26 @@ ACTIVATIONS = [
     Activation("threshold", nn.Threshold, {"threshold": 0.0, "value": 0.0}, smooth=False),
 ]
 
-NUMBERS = """
-    abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2
-    expm1 floor frac isfinite isinf isnan lgamma log log10 log1p log2 logical_not logit
-    nan_to_num neg rad2deg reciprocal round rsqrt sign signbit sin sinc sinh sqrt square tan
-    trunc""".split()
-
 # Python's own operators also do the arithmetic on shapes, before these are known.
+NUMBERS: dict[str, Callable[..., Any]] = {
+    "abs": abs, "neg": python.neg, "positive": python.pos, "bitwise_not": python.invert,
+    **{name: getattr(torch, name) for name in words("""
+       acos acosh asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2
+       expm1 floor frac isfinite isinf isnan lgamma log log10 log1p log2 logical_not logit
+       nan_to_num rad2deg reciprocal round rsqrt sign signbit sin sinc sinh sqrt square tan
+       trunc""")}}
+
 PAIRS: dict[str, Callable[..., Any]] = {
     "eq": python.eq, "ne": python.ne, "lt": python.lt, "le": python.le, "gt": python.gt,
     "ge": python.ge, "pow": python.pow, "floor_divide": python.floordiv, "remainder": python.mod,
     "bitwise_and": python.and_, "bitwise_or": python.or_, "bitwise_xor": python.xor,
-    **{name: getattr(torch, name) for name in """
+    **{name: getattr(torch, name) for name in words("""
        atan2 copysign fmax fmin fmod heaviside hypot logaddexp logaddexp2 logical_and logical_or
-       logical_xor xlogy""".split()}}
+       logical_xor xlogy""")}}
 
 # Other names of the same function, and what PyTorch calls its second argument.
 ALIASES: dict[str, list[Any]] = {
-    "abs": [python.abs, torch.absolute, "absolute"], "neg": [python.neg, torch.negative,
+    "bitwise_not": [python.invert], "positive": [python.pos], "abs": [python.abs, torch.absolute, "absolute"], "neg": [python.neg, torch.negative,
                                                              "negative"],
     "acos": [torch.arccos, "arccos"], "asin": [torch.arcsin, "arcsin"],
     "atan": [torch.arctan, "arctan"], "trunc": [torch.fix, "fix"],
@@ -130,9 +137,7 @@ def _add_activation(line: Activation) -> None:
     spelled_module(line.module)(module)
 
 
-def _add_number(name: str) -> None:
-    compute = getattr(torch, name)
-
+def _add_number(name: str, compute: Callable[..., Any]) -> None:
     def canonical(x: Tensor) -> Tensor:
         result: Tensor = compute(x)
         return result
@@ -162,7 +167,7 @@ def _add_pair(name: str, compute: Callable[..., Any]) -> None:
 
 for _line in ACTIVATIONS:
     _add_activation(_line)
-for _name in NUMBERS:
-    _add_number(_name)
+for _name, _compute in NUMBERS.items():
+    _add_number(_name, _compute)
 for _name, _compute in PAIRS.items():
     _add_pair(_name, _compute)

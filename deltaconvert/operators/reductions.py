@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from deltaconvert.operators.extremes import maximum, minimum
 from deltaconvert.operators.mean import ADVICE, dims_first, dims_of, mixes_pixels
 from deltaconvert.operators.registry import Refusal, call, operator, spelled
-from deltaconvert.operators.stack import stack
 from deltaconvert.operators.softmax import not_over_channels, over_channels_last
+from deltaconvert.operators.stack import stack
 
 Dims = tuple[int, ...]
 
@@ -146,7 +146,7 @@ def _spread(function, input, dim, unbiased, keepdim, correction):
 
 
 @spelled(torch.norm, "norm")
-def _norm(input, p="fro", dim=None, keepdim=False, dtype=None):
+def _norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
     if p == "nuc":
         raise Refusal("the nuclear norm")
     return call(vector_norm, input, dim=dims_of(dim, None, dtype), keepdim=bool(keepdim),
