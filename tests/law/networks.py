@@ -609,10 +609,16 @@ def networks(draw: Draw, using: Sequence[str] = (), most_steps: int = 6) -> Gene
 
 @torch.no_grad()
 def shape_of(module: nn.Module, shapes: Sequence[Shape]) -> Shape | None:
-    """Return the shape that a module makes of these; nothing where it refuses, or of extremes."""
+    """Return the shape that a module makes of these; nothing where it refuses, or of extremes.
+
+    Nor where a window of a maximum holds nothing but padding, which is minus infinity.
+    """
     try:
-        made = tuple(module(*(torch.zeros(s) for s in shapes)).shape)
+        result = module(*(torch.zeros(s) for s in shapes))
     except (RuntimeError, ValueError):
+        return None
+    made = tuple(result.shape)
+    if not result.isfinite().all():
         return None
     if 0 in made or (len(made) == 4 and (max(made[2:]) > LARGEST_SIDE or made[1] > MOST_CHANNELS)):
         return None
