@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ class UNet(nn.Module):
         self.first = nn.Sequential(conv(3, width), conv(width, width))
         self.down = nn.ModuleList(
             nn.Sequential(nn.MaxPool2d(2), conv(a, b), conv(b, b))
-            for a, b in zip(widths, widths[1:], strict=False))
+            for a, b in itertools.pairwise(widths))
         self.up = nn.ModuleList(Up(b, a, bilinear) for a, b in
                                 zip(widths[-2::-1], widths[:0:-1], strict=False))
         self.last = nn.Conv2d(width, 2, 1)
@@ -110,7 +112,7 @@ class Yolo(nn.Module):
         self.focus = Focus(w[0])
         self.stages = nn.ModuleList(
             nn.Sequential(conv(a, b, 3, 2, activation=nn.SiLU), CrossStage(b, b))
-            for a, b in zip(w, w[1:], strict=False))
+            for a, b in itertools.pairwise(w))
         self.pyramid = PooledPyramid(w[3])
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.top_down = nn.ModuleList([CrossStage(w[3] + w[2], w[2], False),
@@ -157,7 +159,8 @@ class Context(nn.Module):
 class FastSegmentation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.shallow = nn.Sequential(conv(3, 8, stride=2), separable(8, 12, 2), separable(12, 16, 2))
+        self.shallow = nn.Sequential(conv(3, 8, stride=2), separable(8, 12, 2),
+                                     separable(12, 16, 2))
         self.deep = nn.Sequential(separable(16, 24, 2), separable(24, 32, 2), Context(32))
         self.spread = conv(32, 32, groups=32)
         self.deep_out, self.shallow_out = nn.Conv2d(32, 32, 1), nn.Conv2d(16, 32, 1)

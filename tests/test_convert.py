@@ -164,7 +164,8 @@ def test_strict_lists_every_fallback_with_path_line_and_reason():
     lines = message.splitlines()[1:-1]
     assert len(lines) == 3
     for line, (path, code, reason, advice) in zip(lines, [
-            ("grid_sample", "F.grid_sample(self.conv(x), self.grid", "grid_sample is not an operator",
+            ("grid_sample", "F.grid_sample(self.conv(x), self.grid",
+             "grid_sample is not an operator",
              "nothing: where it reads depends on the numbers in the frame"),
             ("block.0", "self.block(x)", "BatchNorm without running statistics",
              "running statistics, as after training"),

@@ -47,7 +47,7 @@ def dims_of(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None,
     dim = dim if axis is None else axis
     if dim is None or dtype is not None or dim == ():
         raise Refusal("a reduction over everything mixes lanes", "name the dimensions")
-    return tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
+    return (dim,) if isinstance(dim, int) else tuple(dim)
 
 
 @operator(pixelwise=True, not_local=mixes_pixels("a mean"), advice=ADVICE,

@@ -79,17 +79,19 @@ PAIRS: dict[str, Callable[..., Any]] = {
        atan2 copysign fmax fmin fmod heaviside hypot logaddexp logaddexp2 logical_and logical_or
        logical_xor xlogy""")}}
 
-# Other names of the same function, and what PyTorch calls its second argument.
+# Other names of the same function.
 ALIASES: dict[str, list[Any]] = {
-    "bitwise_not": [python.invert], "positive": [python.pos], "abs": [python.abs, torch.absolute, "absolute"], "neg": [python.neg, torch.negative,
-                                                             "negative"],
+    "abs": [python.abs, torch.absolute, "absolute"],
+    "neg": [python.neg, torch.negative, "negative"],
+    "positive": [python.pos], "bitwise_not": [python.invert],
     "acos": [torch.arccos, "arccos"], "asin": [torch.arcsin, "arcsin"],
     "atan": [torch.arctan, "arctan"], "trunc": [torch.fix, "fix"],
-    "floor_divide": [python.floordiv, python.ifloordiv], "pow": [python.pow, python.ipow,
-                                                                 "__pow__"],
-    "remainder": [python.mod, python.imod], "eq": [python.eq], "ne": [python.ne, torch.not_equal],
-    "lt": [python.lt, torch.less], "le": [python.le, torch.less_equal],
-    "gt": [python.gt, torch.greater], "ge": [python.ge, torch.greater_equal],
+    "floor_divide": [python.floordiv, python.ifloordiv],
+    "pow": [python.pow, python.ipow, "__pow__"], "remainder": [python.mod, python.imod],
+    "eq": [python.eq], "ne": [python.ne, torch.not_equal, "not_equal"],
+    "lt": [python.lt, torch.less, "less"], "le": [python.le, torch.less_equal, "less_equal"],
+    "gt": [python.gt, torch.greater, "greater"],
+    "ge": [python.ge, torch.greater_equal, "greater_equal"],
     "bitwise_and": [python.and_, python.iand], "bitwise_or": [python.or_, python.ior],
     "bitwise_xor": [python.xor, python.ixor], "atan2": [torch.arctan2, "arctan2"],
 }
@@ -97,7 +99,7 @@ ALIASES: dict[str, list[Any]] = {
 
 def spellings(name: str) -> Iterator[Any]:
     """Yield every function and method that is PyTorch's of this name, in place or not."""
-    found = {}
+    found: dict[Any, None] = {}
     for home in (torch, F, torch.special):
         for spelling in (name, f"{name}_"):
             if hasattr(home, spelling):
