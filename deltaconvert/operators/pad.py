@@ -50,7 +50,7 @@ def _channels_first(x: Any, *, padding: tuple[int, ...], mode: str, value: float
     if mode != "constant":
         raise Refusal("padding by the map itself goes by rows and columns")
     channels, sides = padding[:2], (*padding[2:], *(0,) * (6 - len(padding)))
-    return call(pad, x, padding=(*sides, *channels), mode=mode, value=value)
+    return padded(x, (*sides, *channels) if any(channels) else sides, mode, value)
 
 
 @operator(footprints=_footprints, pixelwise=_picked, moves_only=True,
