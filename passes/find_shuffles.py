@@ -23,16 +23,15 @@ Steps = list[tuple[Any, dict[str, Any]]]
 
 def shuffle_steps(moved: Tensor, shape: torch.Size) -> Steps | None:
     """Return the calls that lead from 0, 1, 2, ... in ``shape`` to these numbers, if any."""
-    lanes, _, height, width = shape
-    if moved.shape[0] != lanes or 0 in moved.shape or moved.numel() != shape.numel():
+    (lanes, _, height, width), (rows, cols) = shape, moved.shape[2:]
+    if moved.shape[0] != lanes or moved.numel() != shape.numel():
         return None
     numbers = torch.arange(moved.numel()).view(shape)
-    for by, size in ((moved.shape[2] // height, (height, width)),
-                     (height // moved.shape[2], tuple(moved.shape[2:]))):
-        if by > 1 and (size[0] * by, size[1] * by) == tuple(
-                max(a, b) for a, b in zip((height, width), moved.shape[2:], strict=True)):
-            return _shuffled(moved, numbers, by) if size == (height, width) else _unshuffled(
-                moved, numbers, by)
+    up, down = rows // height, height // rows
+    if up > 1 and (rows, cols) == (up * height, up * width):
+        return _shuffled(moved, numbers, up)
+    if down > 1 and (height, width) == (down * rows, down * cols):
+        return _unshuffled(moved, numbers, down)
     return None
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deltaconvert.operators.add import add
+from deltaconvert.operators.div import div
 from deltaconvert.operators.registry import Call, Refusal, Shapes, call, operator, spelled
 from deltaconvert.operators.softmax import over_channels_last
+from deltaconvert.operators.stack import stacked
 
 ADVICE = ("over the channels alone, with keepdim, it would be local; over the whole map it is one "
           "pixel, and its threshold keeps small changes back")
@@ -59,4 +63,8 @@ def mean(x: Tensor, *, dim: Sequence[int], keepdim: bool) -> Tensor:
 
 @spelled(torch.mean, "mean")
 def _function(input, dim=None, keepdim=False, *, dtype=None, axis=None):
-    return call(mean, input, dim=dims_of(dim, axis, dtype), keepdim=bool(keepdim))
+    dims = dims_of(dim, axis, dtype)
+    maps = stacked(input, dims, keepdim)
+    if maps:
+        return call(div, reduce(partial(call, add, alpha=1), maps), len(maps), rounding_mode=None)
+    return call(mean, input, dim=dims, keepdim=bool(keepdim))

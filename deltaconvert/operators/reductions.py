@@ -7,17 +7,18 @@ over height and width they are global pooling. `mean` has a file of its own.
 from __future__ import annotations
 
 import operator as python
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from deltaconvert.operators.add import add
 from deltaconvert.operators.extremes import maximum, minimum
 from deltaconvert.operators.mean import ADVICE, dims_first, dims_of, mixes_pixels
 from deltaconvert.operators.registry import Refusal, call, operator, spelled
 from deltaconvert.operators.softmax import not_over_channels, over_channels_last
-from deltaconvert.operators.stack import stack
+from deltaconvert.operators.stack import stacked
 
 Dims = tuple[int, ...]
 
@@ -85,31 +86,16 @@ def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
     return call(normalize, input, dim=dim, p=p, eps=eps)
 
 
-def _over_stack(input, dims, keepdim):
-    """Return the maps that were stacked along the one dimension that is reduced, or nothing."""
-    if not isinstance(input, fx.Node) or input.target is not stack or keepdim:
-        return None
-    maps = input.args[0]
-    return maps if dims == (input.kwargs["dim"],) and isinstance(maps, (list, tuple)) else None
-
-
 def _reduce(function, pairwise, input, dims, keepdim):
     """Call a reduction; of stacked maps it is the sum or extreme of two, again and again."""
-    stacked = _over_stack(input, dims, keepdim)
-    if stacked is None:
-        return call(function, input, dim=dims, keepdim=bool(keepdim))
-    result = stacked[0]
-    for other in stacked[1:]:
-        result = pairwise(result, other)
-    return result
+    maps = stacked(input, dims, keepdim)
+    return reduce(pairwise, maps) if maps else call(function, input, dim=dims,
+                                                    keepdim=bool(keepdim))
 
 
 @spelled(torch.sum, "sum")
 def _sum(input, dim=None, keepdim=False, *, dtype=None, axis=None):
-    from deltaconvert.operators.add import add
-
-    return _reduce(sum, lambda x, y: call(add, x, y, alpha=1), input,
-                   dims_of(dim, axis, dtype), keepdim)
+    return _reduce(sum, partial(call, add, alpha=1), input, dims_of(dim, axis, dtype), keepdim)
 
 
 @spelled(torch.amax, "amax")
