@@ -28,6 +28,6 @@ def stacked(input: Any, dims: tuple[int, ...], keepdim: bool) -> list[Any]:
     """Return the maps that were stacked along the one dimension that is reduced, if so."""
     if not isinstance(input, fx.Node) or input.target is not stack or keepdim:
         return []
-    maps = input.args[0]
+    maps: Any = input.args[0]
     one = dims == (input.kwargs["dim"],) and isinstance(maps, (list, tuple))
     return list(maps) if one else []
