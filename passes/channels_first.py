@@ -82,7 +82,7 @@ class _Rewriting:
 
     def _is_map(self, node: fx.Node) -> bool:
         value = node.meta["value"]
-        return isinstance(value, Tensor) and bool(value.dim() == 4 and len(value) == self.lanes)
+        return isinstance(value, Tensor) and value.dim() == 4 and len(value) == self.lanes
 
     def _arguments(self, node: fx.Node, operator: registry.Operator) -> tuple[Any, ...]:
         """Return a call's arguments with the maps and what broadcasts over them channels first."""
@@ -126,4 +126,5 @@ class _Rewriting:
 
 
 def _is_permute(node: Any, dims: tuple[int, ...]) -> bool:
-    return isinstance(node, fx.Node) and node.target is permute and node.kwargs["dims"] == dims
+    return isinstance(node, fx.Node) and node.target is permute and bool(
+        node.kwargs["dims"] == dims)
