@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deltaconvert.backends.cpu.gather import clear, copy
+from deltaconvert.backends.cpu.gather import copy, fill, side_by_side
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.kernel import BLOCK
 from deltaconvert.backends.cpu.maps import FlatMap
 from deltaconvert.footprint import Footprint
+
+_ZERO = np.float32(0)
 
 
 class Source(NamedTuple):
@@ -49,10 +51,10 @@ def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.n
     """Resolve a map and the taps of a footprint (all of them, or those of a phase)."""
     rows, cols = (np.ascontiguousarray(table[:, chosen], np.int32) for table, chosen in
                   zip((footprint.rows, footprint.cols), taps, strict=True))
-    run = (cols >= 0).all(1) & (np.diff(cols, axis=1) == 1).all(1) & (value.step == value.channels)
     longest = max(cols.shape[1], 1) * value.channels if lines else value.channels
     return Source(value.data, value.step, value.height, value.width, rows, cols,
-                  run.astype(np.uint8), lines, value.channels, np.zeros(longest, np.float32))
+                  side_by_side(cols, value), lines, value.channels,
+                  np.zeros(longest, np.float32))
 
 
 @loop
@@ -127,7 +129,7 @@ def _copy_line(source, line, x, copied):
     for tap_x in range(source.cols.shape[1]):
         part = copied[tap_x * channels:(tap_x + 1) * channels]
         if source.cols[x, tap_x] < 0:
-            clear(part)
+            fill(part, _ZERO)
         else:
             start = (line + source.cols[x, tap_x]) * source.step
             copy(part, source.data[start:start + channels])
