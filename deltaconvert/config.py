@@ -30,8 +30,8 @@ class Config:
     """How a model is converted.
 
     Args:
-        backend: ``"auto"`` (``cpu`` on a CPU, ``reference`` elsewhere), ``"cpu"``,
-            ``"reference"`` or ``"paper"``.
+        backend: ``"auto"`` (``cpu`` on a CPU, ``cuda`` on a GPU that can run it, ``reference``
+            elsewhere), ``"cpu"``, ``"cuda"``, ``"reference"`` or ``"paper"``.
         threshold: what a node may hold back, as the norm over channels at a pixel.
             0 means exact: every change is passed on. Nodes with no local multiply-adds
             behind them (heads, poolings) are exact unless named in ``nodes``: there is
@@ -51,6 +51,7 @@ class Config:
             is eight times ``input_threshold``.
         dense_fallback: evaluate a whole lane densely where that is cheaper.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
+        graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """
 
     backend: str = "auto"
@@ -63,6 +64,7 @@ class Config:
     input_cap: float | None = None
     dense_fallback: bool = True
     threads: int | None = None
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense.

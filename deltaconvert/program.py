@@ -54,8 +54,8 @@ class Program:
 
     def new_state(self) -> State:
         """Allocate a stream's buffers and bind a step to each node."""
-        buffers, scratch = self.plan.allocate(self.device)
-        state = State(self.lanes, [True] * self.lanes, self.config.threshold_unit == "std")
+        buffers, scratch, masks = self.plan.allocate(self.device)
+        state = State(self.lanes, [True] * self.lanes, self.config.threshold_unit == "std", masks)
         for node in self.nodes:
             spec = node.about.output
             value, mask = buffers[spec.name]
@@ -63,12 +63,17 @@ class Program:
             state.edges[spec.name] = edge
             inputs = tuple(state.edges[e.name] for e in node.about.inputs)
             state.steps[spec.name] = self._bind(node, Buffers(inputs, edge, state, scratch))
+        for backend in self.backends.values():
+            if make_runner := getattr(backend, "runner", None):
+                state.runner = make_runner(self.graph_module, self.nodes, state)
         return state
 
     def _bind(self, node: DeltaNode, buffers: Buffers) -> Step:
+        backend = self.backends[node.backend]
         if node.about.aliases:
-            return lambda: unite_masks(buffers)
-        return self.backends[node.backend].bind(node, self.weights[node.about.name], buffers)
+            bind_union = getattr(backend, "bind_union", None)
+            return bind_union(node, buffers) if bind_union else lambda: unite_masks(buffers)
+        return backend.bind(node, self.weights[node.about.name], buffers)
 
 
 def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:

@@ -1,0 +1,118 @@
+"""Compiling kernels through CuPy, and launching them on PyTorch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from deltaconvert.cuda.loader import Kernel, source_of
+
+ORDINARY_SHARED_BYTES = 48 * 1024  # beyond, a kernel must be told that it may
+# A cached kernel loads in a few milliseconds; what takes longer is being compiled.
+SILENT_SECONDS = 1.0
+
+
+@dataclass
+class Launch:
+    """A kernel with all that it is called with.
+
+    Args:
+        kernel: which.
+        args: its one argument, by value.
+        grid: blocks in x and y.
+        threads: of a block.
+        shared_bytes: dynamic shared memory.
+    """
+
+    kernel: Kernel
+    args: ctypes.Structure
+    grid: tuple[int, int]
+    threads: int
+    shared_bytes: int = 0
+
+
+class Launcher(Protocol):
+    """What runs launches, and what it says about the device.
+
+    Attributes:
+        processors: streaming multiprocessors.
+        shared_limit: bytes of shared memory that a block may have.
+        capability: compute capability.
+    """
+
+    processors: int
+    shared_limit: int
+    capability: tuple[int, int]
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile what is not compiled yet."""
+
+    def launch(self, launch: Launch) -> None:
+        """Run on the current stream, asynchronously."""
+
+
+class CupyLauncher:
+    """Runs kernels on one CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Ask the device what it is."""
+        import cupy
+
+        self._cupy = cupy
+        self.device = device
+        about = torch.cuda.get_device_properties(device)
+        self.processors = about.multi_processor_count
+        self.shared_limit = about.shared_memory_per_block_optin
+        self.capability = (about.major, about.minor)
+        self._functions: dict[Kernel, Any] = {}
+        self._allowed: dict[Kernel, int] = {}
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile, several at once; say so on stderr when it takes a while."""
+        missing = sorted(set(kernels) - set(self._functions), key=repr)
+        if not missing:
+            return
+        start = time.monotonic()
+        # Only half of the cores: the user's decoder may be running already.
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+            done = pool.map(self._compile, missing)
+            for count, (kernel, function) in enumerate(zip(missing, done, strict=True), 1):
+                self._functions[kernel] = function
+                if time.monotonic() - start > SILENT_SECONDS:
+                    print(f"\rdeltaconvert: compiling CUDA kernels, {count} of {len(missing)} "
+                          "(cached for the next start)", end="", file=sys.stderr, flush=True)
+        if time.monotonic() - start > SILENT_SECONDS:
+            print(file=sys.stderr)
+
+    def _compile(self, kernel: Kernel) -> Any:
+        with self._cupy.cuda.Device(self.device.index or 0):
+            module = self._cupy.RawModule(code=source_of(kernel.file), options=kernel.options)
+            return module.get_function(kernel.entry)
+
+    def launch(self, launch: Launch) -> None:
+        """Run on PyTorch's current stream of the device; see `Launcher`."""
+        self.prepare([launch.kernel])
+        function = self._functions[launch.kernel]
+        if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
+            function.max_dynamic_shared_size_bytes = launch.shared_bytes
+            self._allowed[launch.kernel] = launch.shared_bytes
+        args = (np.frombuffer(bytes(launch.args), np.uint8),)
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        with self._cupy.cuda.Device(self.device.index or 0), \
+                self._cupy.cuda.ExternalStream(stream):
+            function(launch.grid, (launch.threads,), args, shared_mem=launch.shared_bytes)
+
+
+def launch_all(launcher: Launcher, launches: Sequence[Launch]) -> None:
+    """Run launches in order."""
+    for launch in launches:
+        launcher.launch(launch)
