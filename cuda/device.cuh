@@ -4,6 +4,7 @@
 
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 #define UNROLL _Pragma("unroll")
+#define INFINITE __int_as_float(0x7f800000)
 
 // float16 and bfloat16 travel as their 16 bits; every sum is float32.
 struct f16 { unsigned short bits; };

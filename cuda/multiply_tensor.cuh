@@ -29,16 +29,12 @@ struct Multiplier {
         }
     }
 
-    __device__ void add(const Number* a, const Number* b) {
-        if constexpr (HALF) add_half(a, b);
-        else add_tf32(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(b));
-    }
-
-    __device__ void add_half(const Number* a, const Number* b) {
+    template <typename Half>
+    __device__ void add(const Half* a, const Half* b) {
         const int lane = threadIdx.x % WARP;
         // Matrices 0 and 1 are the upper and lower 8 rows of 8 numbers, 2 and 3 those beside them.
-        const Number* a_row = a + (first_row() + lane % 16) * A_STEP + lane / 16 * 8;
-        const Number* b_row = b + lane % 16 * B_STEP + first_col() + lane / 16 * 8;
+        const Half* a_row = a + (first_row() + lane % 16) * A_STEP + lane / 16 * 8;
+        const Half* b_row = b + lane % 16 * B_STEP + first_col() + lane / 16 * 8;
         UNROLL
         for (int k = 0; k < BK; k += 16) {
             unsigned left[2][4], right[WARP_COLS / 16][4];
@@ -51,12 +47,12 @@ struct Multiplier {
             for (int i = 0; i < 2; ++i) {
                 UNROLL
                 for (int j = 0; j < WARP_COLS / 8; ++j)
-                    multiply(Number(), sums[i][j], left[i], &right[j / 2][j % 2 * 2]);
+                    multiply(Half(), sums[i][j], left[i], &right[j / 2][j % 2 * 2]);
             }
         }
     }
 
-    __device__ void add_tf32(const float* a, const float* b) {
+    __device__ void add(const float* a, const float* b) {
         const int lane = threadIdx.x % WARP;
         const float* a_place = a + (first_row() + lane / 4) * A_STEP + lane % 4;
         const float* b_place = b + lane % 4 * B_STEP + first_col() + lane / 4;

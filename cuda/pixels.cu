@@ -97,7 +97,7 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
 #elif OPERATION == MAXIMUM || OPERATION == MEAN
     const Source& from = args.source[0];
     UNROLL
-    for (int v = 0; v < OUT_VEC; ++v) x[v] = OPERATION == MAXIMUM ? -INFINITY : 0.f;
+    for (int v = 0; v < OUT_VEC; ++v) x[v] = OPERATION == MAXIMUM ? -INFINITE : 0.f;
     for (int i = 0; i < from.taps_y; ++i) {
         for (int j = 0; j < from.taps_x; ++j) {
             const Number* place = tap(args, 0, at, i, j);
@@ -157,7 +157,7 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
 struct Summary { float largest, sum; };
 
 __device__ __forceinline__ Summary summarize(const PixelArgs& args, const Place& at, int lane_id) {
-    Summary all = {-INFINITY, 0.f};
+    Summary all = {-INFINITE, 0.f};
 #if OPERATION == SOFTMAX || OPERATION == CHANNEL_MEAN
     const int channels = args.source[0].channels;
     const Number* place = tap(args, 0, at, 0, 0);

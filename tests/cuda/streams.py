@@ -1,4 +1,7 @@
-"""A node run by the cuda backend's kernels on the host, and by the reference, side by side."""
+"""A node run by the cuda backend's kernels, and by the reference, side by side.
+
+On the host, unless a launcher for a GPU is given.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cuda import CudaBackend
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
+from deltaconvert.cuda.launcher import Launcher
 from deltaconvert.nodes import DeltaNode, EdgeSpec
 from deltaconvert.state import Edge, State
 from tests.cuda.host.launcher import HostLauncher
@@ -23,13 +27,16 @@ TF32 = 5e-2
 CANARY = 7.0
 
 
-def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0) -> Edge:
+def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0,
+              device: Any = "cpu") -> Edge:
     """Make an edge; ``beside`` channels lie on either side, as in a concatenation."""
     n, c, h, w = spec.shape
-    whole = torch.full((n, h, w, c + 2 * beside), CANARY, dtype=spec.dtype).permute(0, 3, 1, 2)
+    whole = torch.full((n, h, w, c + 2 * beside), CANARY, dtype=spec.dtype, device=device)
+    whole = whole.permute(0, 3, 1, 2)
     value = whole[:, beside:beside + c]
     value.zero_()
-    return Edge(spec, value, torch.zeros(spec.mask_shape, dtype=torch.uint8), threshold)
+    mask = torch.zeros(spec.mask_shape, dtype=torch.uint8, device=device)
+    return Edge(spec, value, mask, threshold)
 
 
 class KernelStream:
@@ -37,22 +44,23 @@ class KernelStream:
 
     def __init__(self, node: DeltaNode, *, order: int = 0, fused: bool | None = None,
                  beside: int = 0, change: tuple[str, str, str] | None = None,
-                 tolerance: float | None = None) -> None:
-        self.node, self.beside = node, beside
+                 tolerance: float | None = None, launcher: Launcher | None = None,
+                 device: Any = "cpu") -> None:
+        self.node, self.beside, self.device = node, beside, torch.device(device)
         lanes = node.about.output.lanes
         self.state = State(lanes, [True] * lanes)
-        self.launcher = HostLauncher(order, change)
-        self.backend = CudaBackend(Config(), torch.device("cpu"), self.launcher, fused)
+        self.launcher = launcher or HostLauncher(order, change)
+        self.backend = CudaBackend(Config(), self.device, self.launcher, fused)
         assert self.backend.supports(node) is None
-        self.inputs = [make_edge(spec, beside=beside) for spec in node.about.inputs]
+        self.inputs = [make_edge(spec, 0.0, beside, device) for spec in node.about.inputs]
         self.output, self.expected = (
-            make_edge(node.about.output, node.about.threshold, beside) for _ in range(2))
+            make_edge(node.about.output, node.about.threshold, beside, device) for _ in range(2))
         self.step = self._bind()
         self.context = self.state.context
         self.context.upload_thresholds({"y": self.output})
         self.oracle = reference.create(Config()).bind(
             node, None, Buffers(tuple(self.inputs), self.expected, self.state))
-        self.random = torch.Generator().manual_seed(0)
+        self.random = torch.Generator(device).manual_seed(0)
         self.tolerance = tolerance or CLOSE[node.about.output.dtype]
 
     def _bind(self) -> Any:
@@ -62,17 +70,18 @@ class KernelStream:
         for want in self.backend.plan(self.node):
             size = max(want.nbytes, len(scratch.get(want.name, ())))
             # Not a number in any dtype, and far outside as an index.
-            scratch[want.name] = torch.full((size,), 0xFF, dtype=torch.uint8)
+            scratch[want.name] = torch.full((size,), 0xFF, dtype=torch.uint8, device=self.device)
         return self.backend.bind(self.node, weights,
                                  Buffers(tuple(self.inputs), self.output, self.state, scratch))
 
     def change(self, share: float, lanes: Sequence[int], size: float = 1.0) -> None:
         """Change a share of the inputs' pixels in some lanes."""
         for edge in self.inputs:
-            mask = torch.zeros(edge.mask.shape, dtype=torch.bool)
-            chosen = torch.rand(edge.mask.shape, generator=self.random) < share
+            mask = torch.zeros(edge.mask.shape, dtype=torch.bool, device=self.device)
+            where = {"generator": self.random, "device": self.device}
+            chosen = torch.rand(edge.mask.shape, **where) < share
             mask[list(lanes)] = chosen[list(lanes)]
-            noise = size * torch.randn(edge.value.shape, generator=self.random)
+            noise = size * torch.randn(edge.value.shape, **where)
             edge.value.copy_(torch.where(mask[:, None], edge.value + noise, edge.value))
             edge.mask.copy_(mask)
             edge.publish(mask.flatten(1).sum(1).tolist())

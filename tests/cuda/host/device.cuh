@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -21,6 +21,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define UNROLL
+#define INFINITE INFINITY
 #define SHARED_MEMORY(name) unsigned char* name = host::shared()
 
 struct uint4 { unsigned x, y, z, w; };
@@ -46,8 +47,10 @@ struct Thread {
     const void* given = nullptr;
     std::vector<std::vector<Copy>> groups;  // committed, not landed
     std::vector<Copy> open;
-    std::vector<char> stack;
 };
+
+// Stacks are kept from launch to launch: to clear them anew costs more than most kernels.
+inline std::vector<void*> stacks;
 
 struct Block {
     std::vector<Thread> threads;
@@ -153,8 +156,9 @@ inline void resume(int index) {
     if (thread.started) _longjmp(thread.here, 1);
     thread.started = true;
     getcontext(&thread.start);
-    thread.start.uc_stack.ss_sp = thread.stack.data();
-    thread.start.uc_stack.ss_size = thread.stack.size();
+    while (stacks.size() <= static_cast<size_t>(index)) stacks.push_back(malloc(STACK));
+    thread.start.uc_stack.ss_sp = stacks[index];
+    thread.start.uc_stack.ss_size = STACK;
     thread.start.uc_link = nullptr;
     makecontext(&thread.start, body, 0);
     setcontext(&thread.start);
@@ -198,7 +202,6 @@ inline const char* run(void (*kernel)(const void*), const void* args, int grid_x
     mine.args = args;
     mine.poison = static_cast<unsigned char>(poison);
     mine.threads.resize(threads);
-    for (Thread& thread : mine.threads) thread.stack.resize(STACK);
     mine.shared.resize(shared_bytes + CANARY);
     gridDim = Dim3{grid_x, grid_y, 1};
     blockDim = Dim3{threads, 1, 1};
