@@ -30,6 +30,8 @@ from deltaconvert.operators.registry import Shapes, named
 from deltaconvert.state import Edge, State
 
 GPU = torch.device("cuda", 0)
+REPEATS = 8  # of a layer in a graph
+ALL_PROPAGATE = -1.0  # as a threshold: every candidate is written, the most that a layer can cost
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Bench:
     """One layer bound to buffers."""
 
     def __init__(self, layer: Layer, lanes: int, dtype: torch.dtype, share: float,
-                 threshold: float, launcher: CupyLauncher) -> None:
+                 threshold: float, launcher: CupyLauncher,
+                 told: dict[str, Any] | None = None) -> None:
         torch.manual_seed(0)
         self.layer, self.lanes = layer, lanes
         k, (h, w) = layer.kernel, layer.size_out
@@ -120,7 +123,7 @@ class Bench:
         self.padding = k // 2
         node = self.node = self._node(dtype, threshold)
         state = State(lanes, [False] * lanes)
-        backend = CudaBackend(Config(), GPU, launcher)
+        backend = self.backend = CudaBackend(Config(), GPU, launcher, told or {})  # it owns what steps point to
         weights = backend.fold_filters(node)
         self.tile = weights.data.tile
         scratch = {s.name: torch.empty(s.nbytes, dtype=torch.uint8, device=GPU)
@@ -133,7 +136,12 @@ class Bench:
         out = torch.randn(lanes, layer.cout, h, w, device=GPU, dtype=dtype).to(memory_format=last)
         mask = torch.zeros(node.about.output.mask_shape, dtype=torch.uint8, device=GPU)
         self.output = Edge(node.about.output, out, mask, threshold)
-        self.step = backend.bind(node, weights, Buffers(self.inputs, self.output, state, scratch))
+        backend.counters["repeats"] = REPEATS * 2
+        self.steps = []
+        for _ in range(REPEATS):  # each with counters of its own: a frame clears them but once
+            self.steps.append(backend.bind(node, weights, Buffers(self.inputs, self.output, state,
+                                                                  scratch)))
+            state.context.lists.clear()
         self.context = state.context
         self.context.upload_thresholds({"y": self.output})
 
@@ -155,8 +163,18 @@ class Bench:
             shapes=Shapes(tuple(shapes_in), shape, {"weight": tuple(self.weight.shape)}, params)))
 
     def sparse(self) -> None:
+        """Run `REPEATS` times."""
         self.context.counters.zero_()
-        self.step()
+        for step in self.steps:
+            step()
+
+    def dense_fused(self) -> Tensor:
+        """The library's own fusion, where it has one."""
+        args = (self.layer.stride,) * 2, (self.padding,) * 2, (1, 1), 1
+        if self.added is None:
+            return torch.cudnn_convolution_relu(self.x, self.weight, self.bias, *args)
+        return torch.cudnn_convolution_add_relu(self.x, self.weight, self.added, 1.0, self.bias,
+                                                *args)
 
     def dense(self) -> Tensor:
         y = F.conv2d(self.x, self.weight, self.bias, self.layer.stride, self.padding)
@@ -175,14 +193,14 @@ class Bench:
         return count / mask.numel()
 
 
-def time_ms(function: Callable[[], Any], repeats: int = 20) -> float:
-    """Return the median time of a CUDA graph of a call."""
+def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> float:
+    """Return the median time of a CUDA graph; ``each``: what one call does several times."""
     for _ in range(3):
         function()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(4):
+        for _ in range(REPEATS // each):
             function()
     times = []
     for _ in range(repeats):
@@ -191,7 +209,7 @@ def time_ms(function: Callable[[], Any], repeats: int = 20) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 4)
+        times.append(start.elapsed_time(end) / REPEATS)
     return sorted(times)[len(times) // 2]
 
 
@@ -199,11 +217,11 @@ def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshol
             launcher: CupyLauncher) -> dict[str, Any]:
     bench = Bench(layer, lanes, dtype, share, threshold, launcher)
     needed = bench.check()
-    dense = time_ms(bench.dense)
-    sparse = time_ms(bench.sparse)
+    eager, dense = time_ms(bench.dense), time_ms(bench.dense_fused)
+    sparse = time_ms(bench.sparse, REPEATS)
     tera = 2e-9 * layer.multiply_adds * lanes
     return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
-            "share": share, "candidates": needed, "fused": bench.tile.fused, "dense_ms": dense,
+            "share": share, "candidates": needed, "fused": bench.tile.fused, "eager_ms": eager, "dense_ms": dense,
             "sparse_ms": sparse, "dense_tflops": tera / dense,
             "sparse_tflops": tera * needed / sparse}
 
@@ -225,18 +243,20 @@ def main() -> None:
         for lanes in (1, 8):
             for share in options.shares:
                 for layer in body():
-                    row = measure(layer, lanes, dtype, share, 0.01, launcher)
+                    row = measure(layer, lanes, dtype, share, ALL_PROPAGATE, launcher)
                     rows.append(row)
                     print(f"{row['layer']:34} x{row['times']} lanes {lanes} share {share:4.0%} "
-                          f"needed {row['candidates']:5.1%} dense {row['dense_ms'] * 1e3:7.1f} us "
+                          f"needed {row['candidates']:5.1%} eager {row['eager_ms'] * 1e3:6.1f} "
+                          f"fused {row['dense_ms'] * 1e3:6.1f} us "
                           f"{row['dense_tflops']:4.0f} T  sparse {row['sparse_ms'] * 1e3:7.1f} us "
                           f"{row['sparse_tflops']:4.0f} T {row['dense_ms'] / row['sparse_ms']:5.2f}x "
                           f"{'fused' if row['fused'] else 'parts'}", flush=True)
                 some = [r for r in rows if r["lanes"] == lanes and r["share"] == share]
-                dense, sparse = (sum(r[k] * r["times"] for r in some)
-                                 for k in ("dense_ms", "sparse_ms"))
-                print(f"== lanes {lanes} share {share:.0%}: dense {dense:.3f} ms, sparse "
-                      f"{sparse:.3f} ms, {dense / sparse:.2f}x", flush=True)
+                eager, dense, sparse = (sum(r[k] * r["times"] for r in some)
+                                        for k in ("eager_ms", "dense_ms", "sparse_ms"))
+                print(f"== lanes {lanes} share {share:.0%}: eager {eager:.3f} ms, cuDNN's fusion "
+                      f"{dense:.3f} ms, sparse {sparse:.3f} ms: {eager / sparse:.2f}x, "
+                      f"{dense / sparse:.2f}x", flush=True)
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump(rows, file)

@@ -21,7 +21,7 @@
 struct ConvArgs {
     Rule rule;
     const Number* input;
-    const Number* weight;    // [phase][group][K padded to BK][channels padded to BN]
+    const Number* weight;    // [phase][group][tile of BN channels][K padded to BK][BN]
     const float* bias;       // [channels] or null
     const Number* residual;  // as large as the output, or null
     Number* output;
@@ -45,7 +45,8 @@ constexpr int STAGE_AREA = PIPELINE_BYTES > C_BYTES ? PIPELINE_BYTES : C_BYTES;
 constexpr int A_PACKS = BM * BK / VEC, PACKS_A_ROW = BK / VEC;
 constexpr int B_VEC = 16 / static_cast<int>(sizeof(Number));
 constexpr int B_PACKS = BK * BN / B_VEC, PACKS_B_ROW = BN / B_VEC;
-static_assert(A_PACKS % THREADS == 0 && B_PACKS % THREADS == 0 && THREADS % PACKS_A_ROW == 0,
+static_assert(A_PACKS % THREADS == 0 && B_PACKS % THREADS == 0 && THREADS % PACKS_A_ROW == 0
+              && THREADS % PACKS_B_ROW == 0,
               "a stage is the same number of copies for every thread");
 
 // Shared memory, in this order; `shared_bytes` in convolution.py counts the same.
@@ -99,79 +100,97 @@ __device__ void find_rows(const Shared& shared, const ConvArgs& args, const Phas
     if (threadIdx.x == 0) *shared.changed = 0;
 }
 
-// Copies the stages of A and B; keeps where in the taps and channels it is.
+// Copies the stages of A and B, one after the other. What a tap reads is looked up when the tap
+// changes; in between, the channels follow each other.
 struct Loader {
+    static constexpr int A_COPIES = A_PACKS / THREADS, B_COPIES = B_PACKS / THREADS;
+
     const Shared& shared;
     const ConvArgs& args;
     const Phase& phase;
-    const Number* input;
+    const Number* from[A_COPIES];
+    bool exists[A_COPIES];
     const Number* weight;
-    int weight_step;
-    int channel, tap_y, tap_x;  // of this thread's pack in the next stage
+    int channel, tap_y, tap_x;  // of this thread's packs in the next stage
 
     __device__ Loader(const Shared& shared, const ConvArgs& args, const Phase& phase, int group,
-                      int n, int first_stage)
-        : shared(shared), args(args), phase(phase), input(args.input + group * args.group_in),
-          weight_step(ceil_div(args.group_out, BN) * BN) {
-        weight = args.weight + phase.weight + n
-               + (static_cast<long long>(group) * phase.stages + first_stage) * BK * weight_step;
+                      int column, int first_stage)
+        : shared(shared), args(args), phase(phase) {
+        const long long tile = group * ceil_div(args.group_out, BN) + column;
+        weight = args.weight + phase.weight
+               + (tile * phase.stages + first_stage) * BK * BN + threadIdx.x * B_VEC;
         const int k = first_stage * BK + threadIdx.x % PACKS_A_ROW * VEC;
         const int tap = k / args.group_in;
         channel = k % args.group_in;
         tap_y = tap / phase.taps_x;
         tap_x = tap % phase.taps_x;
+        look_up(args.input + group * args.group_in);
     }
 
-    __device__ void load(int slot) {
-        Number* a = shared.a + slot * A_STAGE;
-        Number* b = shared.b + slot * B_STAGE;
+    __device__ void look_up(const Number* input) {
         const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
         UNROLL
-        for (int i = 0; i < A_PACKS / THREADS; ++i) {
+        for (int i = 0; i < A_COPIES; ++i) {
             const int row = (threadIdx.x + i * THREADS) / PACKS_A_ROW;
             const int start = within ? shared.row[row * phase.taps_y + tap_y] : -1;
             const int col = within ? shared.col[row * phase.taps_x + tap_x] : -1;
-            const bool exists = start >= 0 && col >= 0;
-            const Number* from = exists
-                ? input + static_cast<long long>(start + col) * args.step_in + channel : input;
-            Number* to = a + row * A_STEP + threadIdx.x % PACKS_A_ROW * VEC;
+            exists[i] = start >= 0 && col >= 0;
+            from[i] = exists[i]
+                ? input + static_cast<long long>(start + col) * args.step_in + channel : args.input;
+        }
+    }
+
+    __device__ void load(int slot, const Number* input) {
+        Number* a = shared.a + slot * A_STAGE
+                  + threadIdx.x / PACKS_A_ROW * A_STEP + threadIdx.x % PACKS_A_ROW * VEC;
+        Number* b = shared.b + slot * B_STAGE
+                  + threadIdx.x / PACKS_B_ROW * B_STEP + threadIdx.x % PACKS_B_ROW * B_VEC;
+        UNROLL
+        for (int i = 0; i < A_COPIES; ++i) {
+            Number* to = a + i * (THREADS / PACKS_A_ROW) * A_STEP;
             constexpr int BYTES = VEC * static_cast<int>(sizeof(Number));
-            if constexpr (BYTES >= 4) copy_async<BYTES>(to, from, exists);
-            else if (exists) *to = *from;
+            if constexpr (BYTES >= 4) copy_async<BYTES>(to, from[i], exists[i]);
+            else if (exists[i]) *to = *from[i];
             else from_float(0.f, *to);
         }
         UNROLL
-        for (int i = 0; i < B_PACKS / THREADS; ++i) {
-            const int pack = threadIdx.x + i * THREADS;
-            const int row = pack / PACKS_B_ROW, col = pack % PACKS_B_ROW * B_VEC;
-            copy_async<16>(b + row * B_STEP + col, weight + row * weight_step + col, true);
-        }
-        weight += BK * weight_step;
+        for (int i = 0; i < B_COPIES; ++i)
+            copy_async<16>(b + i * (THREADS / PACKS_B_ROW) * B_STEP,
+                                    weight + i * THREADS * B_VEC, true);
+        weight += BK * BN;
         channel += BK;
+        if (channel < args.group_in) {
+            UNROLL
+            for (int i = 0; i < A_COPIES; ++i) from[i] += exists[i] ? BK : 0;
+            return;
+        }
         while (channel >= args.group_in && tap_y < phase.taps_y) {
             channel -= args.group_in;
             if (++tap_x == phase.taps_x) tap_x = 0, ++tap_y;
         }
+        look_up(input);
     }
 };
 
 // Sums products over the stages [first, last) of K.
 __device__ void multiply_tile(Multiplier& product, const Shared& shared, const ConvArgs& args,
-                              const Phase& phase, int group, int n, int first, int last) {
-    Loader loader(shared, args, phase, group, n, first);
+                              const Phase& phase, int group, int column, int first, int last) {
+    const Number* input = args.input + group * args.group_in;
+    Loader loader(shared, args, phase, group, column, first);
     product.clear();
     UNROLL
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (first + stage < last) loader.load(stage);
+        if (first + stage < last) loader.load(stage, input);
         commit_copies();
     }
     for (int stage = first; stage < last; ++stage) {
         const int slot = (stage - first) % STAGES;
         wait_for_copies<STAGES - 2>();
         block_barrier();  // the stage is there for all, and the one before it is done with
-        if (stage + STAGES - 1 < last) loader.load((stage - first + STAGES - 1) % STAGES);
-        commit_copies();
         product.add(shared.a + slot * A_STAGE, shared.b + slot * B_STAGE);
+        // Behind the multiplication, so that looking up addresses overlaps with it.
+        if (stage + STAGES - 1 < last) loader.load((stage - first + STAGES - 1) % STAGES, input);
+        commit_copies();
     }
     wait_for_copies<0>();
 }
@@ -245,7 +264,7 @@ __device__ void compute_tile(const Shared& shared, const ConvArgs& args, const P
     for (int group = 0; group < args.groups; ++group) {
         for (int n = 0; n < args.group_out; n += BN) {
             Multiplier product;
-            multiply_tile(product, shared, args, phase, group, n, 0, phase.stages);
+            multiply_tile(product, shared, args, phase, group, n / BN, 0, phase.stages);
             block_barrier();  // C takes the place of A and B
             product.store(shared.c, C_STEP);
             block_barrier();
@@ -261,6 +280,7 @@ __device__ void compute_tile(const Shared& shared, const ConvArgs& args, const P
 
 extern "C" __global__ void __launch_bounds__(THREADS) convolve(ConvArgs args) {
     SHARED_MEMORY(memory);
+    wait_for_earlier_kernels();
     for (int f = 0; f < args.phase_count; ++f) {
         const int count = args.counts[f];
         if (count == 0) continue;
@@ -281,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(ConvArgs args) {
             find_rows(shared, args, phase, tile * BM, count);
             block_barrier();
             Multiplier product;
-            multiply_tile(product, shared, args, phase, column / across, column % across * BN,
+            multiply_tile(product, shared, args, phase, column / across, column % across,
                           phase.stages * split / splits, phase.stages * (split + 1) / splits);
             const long long step = static_cast<long long>(columns) * BN;
             const long long row = phase.list + f * BM

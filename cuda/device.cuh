@@ -4,6 +4,7 @@
 
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY_4 _Pragma("unroll 4")
 #define INFINITE __int_as_float(0x7f800000)
 
 // float16 and bfloat16 travel as their 16 bits; every sum is float32.
@@ -48,6 +49,15 @@ __device__ __forceinline__ unsigned ballot(bool flag) {
 
 __device__ __forceinline__ int count_bits(unsigned x) { return __popc(x); }
 
+// Kernels are launched before the one ahead of them in the stream is done, where the device can
+// (sm_90): each begins by waiting for it, and by letting the next one do the same.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // An integer that the host may read at any time.
 __device__ __forceinline__ void tell_host(int* where, int what) {
     *reinterpret_cast<volatile int*>(where) = what;
@@ -57,17 +67,14 @@ __device__ __forceinline__ void tell_host(int* where, int what) {
 #if __CUDA_ARCH__ >= 800
 
 // Starts a copy to shared memory of BYTES (4, 8 or 16), or of zeros where !exists. The data
-// are there once `wait_for_copies` has returned and a barrier has been passed.
+// are there once `wait_for_copies` has returned and a barrier has been passed. They stay in the
+// multiprocessor's first cache too: neighbouring tiles read the same pixels and filters.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool exists) {
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
     const int size = exists ? BYTES : 0;
-    if constexpr (BYTES == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from),
-                     "r"(size) : "memory");
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from),
-                     "n"(BYTES), "r"(size) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from),
+                 "n"(BYTES), "r"(size) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -1,4 +1,8 @@
-"""Compiling kernels through CuPy, and launching them on PyTorch's current stream."""
+"""Compiling kernels through CuPy, and launching them on PyTorch's current stream.
+
+Launches go to the driver itself, because only so a kernel may be launched before the one
+ahead of it is done, which `wait_for_earlier_kernels` in device.cuh is the other half of.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from deltaconvert.cuda.loader import Kernel, source_of
@@ -75,6 +78,7 @@ class CupyLauncher:
         self.capability = (about.major, about.minor)
         self._functions: dict[Kernel, Any] = {}
         self._allowed: dict[Kernel, int] = {}
+        self._driver = Driver(overlap=self.capability >= (9, 0))
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Compile, several at once; say so on stderr when it takes a while."""
@@ -105,11 +109,54 @@ class CupyLauncher:
         if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
             self._allowed[launch.kernel] = launch.shared_bytes
-        args = (np.frombuffer(bytes(launch.args), np.uint8),)
-        stream = torch.cuda.current_stream(self.device).cuda_stream
-        with self._cupy.cuda.Device(self.device.index or 0), \
-                self._cupy.cuda.ExternalStream(stream):
-            function(launch.grid, (launch.threads,), args, shared_mem=launch.shared_bytes)
+        with torch.cuda.device(self.device):
+            self._driver.launch(function.kernel.ptr, launch,
+                                torch.cuda.current_stream(self.device).cuda_stream)
+
+
+class _Attribute(ctypes.Structure):
+    """``CUlaunchAttribute``."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+class _Config(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = (("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3),
+                ("shared_bytes", ctypes.c_uint), ("stream", ctypes.c_void_p),
+                ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
+
+
+PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
+
+
+class Driver:
+    """The CUDA driver's launch."""
+
+    def __init__(self, overlap: bool) -> None:
+        """Load the driver; ``overlap`` launches kernels before the one ahead is done."""
+        self._library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        self._attribute = _Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION)
+        self._attribute.value[0] = 1
+        self._count = int(overlap)
+
+    def launch(self, function: int, launch: Launch, stream: int) -> None:
+        """Launch a function.
+
+        Raises:
+            RuntimeError: with the driver's own words.
+        """
+        config = _Config((*launch.grid, 1), (launch.threads, 1, 1), launch.shared_bytes, stream,
+                         ctypes.pointer(self._attribute), self._count)
+        args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
+        status = self._library.cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function),
+                                                args, None)
+        if status:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(status, ctypes.byref(text))
+            words = text.value.decode() if text.value else f"error {status}"
+            raise RuntimeError(f"{launch.kernel.entry} of {launch.kernel.file}: {words}")
 
 
 def launch_all(launcher: Launcher, launches: Sequence[Launch]) -> None:

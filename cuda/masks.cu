@@ -27,21 +27,45 @@ struct CandidateArgs {
     MaskSource source[MOST_SOURCES];
 };
 
-__device__ bool tapped(const MaskSource& from, int lane, int y, int x, int height, int width) {
-    if (from.reads == EVERYTHING) return *from.changed != 0;
-    const byte* mask = from.mask + static_cast<long long>(lane) * from.height * from.width;
-    if (from.reads == OWN_PLACE) return mask[y * width + x] != 0;
-    const int* rows = from.rows + y * from.taps_y;
-    const int* cols = from.cols + x * from.taps_x;
+constexpr int THREADS = 256;
+constexpr int EACH = 4;  // pixels of a thread, so that the shared counter is hit rarely
+
+// The pixels that a thread looks at. Loads of all of them are under way together.
+struct Pixels {
+    int index[EACH], lane[EACH], y[EACH], x[EACH];
+    bool exists[EACH], found[EACH];
+};
+
+__device__ void find_tapped(const MaskSource& from, Pixels& at) {
+    const byte* mask[EACH];
+    UNROLL
+    for (int e = 0; e < EACH; ++e)
+        mask[e] = from.mask + static_cast<long long>(at.lane[e]) * from.height * from.width;
     for (int i = 0; i < from.taps_y; ++i) {
-        const int row = rows[i];
-        if (row < 0) continue;
+        int row[EACH];
+        UNROLL
+        for (int e = 0; e < EACH; ++e)
+            row[e] = at.exists[e] ? from.rows[at.y[e] * from.taps_y + i] : -1;
         for (int j = 0; j < from.taps_x; ++j) {
-            const int col = cols[j];
-            if (col >= 0 && mask[row * from.width + col] != 0) return true;
+            UNROLL
+            for (int e = 0; e < EACH; ++e) {
+                const int col = row[e] < 0 ? -1 : from.cols[at.x[e] * from.taps_x + j];
+                at.found[e] |= col >= 0 && mask[e][row[e] * from.width + col] != 0;
+            }
         }
     }
-    return false;
+}
+
+__device__ void find_in(const MaskSource& from, Pixels& at) {
+    if (from.reads == TAPS) {
+        find_tapped(from, at);
+        return;
+    }
+    const bool any = from.reads == EVERYTHING && *from.changed != 0;
+    UNROLL
+    for (int e = 0; e < EACH; ++e)
+        at.found[e] |= at.exists[e]
+                    && (from.reads == EVERYTHING ? any : from.mask[at.index[e]] != 0);
 }
 
 __device__ bool nothing_to_do(const CandidateArgs& args) {
@@ -50,14 +74,11 @@ __device__ bool nothing_to_do(const CandidateArgs& args) {
     return !work;
 }
 
-// Pixels of a block of threads: so many of one phase that the shared counter is hit rarely.
-constexpr int THREADS = 256;
-constexpr int EACH = 4;
-
 // Lists the output pixels that must be evaluated again, in no particular order but for runs
 // within a block. blockIdx.y is the phase.
 extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateArgs args) {
     SHARED_MEMORY(shared);
+    wait_for_earlier_kernels();
     if (nothing_to_do(args)) return;
     int* warp_counts = reinterpret_cast<int*>(shared);  // [EACH * warps], then where they start
     int* start = warp_counts + EACH * (THREADS / WARP);
@@ -73,24 +94,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateA
               * ceil_div(args.width - f % args.period_x, args.period_x);
     const int warp = threadIdx.x / WARP, lane_id = threadIdx.x % WARP;
     for (int at = blockIdx.x * THREADS * EACH; at < total; at += gridDim.x * THREADS * EACH) {
-        int pixel[EACH], rank[EACH];
+        Pixels here;
+        int rank[EACH];
         UNROLL
-        for (int i = 0; i < EACH; ++i) {
-            const int index = at + i * THREADS + threadIdx.x;
-            bool found = false;
-            pixel[i] = 0;
-            if (index < total) {
-                const int lane = index / (rows * cols);
-                const int y = first_y + index / cols % rows * args.period_y;
-                const int x = first_x + index % cols * args.period_x;
-                found = args.fresh[lane] != 0;
-                for (int s = 0; s < args.sources && !found; ++s)
-                    found = tapped(args.source[s], lane, y, x, args.height, args.width);
-                pixel[i] = (lane * args.height + y) * args.width + x;
-            }
-            const unsigned votes = ballot(found);
-            rank[i] = found ? count_bits(votes & ((1u << lane_id) - 1u)) : -1;
-            if (lane_id == 0) warp_counts[i * (THREADS / WARP) + warp] = count_bits(votes);
+        for (int e = 0; e < EACH; ++e) {
+            const int place = at + e * THREADS + threadIdx.x;
+            const bool exists = here.exists[e] = place < total;
+            const int lane = here.lane[e] = exists ? place / (rows * cols) : 0;
+            const int y = here.y[e] = exists ? first_y + place / cols % rows * args.period_y : 0;
+            const int x = here.x[e] = exists ? first_x + place % cols * args.period_x : 0;
+            here.index[e] = (lane * args.height + y) * args.width + x;
+            here.found[e] = exists && args.fresh[lane] != 0;
+        }
+        for (int s = 0; s < args.sources; ++s) find_in(args.source[s], here);
+        UNROLL
+        for (int e = 0; e < EACH; ++e) {
+            const unsigned votes = ballot(here.found[e]);
+            rank[e] = here.found[e] ? count_bits(votes & ((1u << lane_id) - 1u)) : -1;
+            if (lane_id == 0) warp_counts[e * (THREADS / WARP) + warp] = count_bits(votes);
         }
         block_barrier();
         if (threadIdx.x == 0) {
@@ -104,10 +125,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateA
         }
         block_barrier();
         UNROLL
-        for (int i = 0; i < EACH; ++i)
-            if (rank[i] >= 0)
-                args.list[base + *start + warp_counts[i * (THREADS / WARP) + warp] + rank[i]] =
-                    pixel[i];
+        for (int e = 0; e < EACH; ++e)
+            if (rank[e] >= 0)
+                args.list[base + *start + warp_counts[e * (THREADS / WARP) + warp] + rank[e]] =
+                    here.index[e];
         block_barrier();
     }
 }
@@ -115,6 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateA
 // The mask of a concatenation that was written in place: what is set in any of its inputs'. It
 // may be called again with more inputs. counts is the number of pixels that became set.
 extern "C" __global__ void __launch_bounds__(THREADS) unite_masks(CandidateArgs args) {
+    wait_for_earlier_kernels();
     if (nothing_to_do(args)) return;
     const int plane = args.height * args.width, total = args.lanes * plane;
     const int rounds = ceil_div(total, gridDim.x * THREADS);
@@ -146,6 +168,7 @@ struct BeginArgs {
 
 // Starts a frame: empties masks and counters, and settles what each lane is in for.
 extern "C" __global__ void __launch_bounds__(THREADS) begin_frame(BeginArgs args) {
+    wait_for_earlier_kernels();
     const long long first = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
     const long long step = static_cast<long long>(gridDim.x) * THREADS;
     for (long long i = first; i < args.mask_packs; i += step) args.masks[i] = uint4{0, 0, 0, 0};
@@ -177,6 +200,7 @@ struct EndArgs {
 
 // Ends a frame: adds its counters to the totals, and forgives.
 extern "C" __global__ void __launch_bounds__(THREADS) end_frame(EndArgs args) {
+    wait_for_earlier_kernels();
     for (int i = threadIdx.x; i < args.counted; i += THREADS) {
         const int count = args.counters[i], grain = args.grains[i];
         args.totals[2 * i] += count;

@@ -88,6 +88,7 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
     const float* from = args.parts + at.part * args.part_step + column;
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
+    UNROLL_BY_4
     for (int split = 0; split < at.splits; ++split) {
         const Pack<float, OUT_VEC> pack =
             *reinterpret_cast<const Pack<float, OUT_VEC>*>(from + split * at.part_split);
@@ -237,6 +238,7 @@ __device__ bool compute_pixel(const PixelArgs& args, const Place& at, Number* ke
 
 extern "C" __global__ void compute_pixels(PixelArgs args) {
     SHARED_MEMORY(memory);
+    wait_for_earlier_kernels();
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     // Rows of 16 bytes more than they need, so that each is aligned.
     Number* kept = reinterpret_cast<Number*>(memory)

@@ -24,6 +24,7 @@ __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= 3.402823
 
 // Marks the pixels whose change exceeds the lane's threshold.
 extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
+    wait_for_earlier_kernels();
     const int total = args.lanes * args.rule.plane;
     for (int pixel = blockIdx.x * THREADS + threadIdx.x; pixel < total;
          pixel += gridDim.x * THREADS) {
@@ -47,6 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs a
 // Marks the pixels that changed at all, in the blocks of 8x8 whose mean change exceeds the
 // threshold, or that hold a pixel whose change exceeds the cap. A warp a block.
 extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs args) {
+    wait_for_earlier_kernels();
     const int across = ceil_div(args.width, BLOCK), down = ceil_div(args.height, BLOCK);
     const int lane_id = threadIdx.x % WARP;
     const int warps = gridDim.x * (THREADS / WARP);
@@ -97,6 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs a
 
 // Replaces the marked pixels, and all of a fresh lane; none of a lane that is refused.
 extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs args) {
+    wait_for_earlier_kernels();
     const int total = args.lanes * args.rule.plane;
     const int rounds = ceil_div(total, gridDim.x * THREADS);
     for (int round = 0; round < rounds; ++round) {

@@ -55,7 +55,7 @@ def test_equals_the_reference(name: str) -> None:
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "parts"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_with_sums_in_one_kernel_or_two(name: str, fused: bool) -> None:
-    stream = KernelStream(make_node(CASES[name]), fused=fused)
+    stream = KernelStream(make_node(CASES[name]), told={"fused": fused})
     stream.run()
     assert {"compute_pixels" in k.entry for k in stream.launcher.ran} == {False, not fused}
 
@@ -69,6 +69,6 @@ def test_half_precisions(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_tf32(name: str) -> None:
     with torch.backends.cudnn.flags(allow_tf32=True):
-        stream = KernelStream(make_node(scaled(CASES[name])), tolerance=TF32, fused=False)
+        stream = KernelStream(make_node(scaled(CASES[name])), tolerance=TF32, told={"fused": False})
         stream.run()
     assert ("TENSOR", 1) in stream.launcher.ran[1].defines

@@ -42,7 +42,7 @@ def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0,
 class KernelStream:
     """A local node and what it is bound to; see the module."""
 
-    def __init__(self, node: DeltaNode, *, order: int = 0, fused: bool | None = None,
+    def __init__(self, node: DeltaNode, *, order: int = 0, told: dict[str, Any] | None = None,
                  beside: int = 0, change: tuple[str, str, str] | None = None,
                  tolerance: float | None = None, launcher: Launcher | None = None,
                  device: Any = "cpu") -> None:
@@ -50,7 +50,7 @@ class KernelStream:
         lanes = node.about.output.lanes
         self.state = State(lanes, [True] * lanes)
         self.launcher = launcher or HostLauncher(order, change)
-        self.backend = CudaBackend(Config(), self.device, self.launcher, fused)
+        self.backend = CudaBackend(Config(), self.device, self.launcher, told or {})
         assert self.backend.supports(node) is None
         self.inputs = [make_edge(spec, 0.0, beside, device) for spec in node.about.inputs]
         self.output, self.expected = (

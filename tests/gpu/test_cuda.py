@@ -58,14 +58,14 @@ def test_float32(name, launcher):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", sorted({*CONVOLUTIONS, *OF_EACH_KIND}))
 def test_half_precisions(name, dtype, fused, launcher):
-    run(at(make_node(scaled(CASES[name])), dtype), launcher, fused=fused)
+    run(at(make_node(scaled(CASES[name])), dtype), launcher, told={"fused": fused})
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "parts"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_tf32(name, fused, launcher):
     with torch.backends.cudnn.flags(allow_tf32=True):
-        run(make_node(scaled(CASES[name])), launcher, fused=fused, tolerance=TF32)
+        run(make_node(scaled(CASES[name])), launcher, told={"fused": fused}, tolerance=TF32)
 
 
 def network() -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 
 from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cpu import convolution, pixelwise, pooling, sparsify
-from deltaconvert.backends.filters import fold
+from deltaconvert.backends.cpu.filters import fold
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode, EdgeSpec

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
 from deltaconvert.backends.cpu.depthwise import Depthwise
-from deltaconvert.backends.filters import (
+from deltaconvert.backends.cpu.filters import (
     Filters,
     Phase,
     argument,

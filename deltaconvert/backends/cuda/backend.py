@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,13 +63,13 @@ class CudaBackend:
         config: of the program.
         device: of its buffers.
         launcher: what runs kernels there.
-        fused: whether convolutions apply the rule in their own kernel; ``None`` chooses.
+        told: fields of `convolution.Tile` that are settled, whatever the convolution.
     """
 
     config: Config
     device: torch.device
     launcher: Launcher
-    fused: bool | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
     name: str = "cuda"
     counters: dict[str, int] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ class CudaBackend:
         except pixels.Unfit as error:
             if about.operator is None or not about.operator.name.startswith("conv"):
                 return Prepared("whole", reason=str(error))
-        return Prepared("convolution", convolution.fold_filters(node, self.launcher, self.fused))
+        return Prepared("convolution", convolution.fold_filters(node, self.launcher, self.told))
 
     def _why_whole(self, node: DeltaNode) -> str:
         about = node.about

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels
 from deltaconvert.backends.cuda.candidates import Tables, candidates, list_scratch
 from deltaconvert.backends.cuda.context import Context, channels_of, pixel_step, size_of, widest
-from deltaconvert.backends.filters import Filters, argument, fold, is_depthwise, is_transposed
+from deltaconvert.backends.cuda.filters import (
+    FilterPhase,
+    argument,
+    bias_of,
+    filter_phases,
+    period_of,
+)
 from deltaconvert.cuda.arguments import ConvArgs, Phase
 from deltaconvert.cuda.launcher import Launch, Launcher
 from deltaconvert.cuda.loader import kernel
@@ -25,6 +32,8 @@ from deltaconvert.nodes import DeltaNode, Slot
 
 # Share of the pixels that are expected to be candidates, where a choice hangs on it.
 EXPECTED_SHARE = 0.1
+# With more, a block would be busy with one tile's columns for too long.
+MOST_FUSED_CHANNELS = 256
 BLOCKS_A_PROCESSOR = 4
 RESULT_PAD = 8
 
@@ -105,38 +114,30 @@ def refusal(node: DeltaNode) -> str | None:
     return None
 
 
-def period_of(node: DeltaNode) -> tuple[int, int]:
-    """Return how often the taps repeat: the stride of a transposed convolution."""
-    if is_transposed(node) and not is_depthwise(node):
-        stride = node.about.params["stride"]
-        return stride[0], stride[1]
-    return 1, 1
-
-
 def choose_tile(node: DeltaNode, channels_out: int, launcher: Launcher,
-                fused: bool | None = None) -> Tile:
+                told: Mapping[str, Any]) -> Tile:
     """Choose by dtype, channels and how many rows are expected.
 
     Args:
         node: a convolution.
         channels_out: of a group.
         launcher: of the device.
-        fused: as told; ``None`` leaves it to the expected rows.
+        told: fields of the tile that are settled already.
     """
-    dtype = node.about.output.dtype
+    dtype, shape = node.about.output.dtype, node.about.output.shape
     assert dtype is not None
+    assert shape is not None
     tensor = tensor_cores(dtype, launcher)
     bn = 128 if channels_out > 64 else 64 if channels_out > 32 else 32
-    bk = 32 if dtype.itemsize == 2 and tensor else 16
-    tile = Tile(tensor, 64, bn, bk, 3, True)
-    shape = node.about.output.shape
-    assert shape is not None
+    half = tensor and dtype.itemsize == 2
+    # Of a dozen of each tried on an H100, in docs/performance-cuda.md.
+    fused = Tile(tensor, 128 if half and bn < 128 else 64, bn, 32 if half else 16, 4, True)
+    parts = Tile(tensor, 64, bn, 64 if half else 32 if tensor else 16, 3, False)
     rows = EXPECTED_SHARE * math.prod(node.about.output.mask_shape)
-    taps = tuple(np.array(node.about.args[1].shape[2:]))
-    fits = tile.shared_bytes(dtype.itemsize, taps, shape[1]) <= launcher.shared_limit
-    if fused is None:
-        fused = rows / tile.bm >= launcher.processors / 2
-    return tile if fits and fused else Tile(tensor, 64, bn, bk, 4, False)
+    taps = node.about.args[1].shape[2], node.about.args[1].shape[3]
+    fits = fused.shared_bytes(dtype.itemsize, taps, shape[1]) <= launcher.shared_limit
+    many = shape[1] <= MOST_FUSED_CHANNELS and rows / 64 >= launcher.processors
+    return replace(fused if fits and many else parts, **told)
 
 
 def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:
@@ -146,49 +147,49 @@ def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:
     return dtype == torch.float16 or launcher.capability >= (8, 0)
 
 
-def fold_filters(node: DeltaNode, launcher: Launcher, fused: bool | None = None) -> Folded:
+def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -> Folded:
     """Derive the kernel's layout from a node's weight and bias."""
-    filters = fold(node)
-    width = filters.phases[0].matrices[0].shape[1]
-    tile = choose_tile(node, width, launcher, fused)
-    groups = len(filters.phases[0].matrices)
+    phases = filter_phases(node)
+    width = phases[0].matrices[0].shape[1]
+    tile = choose_tile(node, width, launcher, told)
+    groups = len(phases[0].matrices)
     source = node.about.inputs[argument(node, 0).index].shape
     assert source is not None
     group_in = source[1] // groups
     footprint = node.about.footprints[argument(node, 0).index]
-    packed = _Packed(node, filters, footprint, tile, group_in)
+    packed = _Packed(node, phases, footprint, tile, group_in)
     device = node.about.args[1].device
     return Folded(
-        tile, torch.cat(packed.weights).contiguous(), filters.bias,
+        tile, torch.cat(packed.weights).contiguous(), bias_of(node),
         torch.from_numpy(np.concatenate(packed.tables).astype(np.int32)).to(device),
         torch.frombuffer(bytearray(b"".join(map(bytes, packed.phases))),
                          dtype=torch.uint8).to(device),
-        filters.period, (groups, group_in, width),
+        period_of(node), (groups, group_in, width),
         (max(p.taps_y for p in packed.phases), max(p.taps_x for p in packed.phases)))
 
 
 class _Packed:
     """Phases, tables and weights, each behind the one before."""
 
-    def __init__(self, node: DeltaNode, filters: Filters, footprint: Footprint, tile: Tile,
+    def __init__(self, node: DeltaNode, phases: list[FilterPhase], footprint: Footprint, tile: Tile,
                  group_in: int) -> None:
         self.phases: list[Phase] = []
         self.tables: list[np.ndarray] = []
         self.weights: list[Tensor] = []
         lanes, height, width = node.about.output.mask_shape
         first, at_table, at_weight = 0, 0, 0
-        for phase in filters.phases:
+        for phase in phases:
             rows, cols = (_taps(table, taps) for table, taps in zip(
                 (footprint.rows, footprint.cols), phase.taps, strict=True))
             matrices = [_pad(m, group_in, tile) for m in phase.matrices]
             self.phases.append(Phase(
                 first, rows.shape[1], cols.shape[1], at_table, at_table + rows.size,
-                matrices[0].shape[0] // tile.bk, at_weight))
+                matrices[0].shape[1] // tile.bk, at_weight))
             self.tables += [rows.ravel(), cols.ravel()]
             self.weights += [m.flatten() for m in matrices]
             at_table += rows.size + cols.size
             at_weight += sum(m.numel() for m in matrices)
-            (y, x), (period_y, period_x) = phase.place, filters.period
+            (y, x), (period_y, period_x) = phase.place, period_of(node)
             first += lanes * -(-(height - y) // period_y) * -(-(width - x) // period_x)
 
 
@@ -198,10 +199,11 @@ def _taps(table: np.ndarray, taps: np.ndarray) -> np.ndarray:
 
 
 def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
-    """Pad a filter with zeros to whole stages and tiles."""
+    """Pad a filter with zeros to whole stages and tiles: ``[tiles, K, bn]``."""
     depth = max(matrix.shape[0], group_in)
     down, across = -depth % tile.bk + depth - matrix.shape[0], -matrix.shape[1] % tile.bn
-    return F.pad(matrix.detach(), (0, across, 0, down)).contiguous()
+    padded = F.pad(matrix.detach(), (0, across, 0, down))
+    return padded.unflatten(1, (-1, tile.bn)).transpose(0, 1).contiguous()
 
 
 def plan(node: DeltaNode, folded: Folded, launcher: Launcher) -> list[Scratch]:

@@ -21,7 +21,7 @@ from deltaconvert.backends.cuda.context import (
     size_of,
     widest,
 )
-from deltaconvert.backends.filters import argument, fold, is_depthwise
+from deltaconvert.backends.cuda.filters import argument, bias_of, depthwise_filter, is_depthwise
 from deltaconvert.cuda.arguments import ConvArgs, PixelArgs, Source
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 (PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
  GIVEN) = range(10)  # as in pixels.cu
 KEPT = frozenset({PARTS, MAXIMUM, MEAN, DEPTHWISE})
-WARPS, BLOCKS_A_PROCESSOR = 8, 8
+WARPS, BLOCKS_A_PROCESSOR = 4, 16
 
 
 @dataclass
@@ -102,11 +102,8 @@ def _pool(node: DeltaNode, device: torch.device) -> Operation:
 def _depthwise(node: DeltaNode, device: torch.device) -> Operation:
     if not is_depthwise(node):
         raise Unfit("a matrix product")
-    filters = fold(node)
-    assert filters.depthwise is not None
-    residual = argument(node, 3)
-    return Operation(DEPTHWISE, [_one_slot(node)], weight=filters.depthwise.float().contiguous(),
-                     bias=filters.bias, residual=residual)
+    return Operation(DEPTHWISE, [_one_slot(node)], weight=depthwise_filter(node),
+                     bias=bias_of(node), residual=argument(node, 3))
 
 
 def _sum(node: DeltaNode, device: torch.device) -> Operation:

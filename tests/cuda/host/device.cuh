@@ -21,6 +21,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define UNROLL
+#define UNROLL_BY_4
 #define INFINITE INFINITY
 #define SHARED_MEMORY(name) unsigned char* name = host::shared()
 
@@ -273,6 +274,8 @@ inline int atomicAdd(int* where, int what) {
     *where += what;
     return before;
 }
+
+inline void wait_for_earlier_kernels() {}
 
 inline void tell_host(int* where, int what) { *where = what; }
 
