@@ -104,14 +104,24 @@ class CupyLauncher:
 
     def launch(self, launch: Launch) -> None:
         """Run on PyTorch's current stream of the device; see `Launcher`."""
-        self.prepare([launch.kernel])
+        if launch.kernel not in self._functions:
+            self.prepare([launch.kernel])
         function = self._functions[launch.kernel]
         if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
             self._allowed[launch.kernel] = launch.shared_bytes
-        with torch.cuda.device(self.device):
-            self._driver.launch(function.kernel.ptr, launch,
-                                torch.cuda.current_stream(self.device).cuda_stream)
+        index = self.device.index or 0
+        if torch.cuda.current_device() == index:  # a guard costs as much as the launch
+            self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+        else:
+            with torch.cuda.device(index):
+                self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+
+
+def current_stream(index: int) -> int:
+    """Return the handle of PyTorch's current stream on a device."""
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # what compiled graphs call, too
+    return int(raw(index) if raw else torch.cuda.current_stream(index).cuda_stream)
 
 
 class _Attribute(ctypes.Structure):

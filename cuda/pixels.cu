@@ -253,7 +253,8 @@ extern "C" __global__ void compute_pixels(PixelArgs args) {
             splits = splits_of(tiles * (args.part_step / args.part_cols), args.part_grid,
                                args.phase_count == 1 ? args.phases[f].stages : 1);
         }
-        for (int i = blockIdx.x * warps + warp; i < count; i += gridDim.x * warps) {
+        // Few candidates are spread over many multiprocessors, a warp on each.
+        for (int i = warp * gridDim.x + blockIdx.x; i < count; i += gridDim.x * warps) {
             const int pixel = args.list[base + i];
             Place at;
             at.pixel = pixel;

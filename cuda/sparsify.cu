@@ -2,6 +2,7 @@
 #include "common.cuh"
 
 constexpr int THREADS = 256;
+constexpr int EACH = 4;  // pixels of a thread, whose loads are under way together
 constexpr int BLOCK = 8;
 
 struct FrameArgs {
@@ -26,22 +27,43 @@ __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= 3.402823
 extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
     const int total = args.lanes * args.rule.plane;
-    for (int pixel = blockIdx.x * THREADS + threadIdx.x; pixel < total;
-         pixel += gridDim.x * THREADS) {
-        const int lane = pixel / args.rule.plane;
-        const Number* now =
-            frame_pixel(args, lane, pixel / args.width % args.height, pixel % args.width);
-        const Number* old = args.value + static_cast<long long>(pixel) * args.step;
-        const float threshold = args.rule.thresholds[lane];
-        float sum = 0.f;
-        bool finite = true;
-        for (int c = 0; c < args.rule.channels; ++c) {
-            const float x = to_float(now[c * args.stride_channel]);
-            finite = finite && is_finite(x);
-            sum += score(x, to_float(old[c]), threshold, args.rule.rms);
+    for (int first = blockIdx.x * THREADS * EACH; first < total;
+         first += gridDim.x * THREADS * EACH) {
+        const Number* now[EACH];
+        const Number* old[EACH];
+        float threshold[EACH], sum[EACH];
+        bool finite[EACH];
+        UNROLL
+        for (int e = 0; e < EACH; ++e) {
+            const int index = first + e * THREADS + threadIdx.x;
+            const int pixel = index < total ? index : 0;
+            const int lane = pixel / args.rule.plane;
+            now[e] = frame_pixel(args, lane, pixel / args.width % args.height, pixel % args.width);
+            old[e] = args.value + static_cast<long long>(pixel) * args.step;
+            threshold[e] = args.rule.thresholds[lane];
+            sum[e] = 0.f;
+            finite[e] = true;
         }
-        if (!finite) args.bad[lane] = 1;
-        args.marks[pixel] = exceeds(sum, args.rule, threshold);
+        for (int c = 0; c < args.rule.channels; ++c) {
+            float x[EACH], y[EACH];
+            UNROLL
+            for (int e = 0; e < EACH; ++e) {
+                x[e] = to_float(now[e][c * args.stride_channel]);
+                y[e] = to_float(old[e][c]);
+            }
+            UNROLL
+            for (int e = 0; e < EACH; ++e) {
+                finite[e] = finite[e] && is_finite(x[e]);
+                sum[e] += score(x[e], y[e], threshold[e], args.rule.rms);
+            }
+        }
+        UNROLL
+        for (int e = 0; e < EACH; ++e) {
+            const int pixel = first + e * THREADS + threadIdx.x;
+            if (pixel >= total) continue;
+            if (!finite[e]) args.bad[pixel / args.rule.plane] = 1;
+            args.marks[pixel] = exceeds(sum[e], args.rule, threshold[e]);
+        }
     }
 }
 

@@ -45,11 +45,11 @@ class KernelStream:
     def __init__(self, node: DeltaNode, *, order: int = 0, told: dict[str, Any] | None = None,
                  beside: int = 0, change: tuple[str, str, str] | None = None,
                  tolerance: float | None = None, launcher: Launcher | None = None,
-                 device: Any = "cpu") -> None:
+                 device: Any = "cpu", processors: int = 2) -> None:
         self.node, self.beside, self.device = node, beside, torch.device(device)
         lanes = node.about.output.lanes
         self.state = State(lanes, [True] * lanes)
-        self.launcher = launcher or HostLauncher(order, change)
+        self.launcher = launcher or HostLauncher(order, change, processors)
         self.backend = CudaBackend(Config(), self.device, self.launcher, told or {})
         assert self.backend.supports(node) is None
         self.inputs = [make_edge(spec, 0.0, beside, device) for spec in node.about.inputs]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 (PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
  GIVEN) = range(10)  # as in pixels.cu
 KEPT = frozenset({PARTS, MAXIMUM, MEAN, DEPTHWISE})
-WARPS, BLOCKS_A_PROCESSOR = 4, 16
+WARPS, BLOCKS_A_PROCESSOR = 8, 4
 
 
 @dataclass
@@ -301,6 +301,6 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
     warps = WARPS
     while warps > 1 and warps * row > context.launcher.shared_limit:
         warps //= 2
-    grid = blocks(context, math.prod(edge.mask.shape), warps, BLOCKS_A_PROCESSOR)
+    grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
     return Launch(kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code,
                          OUT_VEC=wide), args, (grid, 1), 32 * warps, warps * row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
@@ -75,5 +74,3 @@ class CudaSparsify:
         assert isinstance(args, FrameArgs)
         args.frame = frame.data_ptr()
         args.stride_lane, args.stride_channel, args.stride_row, args.stride_col = frame.stride()
-        if frame.device.type == "cuda":  # memory of another stream is not reused before we read it
-            frame.record_stream(torch.cuda.current_stream(frame.device))

@@ -109,31 +109,27 @@ void exchange(const char* call, const T& mine, T (&all)[WARP_SIZE]) {
     pause(AT_WARP);  // until all have looked
 }
 
-inline bool release_warps() {
-    bool released = false;
-    for (size_t first = 0; first < block->threads.size(); first += WARP_SIZE) {
-        int waiting = 0, live = 0;
-        const char* call = nullptr;
-        for (size_t i = first; i < first + WARP_SIZE; ++i) {
-            Thread& thread = block->threads[i];
-            live += thread.state != DONE;
-            if (thread.state != AT_WARP) continue;
-            ++waiting;
-            if (call && strcmp(call, thread.call))
-                complain(std::string("lanes of a warp meet in ") + call + " and " + thread.call);
-            call = thread.call;
-        }
-        if (waiting == 0 || waiting != live) continue;
-        for (size_t i = first; i < first + WARP_SIZE; ++i)
-            if (block->threads[i].state == AT_WARP) block->threads[i].state = READY;
-        released = true;
+// Lets a warp go on whose lanes have all come to the same call.
+inline bool release_warp(size_t first) {
+    int waiting = 0, live = 0;
+    const char* call = nullptr;
+    for (size_t i = first; i < first + WARP_SIZE; ++i) {
+        Thread& thread = block->threads[i];
+        live += thread.state != DONE;
+        if (thread.state != AT_WARP) continue;
+        ++waiting;
+        if (call && strcmp(call, thread.call))
+            complain(std::string("lanes of a warp meet in ") + call + " and " + thread.call);
+        call = thread.call;
     }
-    return released;
+    if (waiting == 0 || waiting != live) return false;
+    for (size_t i = first; i < first + WARP_SIZE; ++i)
+        if (block->threads[i].state == AT_WARP) block->threads[i].state = READY;
+    return true;
 }
 
 // Whether anybody is left to run.
 inline bool release() {
-    if (release_warps()) return true;
     size_t waiting = 0, done = 0;
     for (Thread& thread : block->threads) {
         waiting += thread.state == AT_BLOCK;
@@ -173,9 +169,15 @@ inline void run_block(const std::vector<int>& order) {
         thread.open.clear();
     }
     memset(block->shared.data(), block->poison, block->shared.size());
+    // A warp goes as far as it can before the next one starts, so that one is ahead of the other
+    // wherever no barrier keeps it back.
     do {
-        for (size_t i = 0; i < order.size(); ++i)
-            if (block->threads[order[i]].state == READY) resume(order[i]);
+        for (size_t i = 0; i < order.size(); i += WARP_SIZE) {
+            do {
+                for (size_t k = i; k < i + WARP_SIZE; ++k)
+                    if (block->threads[order[k]].state == READY) resume(order[k]);
+            } while (block->error.empty() && release_warp(order[i] / WARP_SIZE * WARP_SIZE));
+        }
     } while (block->error.empty() && release());
     const unsigned char* end = block->shared.data() + block->shared.size();
     for (const unsigned char* p = end - CANARY; p < end; ++p)
@@ -188,9 +190,17 @@ inline std::vector<int> ordered(int count, int order) {
     unsigned state = 12345;
     for (int i = count - 1; order == 2 && i > 0; --i) {
         state = state * 1664525u + 1013904223u;
-        std::swap(indices[i], indices[state % (i + 1)]);
+        std::swap(indices[i], indices[(state >> 16) % (i + 1)]);
     }
     return indices;
+}
+
+// Warps in an order, and in each its lanes.
+inline std::vector<int> ordered_threads(int count, int order) {
+    std::vector<int> threads;
+    for (int warp : ordered(count / WARP_SIZE, order))
+        for (int lane : ordered(WARP_SIZE, order)) threads.push_back(warp * WARP_SIZE + lane);
+    return threads;
 }
 
 // Runs a kernel; order is 0 forwards, 1 backwards, 2 mixed. Returns nothing, or what went wrong.
@@ -206,7 +216,7 @@ inline const char* run(void (*kernel)(const void*), const void* args, int grid_x
     mine.shared.resize(shared_bytes + CANARY);
     gridDim = Dim3{grid_x, grid_y, 1};
     blockDim = Dim3{threads, 1, 1};
-    const std::vector<int> thread_order = ordered(threads, order);
+    const std::vector<int> thread_order = ordered_threads(threads, order);
     for (int index : ordered(grid_x * grid_y, order)) {
         blockIdx = Dim3{index % grid_x, index / grid_x, 0};
         run_block(thread_order);

@@ -76,17 +76,17 @@ class HostLauncher:
     """A launcher on the CPU.
 
     Args:
-        processors: of a small GPU, so that tiles outnumber blocks.
         order: index into `ORDERS`.
         change: a mistake to plant in a file, ``(file, text, replacement)``.
+        processors: of a small GPU, so that tiles outnumber blocks.
     """
 
-    processors = 2
     shared_limit = 227 * 1024
     capability = (9, 0)
 
-    def __init__(self, order: int = 0, change: tuple[str, str, str] | None = None) -> None:
-        self.order, self.change = order, change
+    def __init__(self, order: int = 0, change: tuple[str, str, str] | None = None,
+                 processors: int = 2) -> None:
+        self.order, self.change, self.processors = order, change, processors
         self.ran: list[Kernel] = []
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
