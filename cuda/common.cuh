@@ -52,6 +52,7 @@ struct Rule {
     const int* fresh;         // [lanes + 1]: the lane's first frame; the last says whether any is
     byte* mask;               // [lanes * plane]
     int* changed;             // how many pixels of the mask are set
+    int* list;                // which, in any order; null where no reader wants to know
     int plane;                // pixels of a lane
     int channels;             // of the output
     int rms;                  // which norm
@@ -72,6 +73,15 @@ __device__ __forceinline__ float score(float now, float old, float threshold, in
 __device__ __forceinline__ bool exceeds(float total, const Rule& rule, float threshold) {
     if (rule.rms) return !(sqrtf(total / rule.channels) <= threshold);
     return total > 0.f;
+}
+
+// Reserves places in the list for what the lanes with a flag changed, and counts it.
+__device__ __forceinline__ void list_changes(const Rule& rule, bool flag, int pixel) {
+    const unsigned votes = ballot(flag);
+    if (!votes) return;
+    const int lane = threadIdx.x % WARP;
+    const int start = broadcast(lane == 0 ? atomicAdd(rule.changed, count_bits(votes)) : 0);
+    if (rule.list && flag) rule.list[start + count_bits(votes & ((1u << lane) - 1u))] = pixel;
 }
 
 // The sum over the lanes of a group of GROUP neighbours, a power of 2; each lane gets it.

@@ -58,7 +58,7 @@ struct Shared {
     float* total;    // [BM]: of the norm
     int* row;        // [BM][most_taps_y]: where the tap's row of the input begins, or -1
     int* col;        // [BM][most_taps_x]: the tap's column, or -1
-    int* changed;    // pixels of the tile
+    int* changed;    // [2]: pixels of the tile, and where they go in the list
     Number* result;  // [BM][all channels of the output]: the new values
     int result_step;
 };
@@ -236,6 +236,7 @@ __device__ void finish_chunk(const Shared& shared, const ConvArgs& args, int gro
 // Writes the rows that changed, and says so.
 __device__ void decide(const Shared& shared, const ConvArgs& args) {
     const int warp = threadIdx.x / WARP, lane_id = threadIdx.x % WARP;
+    int* moved = shared.row;  // what the tile reads is not needed any more
     warp_barrier();  // totals and results come from other lanes of this warp
     for (int i = warp * WARP_ROWS + lane_id / ROW_LANES; i < BM; i += WARPS * WARP_ROWS) {
         const long long pixel = shared.pixel[i];
@@ -250,11 +251,16 @@ __device__ void decide(const Shared& shared, const ConvArgs& args) {
                 *reinterpret_cast<const OutPack*>(shared.result + i * shared.result_step + c);
         if (lane_id % ROW_LANES == 0) {
             args.rule.mask[pixel] = 1;
-            atomicAdd(shared.changed, 1);
+            moved[atomicAdd(shared.changed, 1)] = static_cast<int>(pixel);
         }
     }
     block_barrier();
-    if (threadIdx.x == 0 && *shared.changed) atomicAdd(args.rule.changed, *shared.changed);
+    const int changed = *shared.changed;
+    if (threadIdx.x == 0) shared.changed[1] = changed ? atomicAdd(args.rule.changed, changed) : 0;
+    if (!args.rule.list) return;
+    block_barrier();
+    for (int i = threadIdx.x; i < changed; i += THREADS)
+        args.rule.list[shared.changed[1] + i] = moved[i];
 }
 
 __device__ void compute_tile(const Shared& shared, const ConvArgs& args, const Phase& phase,

@@ -43,6 +43,9 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask) {
     return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
+// What lane 0 has.
+__device__ __forceinline__ int broadcast(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 __device__ __forceinline__ unsigned ballot(bool flag) {
     return __ballot_sync(0xffffffffu, flag);
 }

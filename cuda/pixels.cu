@@ -243,7 +243,8 @@ extern "C" __global__ void compute_pixels(PixelArgs args) {
     // Rows of 16 bytes more than they need, so that each is aligned.
     Number* kept = reinterpret_cast<Number*>(memory)
                  + warp * (ceil_div(args.rule.channels, 8) * 8);
-    int changed = 0;
+    const int lane_id = threadIdx.x % WARP;
+    int changed = 0, mine = 0;  // pixels since the last time that they were listed, a lane each
     for (int f = 0; f < args.phase_count; ++f) {
         const int count = args.counts[f];
         const int base = args.phase_count == 1 ? 0 : args.phases[f].list;
@@ -264,8 +265,12 @@ extern "C" __global__ void compute_pixels(PixelArgs args) {
             at.splits = splits;
             at.part = base + f * args.part_rows + i;
             at.part_split = static_cast<long long>(tiles) * args.part_rows * args.part_step;
-            changed += compute_pixel(args, at, kept);
+            if (!compute_pixel(args, at, kept)) continue;
+            if (lane_id == changed) mine = pixel;
+            if (++changed < WARP) continue;
+            list_changes(args.rule, true, mine);
+            changed = 0;
         }
     }
-    if (changed && threadIdx.x % WARP == 0) atomicAdd(args.rule.changed, changed);
+    list_changes(args.rule, lane_id < changed, mine);
 }

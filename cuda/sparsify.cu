@@ -139,7 +139,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs a
                 args.rule.mask[pixel] = 1;
             }
         }
-        const unsigned votes = ballot(moves);
-        if (threadIdx.x % WARP == 0 && votes) atomicAdd(args.rule.changed, count_bits(votes));
+        list_changes(args.rule, moves, pixel);
     }
 }

@@ -118,3 +118,10 @@ def test_a_refused_lane_keeps_its_values(launcher):
     assert torch.equal(out[1], first[1])
     torch.testing.assert_close(out[:1], model(bad)[:1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(delta(frames[2]), model(frames[2]), rtol=1e-4, atol=1e-4)
+
+
+def test_under_the_sanitizer(launcher):
+    """A little of everything, for compute-sanitizer, which takes its time."""
+    for name in ("conv 3x3", "conv + residual + relu", "depthwise", "max pool"):
+        run(make_node(CASES[name]), launcher)
+    run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, told={"fused": True})

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cuda import convolution, pixels, sparsify, whole
-from deltaconvert.backends.cuda.candidates import Tables, list_name, union
+from deltaconvert.backends.cuda.candidates import Tables, list_name, list_scratch, union
 from deltaconvert.backends.cuda.context import Context, Tally, activation_code, activation_of
 from deltaconvert.backends.cuda.runner import Runner
 from deltaconvert.config import Config
@@ -131,13 +131,16 @@ class CudaBackend:
         prepared = self.prepared[node.about.name]
         phases = prepared.data.period if prepared.kind == "convolution" else (1, 1)
         self.counters[node.about.name] = 1 + phases[0] * phases[1]
-        if prepared.kind == "sparsify":
-            return sparsify.plan(node)
         if node.about.aliases or self._too_many(node):
             return []
+        scratch = sparsify.plan(node) if prepared.kind == "sparsify" else [
+            list_scratch(node, self.tables, phases)]
+        self.tables.producers.add(node.about.name)  # behind: a node does not read itself
         if prepared.kind == "convolution":
-            return convolution.plan(node, prepared.data, self.launcher)
-        return pixels.plan(node) if prepared.kind == "pixels" else whole.plan(node)
+            scratch += convolution.plan(node, prepared.data, self.launcher)
+        elif prepared.kind == "whole":
+            scratch += whole.plan(node)
+        return scratch
 
     def bind(self, node: DeltaNode, weights: Prepared, buffers: Buffers) -> Step:
         """Return the step of a node; what is counted on the device needs no answer."""

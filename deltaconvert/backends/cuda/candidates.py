@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cuda.context import Context, Lists, size_of
+from deltaconvert.backends.cuda.context import Context, Lists, changes_name, size_of
 from deltaconvert.cuda.arguments import MOST_SOURCES, CandidateArgs, MaskSource
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -26,10 +26,21 @@ TAPS, OWN_PLACE, EVERYTHING = range(3)  # `Reads` in masks.cu
 
 @dataclass
 class Tables:
-    """Footprints on the device, each once a program."""
+    """Footprints on the device, each once a program; and who lists what changed for whom.
+
+    A node that reads each pixel of one edge at its own place needs no list of its own: its
+    candidates are what the edge's producer changed, and that lists it as it goes.
+    """
 
     device: torch.device
+    producers: set[str] = field(default_factory=set)
     kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def reads_changes(self, node: DeltaNode) -> bool:
+        """Whether a node's candidates are what changed of its one input."""
+        about = node.about
+        return (about.rule == "local" and len(about.inputs) == 1
+                and about.footprints[0].is_identity and about.inputs[0].name in self.producers)
 
     def of(self, footprint: Footprint) -> tuple[int, int]:
         """Return the addresses of rows and columns."""
@@ -52,8 +63,12 @@ def list_name(node: DeltaNode, period: tuple[int, int] = (1, 1)) -> str:
     return f"cuda.list.{digest.hexdigest()}"
 
 
-def list_scratch(node: DeltaNode, period: tuple[int, int] = (1, 1)) -> Scratch:
+def list_scratch(node: DeltaNode, tables: Tables,
+                 period: tuple[int, int] = (1, 1)) -> Scratch:
     """Return the memory of a node's list."""
+    if tables.reads_changes(node):
+        source = node.about.inputs[0]
+        return Scratch(changes_name(source.name), 4 * math.prod(source.mask_shape))
     return Scratch(list_name(node, period), 4 * math.prod(node.about.output.mask_shape))
 
 
@@ -66,6 +81,12 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
     name = list_name(node, period)
     if name in context.lists:
         return context.lists[name], []
+    if tables.reads_changes(node):
+        source = buffers.inputs[0].spec.name
+        made = Lists(buffers.scratch[changes_name(source)].data_ptr(),
+                     context.tallies[source].changed, 1)
+        context.lists[name] = made
+        return made, []
     edge, phases = buffers.output, period[0] * period[1]
     height, width = size_of(edge)
     counts = context.count(phases)
@@ -83,7 +104,7 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
     grid = blocks(context, -(-edge.mask.numel() // phases), PIXELS_A_BLOCK)
     launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args, (grid, phases),
                     THREADS, SHARED_BYTES)
-    made = Lists(args.list, counts, phases, launch)
+    made = Lists(args.list, counts, phases)
     context.lists[name] = made
     return made, [launch]
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.base import Buffers
 from deltaconvert.cuda.arguments import Rule
-from deltaconvert.cuda.launcher import Launch, Launcher
+from deltaconvert.cuda.launcher import Launcher
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge, State
 
@@ -66,13 +67,11 @@ class Lists:
         pixels: address of the list.
         counts: index of its first counter; one a phase.
         phases: how many.
-        launch: what makes it.
     """
 
     pixels: int
     counts: int
     phases: int
-    launch: Launch
 
 
 @dataclass
@@ -150,16 +149,22 @@ class Context:
             table[row, :len(threshold)] = threshold
         self.thresholds.copy_(table)
 
-    def rule(self, node: DeltaNode, edge: Edge) -> Rule:
-        """Describe how a node decides."""
-        about = node.about
+    def rule(self, node: DeltaNode, buffers: Buffers) -> Rule:
+        """Describe how a node decides, and where it lists what it changed if a reader asks."""
+        about, edge = node.about, buffers.output
+        listed = buffers.scratch.get(changes_name(about.name))
         tally = self.tallies[about.name]
         code = activation_code(activation_of(node)) or (0, 0.0)
         return Rule(
             thresholds=self.threshold_row(edge), fresh=self.fresh_flags(edge.spec.has_lanes),
             mask=edge.mask.data_ptr(), changed=self.counter(tally.changed),
-            plane=edge.spec.pixels, channels=channels_of(edge), rms=about.norm == "rms",
+            list=None if listed is None else listed.data_ptr(), plane=edge.spec.pixels, channels=channels_of(edge), rms=about.norm == "rms",
             activation=code[0], slope=code[1])
+
+
+def changes_name(edge: str) -> str:
+    """Name the list of what changed of an edge."""
+    return f"cuda.changes.{edge}"
 
 
 def channels_of(edge: Edge) -> int:

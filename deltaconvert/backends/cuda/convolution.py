@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.candidates import Tables, candidates, list_scratch
+from deltaconvert.backends.cuda.candidates import Tables, candidates
 from deltaconvert.backends.cuda.context import Context, channels_of, pixel_step, size_of, widest
 from deltaconvert.backends.cuda.filters import (
     FilterPhase,
@@ -207,12 +207,11 @@ def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
 
 
 def plan(node: DeltaNode, folded: Folded, launcher: Launcher) -> list[Scratch]:
-    """Return the list, and the memory for sums."""
-    scratch = [list_scratch(node, folded.period)]
-    if not folded.tile.fused:
-        rows, columns = _part_size(node, folded, launcher)
-        scratch.append(Scratch("cuda.parts", 4 * rows * columns))
-    return scratch
+    """Return the memory for sums, where a second kernel finishes them."""
+    if folded.tile.fused:
+        return []
+    rows, columns = _part_size(node, folded, launcher)
+    return [Scratch("cuda.parts", 4 * rows * columns)]
 
 
 def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int, int]:
@@ -271,7 +270,7 @@ def _arguments(node: DeltaNode, folded: Folded, buffers: Buffers, context: Conte
     residual = argument(node, 3)
     groups, group_in, group_out = folded.groups
     args = ConvArgs(
-        rule=context.rule(node, edge), input=source.value.data_ptr(),
+        rule=context.rule(node, buffers), input=source.value.data_ptr(),
         weight=folded.weight.data_ptr(), output=edge.value.data_ptr(),
         tables=folded.tables.data_ptr(), phases=folded.phases.data_ptr(),
         step_in=pixel_step(source), step_out=pixel_step(edge), group_in=group_in,

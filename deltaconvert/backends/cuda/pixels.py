@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cuda.candidates import Tables, blocks, candidates, list_scratch
+from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.cuda.candidates import Tables, blocks, candidates
 from deltaconvert.backends.cuda.context import (
     Context,
     Lists,
@@ -194,11 +194,6 @@ _MAKERS.update({name: _activation for name in (
     "elu")})
 
 
-def plan(node: DeltaNode) -> list[Scratch]:
-    """Return the list."""
-    return [list_scratch(node)]
-
-
 def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Context,
          tables: Tables) -> list[Launch]:
     """Return the launches of a local node."""
@@ -249,7 +244,7 @@ def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Con
 def _arguments(node: DeltaNode, buffers: Buffers, context: Context, made: Lists) -> PixelArgs:
     edge = buffers.output
     height, width = size_of(edge)
-    return PixelArgs(rule=context.rule(node, edge), output=edge.value.data_ptr(),
+    return PixelArgs(rule=context.rule(node, buffers), output=edge.value.data_ptr(),
                      list=made.pixels, counts=context.counter(made.counts),
                      step_out=pixel_step(edge), height=height, width=width,
                      phase_count=made.phases)

@@ -49,6 +49,9 @@ class Runner:
         for door in doors:
             door.runner = self
         self.begin, self.end = self._begin(), self._end()
+        launches = [self.begin, self.end, *(launch for step in state.steps.values()
+                                            for launch in getattr(step, "launches", ()))]
+        context.launcher.prepare({launch.kernel for launch in launches})
 
     def _begin(self) -> Launch:
         context, masks = self.context, self.state.masks

@@ -37,7 +37,7 @@ class CudaSparsify:
         height, width = size_of(edge)
         lanes = edge.mask.shape[0]
         args = FrameArgs(
-            rule=context.rule(node, edge), value=edge.value.data_ptr(),
+            rule=context.rule(node, buffers), value=edge.value.data_ptr(),
             marks=buffers.scratch[f"cuda.marks.{node.about.name}"].data_ptr(),
             bad=context.bad.data_ptr(), step=pixel_step(edge), lanes=lanes, height=height,
             width=width, threshold=config.input_threshold, cap=config.cap)
@@ -52,6 +52,11 @@ class CudaSparsify:
                                   (blocks(context, units, THREADS, 8), 1), THREADS)
         self.replacement = Launch(kernel("sparsify.cu", "replace_pixels", dtype), args,
                                   (blocks(context, pixels, THREADS, 8), 1), THREADS)
+
+    @property
+    def launches(self) -> list[Launch]:
+        """All that it launches."""
+        return [self.examination, self.replacement]
 
     def examine(self, frame: Tensor) -> None:
         """Mark what changed, in memory of its own.

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.candidates import Tables, list_scratch
+from deltaconvert.backends.cuda.candidates import Tables
 from deltaconvert.backends.cuda.context import Context
-from deltaconvert.cuda.launcher import launch_all
+from deltaconvert.cuda.launcher import Launch, launch_all
 from deltaconvert.errors import UnsupportedError
 from deltaconvert.nodes import DeltaNode
 
 
 def plan(node: DeltaNode) -> list[Scratch]:
-    """Return the list, and memory for the new value."""
+    """Return the memory for the new value."""
     spec = node.about.output
     assert spec.shape is not None
     assert spec.dtype is not None
     size = spec.dtype.itemsize * torch.Size(spec.shape).numel()
-    return [list_scratch(node), Scratch("cuda.given", size)]
+    return [Scratch("cuda.given", size)]
 
 
 class WholeStep:
@@ -38,6 +38,11 @@ class WholeStep:
         self.shape = buffers.output.value.shape
         self.given = _like(buffers.output.value, buffers.scratch["cuda.given"])
         self.before, self.behind = pixels.bind_given(node, self.given, buffers, context, tables)
+
+    @property
+    def launches(self) -> list[Launch]:
+        """All that it launches itself."""
+        return [*self.before, self.behind]
 
     def __call__(self) -> None:
         """Run once.

@@ -269,6 +269,12 @@ inline float shuffle_xor(float x, int mask) {
     return all[host::lane() ^ mask];
 }
 
+inline int broadcast(int x) {
+    int all[host::WARP_SIZE];
+    host::exchange("broadcast", x, all);
+    return all[0];
+}
+
 inline unsigned ballot(bool flag) {
     bool all[host::WARP_SIZE];
     host::exchange("ballot", flag, all);
