@@ -51,7 +51,7 @@ test-gpu:
 
 bench-gpu:
 	@mkdir -p build
-	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/cuda.py --out build/bench-gpu.json
+	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/gpu.py --out build/bench-gpu.json
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

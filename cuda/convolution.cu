@@ -288,10 +288,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(ConvArgs args) {
     SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
     for (int f = 0; f < args.phase_count; ++f) {
+        const Phase phase = args.phases[f];  // loaded together with the count
         const int count = args.counts[f];
         if (count == 0) continue;
         const Shared shared = share(memory, args);
-        const Phase phase = args.phases[f];
         const int tiles = ceil_div(count, BM);
 #if FUSED
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)

@@ -74,7 +74,7 @@ class CupyLauncher:
         self.device = device
         about = torch.cuda.get_device_properties(device)
         self.processors = about.multi_processor_count
-        self.shared_limit = about.shared_memory_per_block_optin
+        self.shared_limit = int(getattr(about, "shared_memory_per_block_optin"))  # noqa: B009
         self.capability = (about.major, about.minor)
         self._functions: dict[Kernel, Any] = {}
         self._allowed: dict[Kernel, int] = {}

@@ -247,12 +247,14 @@ extern "C" __global__ void compute_pixels(PixelArgs args) {
     int changed = 0, mine = 0;  // pixels since the last time that they were listed, a lane each
     for (int f = 0; f < args.phase_count; ++f) {
         const int count = args.counts[f];
-        const int base = args.phase_count == 1 ? 0 : args.phases[f].list;
-        int tiles = 0, splits = 1;
-        if (OPERATION == PARTS && count) {
+        int base = 0, tiles = 0, splits = 1;
+        if (OPERATION == PARTS) {
+            const Phase phase = args.phases[f];
+            if (count == 0) continue;
+            base = phase.list;
             tiles = ceil_div(count, args.part_rows);
             splits = splits_of(tiles * (args.part_step / args.part_cols), args.part_grid,
-                               args.phase_count == 1 ? args.phases[f].stages : 1);
+                               args.phase_count == 1 ? phase.stages : 1);
         }
         // Few candidates are spread over many multiprocessors, a warp on each.
         for (int i = warp * gridDim.x + blockIdx.x; i < count; i += gridDim.x * warps) {

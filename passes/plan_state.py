@@ -23,6 +23,8 @@ from deltaconvert.nodes import DeltaNode, EdgeSpec
 from deltaconvert.operators.cat import cat
 from deltaconvert.passes.fold_filters import delta_nodes
 
+# Value and mask by edge, scratch by name, and the memory that all masks are slices of.
+Allocated = tuple[dict[str, tuple[Tensor | None, Tensor]], dict[str, Tensor], Tensor]
 MASK_ALIGNMENT = 64  # bytes: a cache line, and what a GPU clears at once is a part of it
 
 
@@ -56,13 +58,8 @@ class Plan:
         """Bytes of all masks, each beginning at a multiple of `MASK_ALIGNMENT`."""
         return sum(_mask_bytes(e) for e in self.edges)
 
-    def allocate(self, device: torch.device) -> tuple[dict[str, tuple[Tensor | None, Tensor]],
-                                                      dict[str, Tensor], Tensor]:
-        """Make values and masks by edge, outer concatenations first; scratch by name.
-
-        Returns:
-            both, and the memory that all masks are slices of.
-        """
+    def allocate(self, device: torch.device) -> Allocated:
+        """Make the buffers on a device; outer concatenations first."""
         made: dict[str, tuple[Tensor | None, Tensor]] = {}
         masks = torch.zeros(self.mask_bytes, dtype=torch.uint8, device=device)
         at = 0

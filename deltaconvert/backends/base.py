@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -109,7 +110,10 @@ def create(name: str, config: Config, device: torch.device) -> Backend:
         UnsupportedError: ``cuda`` cannot run on the device.
     """
     if name == "auto":
-        name = choose(device)[0]
+        name, reason = choose(device)
+        if reason:
+            warnings.warn(f"backend='auto' is {name}, which is not made to be fast: {reason}",
+                          stacklevel=2)
     if name not in _MODULES:
         raise ConfigError(f"backend={name!r}: choose auto, {', '.join(sorted(_MODULES))}.")
     module = importlib.import_module(_MODULES[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from typing import Any
 
@@ -16,7 +17,9 @@ import deltaconvert
 from deltaconvert.backends import base, cuda
 from deltaconvert.backends.cuda import CudaBackend
 from deltaconvert.backends.cuda.context import Context
+from deltaconvert.config import Config
 from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.passes.plan_state import Plan
 from deltaconvert.state import State
 from tests.backends.test_cpu_sparsify import LAYOUTS
 from tests.backends.test_cpu_sparsify import clip as door_clip
@@ -234,6 +237,21 @@ def test_auto_is_cpu_on_a_cpu():
     assert base.choose(torch.device("cpu")) == ("cpu", "")
 
 
+def test_auto_says_why_it_is_not_fast(monkeypatch):
+    monkeypatch.setattr(base, "choose", lambda device: ("reference", "CuPy is missing"))
+    with pytest.warns(UserWarning, match="'auto' is reference, which is not made.*CuPy is miss"):
+        assert base.create("auto", Config(), torch.device("cpu")).name == "reference"
+
+
+def test_out_of_memory_names_the_bytes_and_the_way_out(monkeypatch):
+    def allocate(plan, device):
+        raise torch.OutOfMemoryError("of what it needs, the allocator says")
+
+    monkeypatch.setattr(Plan, "allocate", allocate)
+    with pytest.raises(UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes or smaller"):
+        deltaconvert.convert(Small(), backend="cuda")(small_clip()[0])
+
+
 def test_auto_falls_back_with_the_reason(monkeypatch):
     monkeypatch.setattr(cuda, "unavailable", lambda device: "CuPy is missing")
     assert base.choose(torch.device("cuda", 0)) == ("reference", "CuPy is missing")
@@ -248,22 +266,17 @@ def test_unavailable_on_a_cpu_says_what_to_do():
 def test_a_gpu_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
-    assert "an old card has compute capability 7.0; the kernels need 7.5" == cuda.unavailable(
-        torch.device("cuda", 7))
+    assert cuda.unavailable(torch.device("cuda", 7)) == (
+        "an old card has compute capability 7.0; the kernels need 7.5")
 
 
 def test_asked_for_where_it_cannot_run():
-    original = cuda.__dict__["create"]
-    assert original is not None
-    from deltaconvert.config import Config
     with pytest.raises(UnsupportedError, match="backend='cuda' cannot run: the frames are on cpu"):
         _create(Config(), torch.device("cpu"))
 
 
 def _create(config, device):
     """`cuda.create` as it is without this file's fixture."""
-    import importlib.util
-
     spec = importlib.util.find_spec("deltaconvert.backends.cuda")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -82,9 +82,9 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
     if name in context.lists:
         return context.lists[name], []
     if tables.reads_changes(node):
-        source = buffers.inputs[0].spec.name
-        made = Lists(buffers.scratch[changes_name(source)].data_ptr(),
-                     context.tallies[source].changed, 1)
+        read = buffers.inputs[0].spec.name
+        made = Lists(buffers.scratch[changes_name(read)].data_ptr(),
+                     context.tallies[read].changed, 1)
         context.lists[name] = made
         return made, []
     edge, phases = buffers.output, period[0] * period[1]

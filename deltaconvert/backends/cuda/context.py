@@ -158,8 +158,9 @@ class Context:
         return Rule(
             thresholds=self.threshold_row(edge), fresh=self.fresh_flags(edge.spec.has_lanes),
             mask=edge.mask.data_ptr(), changed=self.counter(tally.changed),
-            list=None if listed is None else listed.data_ptr(), plane=edge.spec.pixels, channels=channels_of(edge), rms=about.norm == "rms",
-            activation=code[0], slope=code[1])
+            list=None if listed is None else listed.data_ptr(), plane=edge.spec.pixels,
+            channels=channels_of(edge), rms=about.norm == "rms", activation=code[0],
+            slope=code[1])
 
 
 def changes_name(edge: str) -> str:

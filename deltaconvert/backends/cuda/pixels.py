@@ -14,6 +14,7 @@ from torch import Tensor
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cuda.candidates import Tables, blocks, candidates
 from deltaconvert.backends.cuda.context import (
+    ACTIVATIONS,
     Context,
     Lists,
     channels_of,
@@ -189,9 +190,7 @@ _MAKERS: dict[str, Callable[[DeltaNode, torch.device], Operation]] = {
     "cat": _pick, "select": _pick, "resize_nearest": _pick, "pad_zero": _pick,
     "batch_norm": _affine, "softmax": _over_channels(SOFTMAX), "mean": _over_channels(CHANNEL_MEAN),
 }
-_MAKERS.update({name: _activation for name in (
-    "relu", "relu6", "leaky_relu", "hardswish", "sigmoid", "silu", "hardsigmoid", "tanh", "gelu",
-    "elu")})
+_MAKERS.update(dict.fromkeys(ACTIVATIONS, _activation))
 
 
 def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Context,
@@ -257,8 +256,7 @@ def _source(node: DeltaNode, entry: Slot | Tensor, buffers: Buffers, tables: Tab
         value, step, lanes = edge.value, pixel_step(edge), edge.spec.lanes
     else:
         value, step = entry, entry.shape[1]
-        assert node.about.output.shape is not None
-        footprint = broadcast((value.shape[2], value.shape[3]), node.about.output.shape[2:])
+        footprint = broadcast((value.shape[2], value.shape[3]), size_of(buffers.output))
         lanes = value.shape[0]
     rows, cols = tables.of(footprint)
     return Source(data=value.data_ptr(), rows=rows, cols=cols, step=step, height=value.shape[2],

@@ -35,7 +35,7 @@ def source_for_host(file: str, change: tuple[str, str] | None = None) -> str:
     """Return a kernel file for the host; with one text in it replaced, to plant a mistake."""
     source = source_of(file, (HOST, FOLDER))
     if change is not None:
-        assert source.count(change[0]) == 1, f"{change[0]!r} is there {source.count(change[0])} times"
+        assert source.count(change[0]) == 1, f"{change[0]!r} is not there once"
         source = source.replace(*change)
     for entry, args in _ENTRY.findall(source):
         source += f"""

@@ -1,6 +1,6 @@
 """Convolution layers on a GPU at given masks, against the dense library in the same run.
 
-    python benchmarks/cuda_layers.py [--quick] [--out FILE]
+    python benchmarks/gpu_layers.py [--quick] [--out FILE]
 
 Each layer of a ResNet-50's body at 1920x1080 (convolution, bias, residual, ReLU), with masks
 of blobs, one stream and eight different ones; outputs are checked before anything is timed.
@@ -123,7 +123,8 @@ class Bench:
         self.padding = k // 2
         node = self.node = self._node(dtype, threshold)
         state = State(lanes, [False] * lanes)
-        backend = self.backend = CudaBackend(Config(), GPU, launcher, told or {})  # it owns what steps point to
+        # Kept: it owns what the steps point to.
+        backend = self.backend = CudaBackend(Config(), GPU, launcher, told or {})
         weights = backend.fold_filters(node)
         self.tile = weights.data.tile
         scratch = {s.name: torch.empty(s.nbytes, dtype=torch.uint8, device=GPU)
@@ -221,8 +222,8 @@ def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshol
     sparse = time_ms(bench.sparse, REPEATS)
     tera = 2e-9 * layer.multiply_adds * lanes
     return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
-            "share": share, "candidates": needed, "fused": bench.tile.fused, "eager_ms": eager, "dense_ms": dense,
-            "sparse_ms": sparse, "dense_tflops": tera / dense,
+            "share": share, "candidates": needed, "fused": bench.tile.fused,
+            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, "dense_tflops": tera / dense,
             "sparse_tflops": tera * needed / sparse}
 
 
@@ -249,7 +250,8 @@ def main() -> None:
                           f"needed {row['candidates']:5.1%} eager {row['eager_ms'] * 1e3:6.1f} "
                           f"fused {row['dense_ms'] * 1e3:6.1f} us "
                           f"{row['dense_tflops']:4.0f} T  sparse {row['sparse_ms'] * 1e3:7.1f} us "
-                          f"{row['sparse_tflops']:4.0f} T {row['dense_ms'] / row['sparse_ms']:5.2f}x "
+                          f"{row['sparse_tflops']:4.0f} T "
+                          f"{row['dense_ms'] / row['sparse_ms']:5.2f}x "
                           f"{'fused' if row['fused'] else 'parts'}", flush=True)
                 some = [r for r in rows if r["lanes"] == lanes and r["share"] == share]
                 eager, dense, sparse = (sum(r[k] * r["times"] for r in some)

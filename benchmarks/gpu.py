@@ -1,8 +1,8 @@
 """All benchmarks of the cuda backend in one call of under 8 minutes; JSON out.
 
-    python benchmarks/cuda.py [--out FILE]
+    python benchmarks/gpu.py [--out FILE]
 
-`cuda_layers.py` and `cuda_networks.py`, with a compiled dense network among the peers.
+`gpu_layers.py` and `gpu_networks.py`, with a compiled dense network among the peers.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cuda_layers
-import cuda_networks
+import gpu_layers
+import gpu_networks
 import torch
 
 from deltaconvert.cuda.launcher import CupyLauncher
 
-GPU = cuda_layers.GPU
-SECONDS = 420
+GPU = gpu_layers.GPU
+SECONDS = 420  # after which nothing new is begun
 
 
 def ceilings() -> dict[str, float]:
     """Measure what the card can do: bytes by a copy, operations by a matrix product."""
     big = torch.empty(1 << 31, dtype=torch.uint8, device=GPU)
     other = torch.empty_like(big)
-    copy_ms = cuda_networks.frame_ms(lambda x: other.copy_(x), [big] * 5)
+    copy_ms = gpu_networks.frame_ms(lambda x: other.copy_(x), [big] * 5)
     a, b = (torch.randn(8192, 8192, device=GPU, dtype=torch.float16) for _ in range(2))
-    product_ms = cuda_networks.frame_ms(lambda x: x @ b, [a] * 5)
+    product_ms = gpu_networks.frame_ms(lambda x: x @ b, [a] * 5)
     return {"copy_tb_s": 2e-9 * big.numel() / copy_ms, "fp16_tflops": 2e-9 * 8192**3 / product_ms}
 
 
@@ -42,9 +42,9 @@ def layers(deadline: float) -> list[dict[str, Any]]:
         torch.backends.cudnn.allow_tf32 = tf32
         for lanes in (1, 8):
             for share in shares:
-                some = [cuda_layers.measure(layer, lanes, dtype, share,
-                                            cuda_layers.ALL_PROPAGATE, launcher)
-                        | {"tf32": tf32} for layer in cuda_layers.body()]
+                some = [gpu_layers.measure(layer, lanes, dtype, share,
+                                            gpu_layers.ALL_PROPAGATE, launcher)
+                        | {"tf32": tf32} for layer in gpu_layers.body()]
                 rows += some
                 name = "fp16" if dtype == torch.float16 else "tf32" if tf32 else "fp32"
                 sums = {k: sum(r[k] * r["times"] for r in some)
@@ -63,13 +63,13 @@ def layers(deadline: float) -> list[dict[str, Any]]:
 def networks(deadline: float) -> list[dict[str, Any]]:
     """Measure the networks, the compiled peer for the first of each."""
     rows: list[dict[str, Any]] = []
-    for name in cuda_networks.NETWORKS:
+    for name in gpu_networks.NETWORKS:
         for size in ("1080p", "720p"):
             for lanes in (1, 8):
                 if time.monotonic() > deadline:
                     return rows
                 compiled = name == "resnet50" and size == "1080p"
-                rows += cuda_networks.measure(name, size, lanes, torch.float16, compiled)
+                rows += gpu_networks.measure(name, size, lanes, torch.float16, compiled)
                 torch.cuda.empty_cache()
     return rows
 
