@@ -248,7 +248,7 @@ def test_out_of_memory_names_the_bytes_and_the_way_out(monkeypatch):
         raise torch.OutOfMemoryError("of what it needs, the allocator says")
 
     monkeypatch.setattr(Plan, "allocate", allocate)
-    with pytest.raises(UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes or smaller"):
+    with pytest.raises(UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes"):
         deltaconvert.convert(Small(), backend="cuda")(small_clip()[0])
 
 
