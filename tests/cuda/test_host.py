@@ -30,8 +30,8 @@ MISTAKES = {
         "convolution.cu", """        if (!args.rule.fresh[lane]
             && !exceeds(shared.total[i], args.rule, args.rule.thresholds[lane]))
             continue;""", ""),
-    "a pixel behind the last": (
-        "convolution.cu", "first + i < count ?", "first + i <= count ?"),
+    "a pixel too few at the end of the list": (
+        "convolution.cu", "first + i < count ?", "first + i < count - 1 ?"),
     "a fragment's wrong row": (
         "convolution.cu", "first_row() + lane % 16", "first_row() + lane % 8"),
     "a fragment's wrong column": (

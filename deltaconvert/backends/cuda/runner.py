@@ -100,7 +100,7 @@ class Runner:
         if self.graph is None:
             try:
                 self.graph = self._capture()
-            except (RuntimeError, UnsupportedCapture) as error:
+            except RuntimeError as error:
                 self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
                 warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
                 return self._run_eagerly(frames)
@@ -120,7 +120,7 @@ class Runner:
         steps: list[Step] = [self.state.steps[n.about.name] for n in self.nodes
                              if n.about.rule != "sparsify"]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(self.context.device), torch.cuda.graph(graph):
             for step in steps:
                 step()
             self.context.launcher.launch(self.end)
@@ -192,10 +192,6 @@ class Runner:
             frames, pixels_in, frames * sum(e.mask.numel() for e in sources), found,
             counts[tally.changed][0], frames * edge.mask.numel(), found * per_pixel,
             work * per_pixel if tally.candidates_are_scheduled else dense, dense)
-
-
-class UnsupportedCapture(Exception):
-    """A node cannot be captured."""
 
 
 def _why_no_graph(nodes: list[DeltaNode], context: Context, graphs: bool) -> str:
