@@ -3,14 +3,18 @@
 #   make demo    install into .venv, convert a network, check it on a clip made on the spot
 #   make test    linters, tests, and the built wheel tried outside this folder
 #
-# Also: make lint, make bench, make clean. Another interpreter: make demo PYTHON=python3.12
+# Also: make lint, make bench, make clean. On a machine with a GPU, with any Python that has torch
+# and CuPy: make test-gpu, make bench-gpu (GPU_PYTHON=python3).
+# Another interpreter: make demo PYTHON=python3.12
 # More for pytest: make test PYTEST_ARGS="-k conv"
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench clean
+GPU_PYTHON ?= python3
+
+.PHONY: help demo test lint bench clean test-gpu bench-gpu
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -36,6 +40,18 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/networks.py
+
+# From the tree, with nothing installed: such a machine may have no network.
+test-gpu:
+	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) -m pytest tests/gpu -rs
+	@if command -v compute-sanitizer > /dev/null; then \
+	    PYTHONPATH="$(CURDIR)" compute-sanitizer --error-exitcode 9 $(GPU_PYTHON) -m pytest -q \
+	        tests/gpu -k "sanitizer"; \
+	else echo "compute-sanitizer is not there: memory accesses were not checked"; fi
+
+bench-gpu:
+	@mkdir -p build
+	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/gpu.py --out build/bench-gpu.json
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
-"""The CUDA backend's place: kernel sources (``.cu``, ``.cuh``), their loader and launchers.
+"""The CUDA kernels: sources (``.cu``, ``.cuh``), their arguments, loader and launcher.
 
-This version has no CUDA kernels. On a GPU the reference backend runs: correct,
-plain PyTorch, and not made to be fast.
+What a kernel computes is said in its ``.cu`` file. `deltaconvert.backends.cuda` decides
+which kernel runs when, and on what.
 """
 
 if __name__ == "cuda":

@@ -30,8 +30,8 @@ class Config:
     """How a model is converted.
 
     Args:
-        backend: ``"auto"`` (``cpu`` on a CPU, ``reference`` elsewhere), ``"cpu"``,
-            ``"reference"`` or ``"paper"``.
+        backend: ``"auto"`` (``cpu`` on a CPU, ``cuda`` on a GPU that can run it, ``reference``
+            elsewhere), ``"cpu"``, ``"cuda"``, ``"reference"`` or ``"paper"``.
         threshold: what a node may hold back, as the norm over channels at a pixel.
             0 means exact: every change is passed on. Nodes with no local multiply-adds
             behind them (heads, poolings) are exact unless named in ``nodes``: there is
@@ -52,6 +52,7 @@ class Config:
         dense_fallback: let a backend evaluate a whole lane by the library's dense operator where
             that is cheaper. The ``cpu`` backend has no use for it: see docs/performance.md.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
+        graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """
 
     backend: str = "auto"
@@ -64,6 +65,7 @@ class Config:
     input_cap: float | None = None
     dense_fallback: bool = True
     threads: int | None = None
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense.

@@ -355,7 +355,7 @@ def _assemble(model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DeltaM
 def _config(data: Any) -> Config:
     """Rebuild a configuration; `Config` itself checks what its own code compares."""
     config = Config.from_dict(data)
-    kinds = {"backend": str, "dense_fallback": bool, "threads": (int, type(None))}
+    kinds = {"backend": str, "dense_fallback": bool, "graphs": bool, "threads": (int, type(None))}
     for name, kind in kinds.items():
         if not isinstance(getattr(config, name), kind):  # type: ignore[arg-type]
             raise TypeError(f"the setting {name} is of the wrong kind")

@@ -35,6 +35,7 @@ class DeltaModule(nn.Module):
     strict: bool
     results: list[PassResult]
     traced_for: list[tuple[int, ...]] | None
+    input_names: list[str]  # in order
     stream: Stream
     _root: nn.Module
     _programs: dict[Any, Program]
@@ -56,6 +57,7 @@ class DeltaModule(nn.Module):
                              strict=strict, results=list(results),
                              traced_for=traced_for and [tuple(s) for s in traced_for],
                              _programs={}, _version=0)
+        self.__dict__["input_names"] = [n.name for n in graph.nodes if n.op == "placeholder"]
         self.__dict__["stream"] = Stream(self)
         self.training = False
 
@@ -93,11 +95,6 @@ class DeltaModule(nn.Module):
     def statistics(self) -> dict[str, NodeStats]:
         """The work of the module's own stream since it was started, by node."""
         return self.stream.totals
-
-    @property
-    def input_names(self) -> list[str]:
-        """The names of the inputs, in order."""
-        return [n.name for n in self.graph.nodes if n.op == "placeholder"]
 
     def with_config(self, config: Config) -> DeltaModule:
         """Return a module that shares these weights under other settings."""

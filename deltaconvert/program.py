@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from deltaconvert.backends.base import Backend, Buffers, Step, create
 from deltaconvert.backends.rule import unite_masks
 from deltaconvert.config import Config
+from deltaconvert.errors import UnsupportedError
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
@@ -22,7 +23,7 @@ from deltaconvert.passes.infer import infer
 from deltaconvert.passes.lower import lower
 from deltaconvert.passes.normalize import normalize
 from deltaconvert.passes.partition import partition
-from deltaconvert.passes.plan_state import Plan, plan_state
+from deltaconvert.passes.plan_state import Allocated, Plan, plan_state
 from deltaconvert.passes.result import PassResult
 from deltaconvert.passes.trace import trace
 from deltaconvert.state import Edge, State
@@ -54,9 +55,13 @@ class Program:
     results: list[PassResult]
 
     def new_state(self) -> State:
-        """Allocate a stream's buffers and bind a step to each node."""
-        buffers, scratch = self.plan.allocate(self.device)
-        state = State(self.lanes, [True] * self.lanes, self.config.threshold_unit == "std")
+        """Allocate a stream's buffers and bind a step to each node.
+
+        Raises:
+            UnsupportedError: they do not fit into the device's memory.
+        """
+        buffers, scratch, masks = self._allocate()
+        state = State(self.lanes, [True] * self.lanes, self.config.threshold_unit == "std", masks)
         for node in self.nodes:
             spec = node.about.output
             value, mask = buffers[spec.name]
@@ -64,12 +69,27 @@ class Program:
             state.edges[spec.name] = edge
             inputs = tuple(state.edges[e.name] for e in node.about.inputs)
             state.steps[spec.name] = self._bind(node, Buffers(inputs, edge, state, scratch))
+        for backend in self.backends.values():
+            if make_runner := getattr(backend, "runner", None):
+                state.runner = make_runner(self.graph_module, self.nodes, state)
         return state
 
+    def _allocate(self) -> Allocated:
+        try:
+            return self.plan.allocate(self.device)
+        except torch.OutOfMemoryError as error:
+            raise UnsupportedError(
+                f"a stream of {self.lanes} lanes needs {self.plan.nbytes / 1e6:.0f} MB on "
+                f"{self.device} ({self.plan.value_bytes / 1e6:.0f} MB of values), and they are not "
+                "free. Run fewer lanes or smaller frames, go to half precision with model.half(), "
+                "or drop other streams.") from error
+
     def _bind(self, node: DeltaNode, buffers: Buffers) -> Step:
+        backend = self.backends[node.backend]
         if node.about.aliases:
-            return lambda: unite_masks(buffers)
-        return self.backends[node.backend].bind(node, self.weights[node.about.name], buffers)
+            bind_union = getattr(backend, "bind_union", None)
+            return bind_union(node, buffers) if bind_union else lambda: unite_masks(buffers)
+        return backend.bind(node, self.weights[node.about.name], buffers)
 
 
 def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:

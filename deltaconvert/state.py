@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from deltaconvert.nodes import DeltaNode, EdgeSpec
 
 if TYPE_CHECKING:
-    from deltaconvert.backends.base import Step
+    from deltaconvert.backends.base import Step, Work
 
 Observer = Callable[[DeltaNode, "Edge"], None]
 
@@ -29,12 +30,12 @@ class Edge:
         threshold: float64, one a lane (one where there are no lanes): what the producer
             may hold back. Settled at a lane's first frame where it is in units of the
             value's standard deviation.
-        counts: set pixels of the mask, a lane.
+        counts: set pixels of the mask, a lane; where a device has not been asked yet, it is now.
         cache: what readers derived from the mask in this frame (lists of candidates);
             emptied whenever the mask is written.
     """
 
-    __slots__ = ("cache", "counts", "mask", "spec", "threshold", "value")
+    __slots__ = ("_counts", "cache", "mask", "spec", "threshold", "value")
 
     def __init__(self, spec: EdgeSpec, value: Any, mask: Tensor, threshold: float = 0.0) -> None:
         """Wrap buffers that the plan allocated."""
@@ -42,13 +43,24 @@ class Edge:
         self.value = value
         self.mask = mask
         self.threshold = np.full(mask.shape[0], threshold)
-        self.counts: Sequence[int] = [0] * mask.shape[0]
+        self._counts: Sequence[int] | None = [0] * mask.shape[0]
         self.cache: dict[Any, Any] = {}
 
-    def publish(self, counts: Sequence[int]) -> None:
-        """Say that value and mask are written, with the mask's set pixels a lane."""
-        self.counts = counts
+    def publish(self, counts: Sequence[int] | None) -> None:
+        """Say that value and mask are written, with the mask's set pixels a lane.
+
+        Nothing, where the mask was written on a device that must not be waited for.
+        """
+        self._counts = counts
         self.cache.clear()
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """Set pixels of the mask, a lane."""
+        if self._counts is None:
+            counted: list[int] = self.mask.reshape(self.mask.shape[0], -1).sum(1).tolist()
+            return counted
+        return self._counts
 
     @property
     def changed(self) -> bool:
@@ -99,6 +111,22 @@ class NodeStats:
         return self.scheduled / self.needed if self.needed else 1.0
 
 
+class FrameRunner(Protocol):
+    """What runs a stream's frames where a backend does more than one step after the other."""
+
+    def __call__(self, frames: list[Any]) -> list[Any]:
+        """Run a frame that was examined; return the outputs, as copies."""
+
+    def check(self) -> None:
+        """Wait for the device; raise `FrameError` if it refused a frame."""
+
+    def last(self) -> dict[str, NodeStats]:
+        """Return the last frame's work that was counted on the device."""
+
+    def totals(self) -> dict[str, NodeStats]:
+        """Return the work of all frames that was counted on the device."""
+
+
 @dataclass
 class State:
     """Edges, bound steps and counters of one stream.
@@ -107,18 +135,26 @@ class State:
         lanes: the batch size.
         fresh: a lane's flag: its next frame is a first frame (full masks, no truncation).
         relative: thresholds are in units of the value's standard deviation.
+        masks: uint8, the memory of all masks.
         edges, steps: by node name.
-        last: the last frame's work, by node name.
+        counted, added: the work of the last frame and of all, by node name, as far as it was
+            not counted on a device; see `last` and `totals`.
         observer: called with every node and its edge, right after its step.
+        context: what a backend keeps for the whole stream.
+        runner: what runs the frames, if not the graph alone.
     """
 
     lanes: int
     fresh: list[bool]
     relative: bool = False
+    masks: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     edges: dict[str, Edge] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
-    last: dict[str, NodeStats] = field(default_factory=dict)
+    counted: dict[str, NodeStats] = field(default_factory=dict)
+    added: dict[str, NodeStats] = field(default_factory=dict)
     observer: Observer | None = None
+    context: Any = None
+    runner: FrameRunner | None = None
 
     def run(self, node: DeltaNode, *inputs: Any) -> Edge:
         """Run a node's step, count its work, show the edge to the observer, return it."""
@@ -126,17 +162,38 @@ class State:
         edge = self.edges[about.name]
         entry = about.rule == "sparsify"
         work = self.steps[about.name](*inputs) if entry else self.steps[about.name]()
-        sources = () if entry else tuple(self.edges[spec.name] for spec in about.inputs)
-        per_pixel = node.dense_multiply_adds // about.output.pixels
-        self.last[about.name] = NodeStats(
-            1, sum(sum(e.counts) for e in sources), sum(e.mask.numel() for e in sources),
-            work.candidates, sum(edge.counts), edge.mask.numel(),
-            work.candidates * per_pixel, work.scheduled, self.lanes * node.dense_multiply_adds)
+        if work is None:
+            edge.publish(None)
+        else:
+            self._count(node, work)
         if self.relative and not entry and any(self.fresh):
             self._settle_threshold(about.threshold, edge)
         if self.observer is not None:
             self.observer(node, edge)
         return edge
+
+    def last(self) -> dict[str, NodeStats]:
+        """Return the last frame's work, by node name."""
+        return self.counted | (self.runner.last() if self.runner else {})
+
+    def totals(self) -> dict[str, NodeStats]:
+        """Return the work of all frames, by node name."""
+        return self.added | (self.runner.totals() if self.runner else {})
+
+    def _count(self, node: DeltaNode, work: Work) -> None:
+        edge = self.edges[node.about.name]
+        sources = [self.edges[spec.name] for spec in node.about.inputs]
+        per_pixel = node.dense_multiply_adds // node.about.output.pixels
+        stats = NodeStats(
+            1, sum(sum(e.counts) for e in sources), sum(e.mask.numel() for e in sources),
+            work.candidates, sum(edge.counts), edge.mask.numel(),
+            work.candidates * per_pixel, work.scheduled, self.lanes * node.dense_multiply_adds)
+        self.counted[node.about.name] = stats
+
+    def add_frame(self) -> None:
+        """Add the last frame's work to the work of all."""
+        for name, work in self.counted.items():
+            self.added.setdefault(name, NodeStats()).add(work)
 
     def _settle_threshold(self, units: float, edge: Edge) -> None:
         if not (isinstance(edge.value, Tensor) and edge.value.is_floating_point()):

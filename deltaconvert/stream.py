@@ -32,7 +32,6 @@ class Stream:
         self._state: State | None = None
         self._signature: Any = None
         self._lock = threading.Lock()
-        self._totals: dict[str, NodeStats] = {}
         self._observer: Observer | None = None
 
     def __call__(self, *frames: Tensor) -> Any:
@@ -74,6 +73,19 @@ class Stream:
         for lane in chosen:
             self._state.fresh[lane] = True
 
+    def check(self) -> None:
+        """Wait for the device, and raise if it refused a frame.
+
+        On a CPU a frame with NaN or infinity is refused at once, and this does nothing. On
+        a GPU, where asking would stall it, the lane keeps its values; the next call after
+        the device has found out raises, or this one.
+
+        Raises:
+            FrameError: naming the lanes.
+        """
+        if self._state is not None and self._state.runner is not None:
+            self._state.runner.check()
+
     def observe(self, observer: Observer | None) -> None:
         """Call ``observer(node, edge)`` after every node of every frame; ``None`` stops it.
 
@@ -97,12 +109,12 @@ class Stream:
     @property
     def last(self) -> dict[str, NodeStats]:
         """The work of the last frame, by node."""
-        return dict(self._state.last) if self._state else {}
+        return self._state.last() if self._state else {}
 
     @property
     def totals(self) -> dict[str, NodeStats]:
         """The work of all frames since the state was started, by node."""
-        return self._totals
+        return self._state.totals() if self._state else {}
 
     def _run(self, frames: list[Any]) -> Any:
         signature = self._module.signature(frames)
@@ -113,15 +125,14 @@ class Stream:
                 step.examine(frame)  # type: ignore[attr-defined]
         if state is not self._state:
             self._program, self._state, self._signature = program, state, signature
-            self._totals = {}
         try:
-            leaves = program.graph_module(state, *frames)
+            leaves = state.runner(frames) if state.runner else (
+                program.graph_module(state, *frames))
         except BaseException:
             state.fresh = [True] * state.lanes  # half-way: nothing in it can be trusted
             raise
         state.fresh[:] = [False] * state.lanes
-        for name, work in state.last.items():
-            self._totals.setdefault(name, NodeStats()).add(work)
+        state.add_frame()
         return pytree.tree_unflatten(leaves, self._module.out_spec)
 
     def _enter(self, signature: Any, frames: list[Any]) -> tuple[Program, State]:

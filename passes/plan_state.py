@@ -23,6 +23,10 @@ from deltaconvert.nodes import DeltaNode, EdgeSpec
 from deltaconvert.operators.cat import cat
 from deltaconvert.passes.fold_filters import delta_nodes
 
+# Value and mask by edge, scratch by name, and the memory that all masks are slices of.
+Allocated = tuple[dict[str, tuple[Tensor | None, Tensor]], dict[str, Tensor], Tensor]
+MASK_ALIGNMENT = 64  # bytes: a cache line, and what a GPU clears at once is a part of it
+
 
 @dataclass
 class Plan:
@@ -47,19 +51,25 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of the stream's state and working memory."""
-        masks = sum(math.prod(e.mask_shape) for e in self.edges)
-        return self.value_bytes + masks + sum(self.scratch.values())
+        return self.value_bytes + self.mask_bytes + sum(self.scratch.values())
 
-    def allocate(self, device: torch.device) -> tuple[dict[str, tuple[Tensor | None, Tensor]],
-                                                      dict[str, Tensor]]:
-        """Make values and masks by edge, and scratch by name; outer concatenations first."""
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of all masks, each beginning at a multiple of `MASK_ALIGNMENT`."""
+        return sum(_mask_bytes(e) for e in self.edges)
+
+    def allocate(self, device: torch.device) -> Allocated:
+        """Make the buffers on a device; outer concatenations first."""
         made: dict[str, tuple[Tensor | None, Tensor]] = {}
+        masks = torch.zeros(self.mask_bytes, dtype=torch.uint8, device=device)
+        at = 0
         for spec in reversed(self.edges):
-            mask = torch.zeros(spec.mask_shape, dtype=torch.uint8, device=device)
+            mask = masks[at:at + math.prod(spec.mask_shape)].view(spec.mask_shape)
             made[spec.name] = self._value(spec, made, device), mask
+            at += _mask_bytes(spec)
         scratch = {name: torch.empty(nbytes, dtype=torch.uint8, device=device)
                    for name, nbytes in self.scratch.items()}
-        return made, scratch
+        return made, scratch, masks
 
     def _value(self, spec: EdgeSpec, made: Mapping[str, tuple[Tensor | None, Tensor]],
                device: torch.device) -> Tensor | None:
@@ -103,6 +113,10 @@ def _can_hold(node: DeltaNode, made: Mapping[str, DeltaNode], plan: Plan) -> boo
     same_kind = all(s.dtype == about.output.dtype for s in about.inputs)
     return (same_kind and len(joined) == len(names) == len(set(names)) and all(
         made[name].about.rule != "sparsify" and name not in plan.inside for name in names))
+
+
+def _mask_bytes(spec: EdgeSpec) -> int:
+    return -(-math.prod(spec.mask_shape) // MASK_ALIGNMENT) * MASK_ALIGNMENT
 
 
 def _value_bytes(spec: EdgeSpec) -> int:

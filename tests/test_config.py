@@ -51,7 +51,7 @@ def test_a_misspelled_setting_of_a_node_is_refused(nodes):
 def test_a_backend_that_does_not_exist_is_refused_with_those_that_do():
     import torch
     delta = deltaconvert.convert(torch.nn.ReLU(), backend="gpu")
-    with pytest.raises(ConfigError, match="backend='gpu': choose auto, cpu, paper, reference"):
+    with pytest.raises(ConfigError, match="choose auto, cpu, cuda, paper, reference"):
         delta(torch.zeros(1, 1, 2, 2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +28,8 @@ class Work(NamedTuple):
     scheduled: int
 
 
-Step = Callable[..., Work]
+# A step that counts its work on its device, and has it read only when asked, returns nothing.
+Step = Callable[..., Work | None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Backend(Protocol):
         It reads the input edges, applies the rule, writes the output edge's value where it
         propagates a change, its mask, and its ``counts``. A `SparsifyNode`'s step is a
         `SparsifyStep`.
+
+        A backend may also have ``bind_union(node, buffers)``, the step of a concatenation
+        written in place (else `unite_masks`), and ``runner(graph_module, nodes, state)``,
+        which returns the `FrameRunner` of a stream whose steps are all bound.
         """
 
 
@@ -84,7 +90,7 @@ class SparsifyStep(Protocol):
     def examine(self, frame: torch.Tensor) -> None:
         """Raise `FrameError` if the frame holds NaN or infinity; change no value."""
 
-    def __call__(self, frame: torch.Tensor) -> Work:
+    def __call__(self, frame: torch.Tensor) -> Work | None:
         """Apply the rule to the frame that was examined last."""
 
 
@@ -92,18 +98,35 @@ _MODULES = {
     "reference": "deltaconvert.backends.reference",
     "paper": "deltaconvert.backends.paper",
     "cpu": "deltaconvert.backends.cpu",
+    "cuda": "deltaconvert.backends.cuda",
 }
 
 
 def create(name: str, config: Config, device: torch.device) -> Backend:
-    """Make a backend by name; ``auto`` is ``cpu`` on a CPU and ``reference`` elsewhere.
+    """Make a backend by name; `choose` says what ``auto`` is.
 
     Raises:
         ConfigError: for a name that does not exist.
+        UnsupportedError: ``cuda`` cannot run on the device.
     """
     if name == "auto":
-        name = "cpu" if device.type == "cpu" else "reference"
+        name, reason = choose(device)
+        if reason:
+            warnings.warn(f"backend='auto' is {name}, which is not made to be fast: {reason}",
+                          stacklevel=2)
     if name not in _MODULES:
         raise ConfigError(f"backend={name!r}: choose auto, {', '.join(sorted(_MODULES))}.")
-    backend: Backend = importlib.import_module(_MODULES[name]).create(config)
+    module = importlib.import_module(_MODULES[name])
+    backend: Backend = module.create(config, device) if name == "cuda" else module.create(config)
     return backend
+
+
+def choose(device: torch.device) -> tuple[str, str]:
+    """Say which backend ``auto`` is on a device, and why where that is not the fast one.
+
+    ``cpu`` on a CPU; ``cuda`` on a GPU where its kernels run; ``reference`` elsewhere.
+    """
+    if device.type == "cpu":
+        return "cpu", ""
+    reason = importlib.import_module(_MODULES["cuda"]).unavailable(device)
+    return ("reference", reason) if reason else ("cuda", "")

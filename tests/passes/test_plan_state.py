@@ -122,7 +122,7 @@ def test_the_plans_bytes_are_those_allocated(function, backend):
     frame = torch.randn(2, 2, 6, 7)
     delta = deltaconvert.convert(model(function), frame, backend=backend)
     plan = delta.program(delta.signature([frame]), [frame]).plan
-    buffers, scratch = plan.allocate(torch.device("cpu"))
+    buffers, scratch, _ = plan.allocate(torch.device("cpu"))
     tensors = [t for pair in buffers.values() for t in pair if t is not None]
     tensors += scratch.values()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors

@@ -1,0 +1,268 @@
+"""Convolution layers on a GPU at given masks, against the dense library in the same run.
+
+    python benchmarks/gpu_layers.py [--quick] [--out FILE]
+
+Each layer of a ResNet-50's body at 1920x1080 (convolution, bias, residual, ReLU), with masks
+of blobs, one stream and eight different ones; outputs are checked before anything is timed.
+Times are medians of CUDA graphs' replays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.cuda import CudaBackend
+from deltaconvert.config import Config
+from deltaconvert.cuda.launcher import CupyLauncher
+from deltaconvert.footprint import identity, window
+from deltaconvert.nodes import DeltaNode, Description, EdgeSpec, Slot
+from deltaconvert.operators.registry import Shapes, named
+from deltaconvert.state import Edge, State
+
+GPU = torch.device("cuda", 0)
+REPEATS = 8  # of a layer in a graph
+ALL_PROPAGATE = -1.0  # as a threshold: every candidate is written, the most that a layer can cost
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of the body, and how often it is there.
+
+    Args:
+        height, width: of its input.
+        cin, cout, kernel, stride: of the convolution.
+        residual: whether a map is added.
+        times: how many such layers the network has.
+    """
+
+    height: int
+    width: int
+    cin: int
+    cout: int
+    kernel: int
+    stride: int
+    residual: bool
+    times: int
+
+    @property
+    def size_out(self) -> tuple[int, int]:
+        return -(-self.height // self.stride), -(-self.width // self.stride)
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.cin * self.cout * self.kernel**2 * math.prod(self.size_out)
+
+    def __str__(self) -> str:
+        return (f"{self.cin}->{self.cout} {self.kernel}x{self.kernel}/{self.stride}"
+                f"{' +' if self.residual else ''} {self.height}x{self.width}")
+
+
+def body() -> list[Layer]:
+    """Return the layers of ResNet-50 behind its stem, at 1080p."""
+    layers: dict[Layer, int] = {}
+
+    def add(*args: Any) -> None:
+        layer = Layer(*args, 1)
+        layers[layer] = layers.get(layer, 0) + 1
+
+    height, width, channels = 270, 480, 64
+    for planes, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for block in range(blocks):
+            step = stride if block == 0 else 1
+            add(height, width, channels, planes, 1, 1, False)
+            add(height, width, planes, planes, 3, step, False)
+            if block == 0:
+                add(height, width, channels, 4 * planes, 1, step, False)
+            height, width = -(-height // step), -(-width // step)
+            add(height, width, planes, 4 * planes, 1, 1, True)
+            channels = 4 * planes
+    return [Layer(*[getattr(layer, f) for f in list(Layer.__dataclass_fields__)[:-1]], times)
+            for layer, times in layers.items()]
+
+
+def blobs(lanes: int, height: int, width: int, share: float) -> Tensor:
+    """Return a mask of a few rectangles a lane that cover about a share of the pixels."""
+    mask = torch.zeros(lanes, height, width, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(height * lanes)
+    for lane in range(lanes):
+        while share < 1 and float(mask[lane].float().mean()) < share:
+            h, w = max(1, round(height * 0.12)), max(1, round(width * 0.08))
+            y = int(torch.randint(0, max(1, height - h), (1,), generator=generator))
+            x = int(torch.randint(0, max(1, width - w), (1,), generator=generator))
+            mask[lane, y:y + h, x:x + w] = 1
+    return (mask if share < 1 else mask + 1).to(GPU)
+
+
+class Bench:
+    """One layer bound to buffers."""
+
+    def __init__(self, layer: Layer, lanes: int, dtype: torch.dtype, share: float,
+                 threshold: float, launcher: CupyLauncher,
+                 told: dict[str, Any] | None = None) -> None:
+        torch.manual_seed(0)
+        self.layer, self.lanes = layer, lanes
+        k, (h, w) = layer.kernel, layer.size_out
+        last = torch.channels_last
+        self.x = torch.randn(lanes, layer.cin, layer.height, layer.width, device=GPU,
+                             dtype=dtype).to(memory_format=last)
+        self.weight = (torch.randn(layer.cout, layer.cin, k, k, device=GPU)
+                       / math.sqrt(layer.cin * k * k)).to(dtype).to(memory_format=last)
+        self.bias = torch.randn(layer.cout, device=GPU, dtype=dtype)
+        self.added = torch.randn(lanes, layer.cout, h, w, device=GPU, dtype=dtype).to(
+            memory_format=last) if layer.residual else None
+        self.padding = k // 2
+        node = self.node = self._node(dtype, threshold)
+        state = State(lanes, [False] * lanes)
+        # Kept: it owns what the steps point to.
+        backend = self.backend = CudaBackend(Config(), GPU, launcher, told or {})
+        weights = backend.fold_filters(node)
+        self.tile = weights.data.tile
+        scratch = {s.name: torch.empty(s.nbytes, dtype=torch.uint8, device=GPU)
+                   for s in backend.plan(node)}
+        values = [self.x] + ([self.added] if layer.residual else [])
+        self.inputs = tuple(
+            Edge(spec, value, torch.zeros(spec.mask_shape, dtype=torch.uint8, device=GPU))
+            for spec, value in zip(node.about.inputs, values, strict=True))
+        self.inputs[0].mask.copy_(blobs(lanes, layer.height, layer.width, share))
+        out = torch.randn(lanes, layer.cout, h, w, device=GPU, dtype=dtype).to(memory_format=last)
+        mask = torch.zeros(node.about.output.mask_shape, dtype=torch.uint8, device=GPU)
+        self.output = Edge(node.about.output, out, mask, threshold)
+        backend.counters["repeats"] = REPEATS * 2
+        self.steps = []
+        for _ in range(REPEATS):  # each with counters of its own: a frame clears them but once
+            self.steps.append(backend.bind(node, weights, Buffers(self.inputs, self.output, state,
+                                                                  scratch)))
+            state.context.lists.clear()
+        self.context = state.context
+        self.context.upload_thresholds({"y": self.output})
+
+    def _node(self, dtype: torch.dtype, threshold: float) -> DeltaNode:
+        layer, operator = self.layer, named("conv2d")
+        (h, w), k = layer.size_out, layer.kernel
+        params = {"stride": (layer.stride,) * 2, "padding": (self.padding,) * 2,
+                  "dilation": (1, 1), "groups": 1, "activation": ("relu",)}
+        shape = (self.lanes, layer.cout, h, w)
+        shapes_in = [tuple(self.x.shape)] + ([shape] if layer.residual else [])
+        prints = (window((layer.height, layer.width), (h, w), (k, k), params["stride"],
+                         params["padding"]), *([identity((h, w))] if layer.residual else []))
+        specs = tuple(EdgeSpec(f"x{i}", s, dtype, self.lanes) for i, s in enumerate(shapes_in))
+        args = (Slot(0), self.weight, self.bias, Slot(1) if layer.residual else None)
+        return DeltaNode(Description(
+            "y", "", "", "local", "", operator.function, operator, args, params, specs,
+            EdgeSpec("y", shape, dtype, self.lanes), prints,
+            math.prod(self.weight.shape), threshold,
+            shapes=Shapes(tuple(shapes_in), shape, {"weight": tuple(self.weight.shape)}, params)))
+
+    def sparse(self) -> None:
+        """Run `REPEATS` times."""
+        self.context.counters.zero_()
+        for step in self.steps:
+            step()
+
+    def dense_fused(self) -> Tensor:
+        """The library's own fusion, where it has one."""
+        args = (self.layer.stride,) * 2, (self.padding,) * 2, (1, 1), 1
+        if self.added is None:
+            return torch.cudnn_convolution_relu(self.x, self.weight, self.bias, *args)
+        return torch.cudnn_convolution_add_relu(self.x, self.weight, self.added, 1.0, self.bias,
+                                                *args)
+
+    def dense(self) -> Tensor:
+        y = F.conv2d(self.x, self.weight, self.bias, self.layer.stride, self.padding)
+        if self.added is not None:
+            y += self.added
+        return F.relu_(y)
+
+    def check(self) -> float:
+        """Run once; return the share of output pixels that were candidates."""
+        self.sparse()
+        wanted, mask = self.dense(), self.output.mask.bool()
+        found = mask[:, None].expand_as(wanted)
+        torch.testing.assert_close(self.output.value[found], wanted[found], rtol=3e-2, atol=3e-2)
+        count = int(self.context.counters[self.context.tallies["y"].candidates].sum())
+        assert int(mask.sum()) > 0.99 * count, (int(mask.sum()), count)
+        return count / mask.numel()
+
+
+def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> float:
+    """Return the median time of a CUDA graph; ``each``: what one call does several times."""
+    for _ in range(3):
+        function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(REPEATS // each):
+            function()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / REPEATS)
+    return sorted(times)[len(times) // 2]
+
+
+def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshold: float,
+            launcher: CupyLauncher) -> dict[str, Any]:
+    bench = Bench(layer, lanes, dtype, share, threshold, launcher)
+    needed = bench.check()
+    eager, dense = time_ms(bench.dense), time_ms(bench.dense_fused)
+    sparse = time_ms(bench.sparse, REPEATS)
+    tera = 2e-9 * layer.multiply_adds * lanes
+    return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
+            "share": share, "candidates": needed, "fused": bench.tile.fused,
+            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, "dense_tflops": tera / dense,
+            "sparse_tflops": tera * needed / sparse}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.2, 1.0])
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    launcher = CupyLauncher(GPU)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = True
+    rows = []
+    dtype = getattr(torch, options.dtype)
+    print(torch.cuda.get_device_name(GPU), torch.__version__, options.dtype)
+    with torch.inference_mode():
+        for lanes in (1, 8):
+            for share in options.shares:
+                for layer in body():
+                    row = measure(layer, lanes, dtype, share, ALL_PROPAGATE, launcher)
+                    rows.append(row)
+                    print(f"{row['layer']:34} x{row['times']} lanes {lanes} share {share:4.0%} "
+                          f"needed {row['candidates']:5.1%} eager {row['eager_ms'] * 1e3:6.1f} "
+                          f"fused {row['dense_ms'] * 1e3:6.1f} us "
+                          f"{row['dense_tflops']:4.0f} T  sparse {row['sparse_ms'] * 1e3:7.1f} us "
+                          f"{row['sparse_tflops']:4.0f} T "
+                          f"{row['dense_ms'] / row['sparse_ms']:5.2f}x "
+                          f"{'fused' if row['fused'] else 'parts'}", flush=True)
+                some = [r for r in rows if r["lanes"] == lanes and r["share"] == share]
+                eager, dense, sparse = (sum(r[k] * r["times"] for r in some)
+                                        for k in ("eager_ms", "dense_ms", "sparse_ms"))
+                print(f"== lanes {lanes} share {share:.0%}: eager {eager:.3f} ms, cuDNN's fusion "
+                      f"{dense:.3f} ms, sparse {sparse:.3f} ms: {eager / sparse:.2f}x, "
+                      f"{dense / sparse:.2f}x", flush=True)
+    if options.out:
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump(rows, file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Whole networks on a GPU, frame by frame, against dense inference in the same run.
+
+    python benchmarks/gpu_networks.py [--compile] [--out FILE]
+
+The clip is textured noise with rectangles of other noise that move, about 5 % of the pixels a
+frame, different in every stream; BatchNorm statistics come from it. A frame's time is the median
+over frames, by CUDA events; the outputs are compared before, also with an output frozen at the
+first frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import deltaconvert
+from deltaconvert.calibrate import batch_norm_statistics
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+GPU = torch.device("cuda", 0)
+SIZES = {"720p": (720, 1280), "1080p": (1088, 1920)}
+
+
+def resnet50() -> nn.Module:
+    import torchvision
+
+    return torchvision.models.resnet50()
+
+
+def pose_resnet() -> nn.Module:
+    from pose_resnet import PoseResNet
+
+    return PoseResNet()
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet50": resnet50, "pose_resnet": pose_resnet}
+
+
+def clip(lanes: int, size: tuple[int, int], frames: int) -> list[Tensor]:
+    """Return frames in float32: two rectangles a lane that move over a fixed background."""
+    torch.manual_seed(0)
+    height, width = size
+    ground = torch.randn(lanes, 3, height, width, device=GPU)
+    side_y, side_x = height // 7, width // 7
+    things = torch.randn(lanes, 2, 3, side_y, side_x, device=GPU)
+    made = []
+    for index in range(frames):
+        frame = ground.clone()
+        for lane in range(lanes):
+            for k in range(2):
+                y = (37 * lane + 300 * k + 2 * index) % (height - side_y)
+                x = (211 * lane + 500 * k + 5 * index) % (width - side_x)
+                frame[lane, :, y:y + side_y, x:x + side_x] = things[lane, k]
+        made.append(frame)
+    return made
+
+
+def frame_ms(function: Callable[[Tensor], Any], frames: list[Tensor], rounds: int = 3) -> float:
+    """Return the median time of a frame in milliseconds, over `rounds` runs of the clip."""
+    for frame in frames[:4]:
+        function(frame)
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(rounds):
+        for frame in frames:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function(frame)
+            end.record()
+            times.append((start, end))
+    torch.cuda.synchronize()
+    ordered = sorted(start.elapsed_time(end) for start, end in times)
+    return ordered[len(ordered) // 2]
+
+
+def error_of(outputs: list[Tensor], exact: list[Tensor]) -> float:
+    """Return the largest relative error of the first lane over the frames."""
+    return max(float((o[:1].float() - e).norm() / e.norm())
+               for o, e in zip(outputs, exact, strict=True))
+
+
+def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return dense inference as one CUDA graph, with the frame copied in."""
+    static = frame.clone()
+    for _ in range(3):
+        model(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = model(static)
+
+    def run(frame: Tensor) -> Tensor:
+        static.copy_(frame)
+        graph.replay()
+        return out.clone()
+    return run
+
+
+def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
+            with_compile: bool) -> list[dict[str, Any]]:
+    frames = clip(lanes, SIZES[size], 12)
+    torch.manual_seed(1)
+    model = NETWORKS[name]().eval().to(GPU)
+    batch_norm_statistics(model, [frames[0][:1], frames[5][:1]])
+    exact = [model(f[:1]) for f in frames]  # in single precision
+    model = model.to(dtype).to(memory_format=torch.channels_last)
+    frames = [f.to(dtype).contiguous(memory_format=torch.channels_last) for f in frames]
+    share = float((frames[1] != frames[0]).any(1).float().mean())
+    dense = {"eager": frame_ms(model, frames), "graph": frame_ms(graphed(model, frames[0]), frames)}
+    if with_compile:
+        # max-autotune tries for minutes a network; the convolutions are cuDNN's in both.
+        compiled = torch.compile(copy.deepcopy(model), mode="reduce-overhead")
+        dense["compiled"] = frame_ms(compiled, frames)
+    best = min(dense.values())
+    dense_error = error_of([model(f) for f in frames], exact)
+    frozen = error_of([exact[0]] * len(frames), exact)
+    rows = []
+    for threshold in (0.0, 0.05):
+        start = time.monotonic()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        delta = deltaconvert.convert(model, backend="cuda", threshold=threshold, norm="rms",
+                                     threshold_unit="std")
+        outputs = [delta(f) for f in frames]
+        torch.cuda.synchronize()
+        first = time.monotonic() - start
+        error = error_of(outputs, exact)
+        ms = frame_ms(delta, frames[1:])
+        needed = sum(w.needed for w in delta.stream.last.values())
+        still = frame_ms(delta, [frames[-1]] * 12)
+        total = sum(w.dense for w in delta.stream.last.values())
+        program = delta.stream.program
+        row = {"network": name, "size": size, "lanes": lanes, "dtype": str(dtype),
+               "share": share, "threshold": threshold, "dense_ms": dense, "ms": ms,
+               "speedup": best / ms, "still_us": 1e3 * still, "still_share": still / best,
+               "needed": needed / total, "error": error,
+               "dense_error": dense_error, "frozen": frozen,
+               "first_clip_s": first, "state_mb": program.plan.nbytes / 1e6,
+               "value_mb": program.plan.value_bytes / 1e6,
+               "allocated_mb": (torch.cuda.memory_allocated() - before) / 1e6,
+               "graph": delta.stream._state.runner.no_graph or "yes",
+               "whole": [n.about.name for n in program.nodes
+                         if program.weights[n.about.name] is None
+                         or getattr(program.weights[n.about.name], "kind", "") == "whole"]}
+        rows.append(row)
+        print(f"{name:12} {size} lanes {lanes} {dtype} changing {share:.1%} threshold {threshold}: "
+              f"dense {', '.join(f'{k} {v:.3f}' for k, v in dense.items())} ms; delta {ms:.3f} ms, "
+              f"{best / ms:.2f}x, needed {needed / total:.1%}; still frame {1e3 * still:.0f} us, "
+              f"{still / best:.1%}; error {error:.2e} (dense {dense_error:.2e}, frozen "
+              f"{frozen:.2e}); state "
+              f"{row['state_mb']:.0f} MB of values {row['value_mb']:.0f}; graph {row['graph']}; "
+              f"first {first:.1f} s", flush=True)
+        del delta, outputs
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES))
+    parser.add_argument("--lanes", nargs="*", type=int, default=[1, 8])
+    parser.add_argument("--dtypes", nargs="*", default=["float16"])
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
+    print(torch.cuda.get_device_name(GPU), "torch", torch.__version__)
+    rows = []
+    with torch.inference_mode():
+        for name in options.networks:
+            for size in options.sizes:
+                for lanes in options.lanes:
+                    for dtype in options.dtypes:
+                        rows += measure(name, size, lanes, getattr(torch, dtype),
+                                        options.compile and lanes == 1)
+                        torch.cuda.empty_cache()
+    if options.out:
+        Path(options.out).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

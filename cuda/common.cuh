@@ -1,0 +1,103 @@
+// What every kernel shares: the number type, activations, and the rule's decision.
+//
+// Compiled once a specialisation: NUMBER is float, f16 or bf16. All shapes are arguments.
+#pragma once
+#include "device.cuh"
+
+typedef NUMBER Number;
+typedef unsigned char byte;
+
+constexpr int WARP = 32;
+
+__device__ __forceinline__ float rounded(float x) {
+    Number y;
+    from_float(x, y);
+    return to_float(y);
+}
+
+// Some numbers that lie one behind the other, aligned to their size, moved by one instruction.
+template <typename T, int COUNT>
+struct alignas(sizeof(T) * COUNT) Pack { T at[COUNT]; };
+
+enum Activation {
+    NONE, RELU, RELU6, LEAKY_RELU, HARDSWISH, SIGMOID, SILU, HARDSIGMOID, TANH, GELU, ELU
+};
+
+// Comparisons are such that NaN stays NaN.
+__device__ __forceinline__ float activate(float x, int activation, float slope) {
+    switch (activation) {
+        case RELU: return x <= 0.f ? 0.f : x;
+        case RELU6: return x <= 0.f ? 0.f : (x > 6.f ? 6.f : x);
+        case LEAKY_RELU: return x > 0.f ? x : x * slope;
+        case HARDSWISH: {
+            const float y = x + 3.f;
+            return x * (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
+        }
+        case SIGMOID: return 1.f / (1.f + expf(-x));
+        case SILU: return x / (1.f + expf(-x));
+        case HARDSIGMOID: {
+            const float y = x + 3.f;
+            return (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
+        }
+        case TANH: return tanhf(x);
+        case GELU: return 0.5f * x * (1.f + erff(x * 0.70710678f));
+        case ELU: return x > 0.f ? x : slope * expm1f(x);
+        default: return x;
+    }
+}
+
+// How a node decides, and where it says so.
+struct Rule {
+    const float* thresholds;  // [lanes]
+    const int* fresh;         // [lanes + 1]: the lane's first frame; the last says whether any is
+    byte* mask;               // [lanes * plane]
+    int* changed;             // how many pixels of the mask are set
+    int* list;                // which, in any order; null where no reader wants to know
+    int plane;                // pixels of a lane
+    int channels;             // of the output
+    int rms;                  // which norm
+    int activation;
+    float slope;
+    int unused;
+};
+
+// One channel's part of the norm of the difference: for the largest magnitude, whether it
+// exceeds the threshold. Two equal infinities do not differ.
+__device__ __forceinline__ float score(float now, float old, float threshold, int rms) {
+    const float d = now == old ? 0.f : now - old;
+    if (rms) return d * d;
+    return fabsf(d) <= threshold ? 0.f : 1.f;
+}
+
+// Whether the norm exceeds the threshold; what is not a number does.
+__device__ __forceinline__ bool exceeds(float total, const Rule& rule, float threshold) {
+    if (rule.rms) return !(sqrtf(total / rule.channels) <= threshold);
+    return total > 0.f;
+}
+
+// Reserves places in the list for what the lanes with a flag changed, and counts it.
+__device__ __forceinline__ void list_changes(const Rule& rule, bool flag, int pixel) {
+    const unsigned votes = ballot(flag);
+    if (!votes) return;
+    const int lane = threadIdx.x % WARP;
+    const int start = broadcast(lane == 0 ? atomicAdd(rule.changed, count_bits(votes)) : 0);
+    if (rule.list && flag) rule.list[start + count_bits(votes & ((1u << lane) - 1u))] = pixel;
+}
+
+// The sum over the lanes of a group of GROUP neighbours, a power of 2; each lane gets it.
+template <int GROUP>
+__device__ __forceinline__ float group_sum(float x) {
+    UNROLL
+    for (int distance = GROUP / 2; distance > 0; distance /= 2) x += shuffle_xor(x, distance);
+    return x;
+}
+
+template <int GROUP>
+__device__ __forceinline__ float group_max(float x) {
+    UNROLL
+    for (int distance = GROUP / 2; distance > 0; distance /= 2)
+        x = fmaxf(x, shuffle_xor(x, distance));
+    return x;
+}
+
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -1,0 +1,320 @@
+// Convolution at the candidates: an implicit GEMM over pixels packed from a list on the device,
+// with the rule applied behind it.
+//
+// A tile is BM candidates times BN output channels. Its rows of A are gathered straight from the
+// input map, tap by tap, by asynchronous copies in STAGES stages; rows of pixels that do not
+// exist, and taps in the padding, are zeros. A transposed convolution has one list and one
+// filter a phase, each with the taps that reach it.
+//
+// Specialised on: NUMBER, TENSOR (tensor cores or not), BM, BN, BK, STAGES; VEC, the numbers of A
+// copied at once; FUSED: a block computes all output channels of its rows and applies the rule
+// (OUT_VEC, the numbers moved at once there), or it leaves float32 sums to `pixels.cu`, which
+// the K range may then be split for.
+#include "common.cuh"
+#if TENSOR
+#include "multiply_tensor.cuh"
+#else
+#include "multiply_simt.cuh"
+#endif
+#include "parts.cuh"
+
+struct ConvArgs {
+    Rule rule;
+    const Number* input;
+    const Number* weight;    // [phase][group][tile of BN channels][K padded to BK][BN]
+    const float* bias;       // [channels] or null
+    const Number* residual;  // as large as the output, or null
+    Number* output;
+    const int* list;
+    const int* counts;       // one a phase
+    const int* tables;       // where Phase.rows and .cols point into
+    const Phase* phases;
+    float* parts;
+    int step_in, step_out, step_residual;
+    int height_in, width_in, height_out, width_out;
+    int group_in, group_out;  // channels of a group
+    int groups, phase_count, most_taps_y, most_taps_x, unused;
+};
+
+constexpr int WARPS = THREADS / WARP;
+constexpr int C_STEP = BN + 8;
+constexpr int A_STAGE = BM * A_STEP, B_STAGE = BK * B_STEP;
+constexpr int PIPELINE_BYTES = STAGES * (A_STAGE + B_STAGE) * static_cast<int>(sizeof(Number));
+constexpr int C_BYTES = FUSED ? BM * C_STEP * 4 : 0;
+constexpr int STAGE_AREA = PIPELINE_BYTES > C_BYTES ? PIPELINE_BYTES : C_BYTES;
+constexpr int A_PACKS = BM * BK / VEC, PACKS_A_ROW = BK / VEC;
+constexpr int B_VEC = 16 / static_cast<int>(sizeof(Number));
+constexpr int B_PACKS = BK * BN / B_VEC, PACKS_B_ROW = BN / B_VEC;
+static_assert(A_PACKS % THREADS == 0 && B_PACKS % THREADS == 0 && THREADS % PACKS_A_ROW == 0
+              && THREADS % PACKS_B_ROW == 0,
+              "a stage is the same number of copies for every thread");
+
+// Shared memory, in this order; `shared_bytes` in convolution.py counts the same.
+struct Shared {
+    Number* a;       // [STAGES][BM][A_STEP], and behind it
+    Number* b;       // [STAGES][BK][B_STEP]
+    float* c;        // [BM][C_STEP], over both, when they are done with
+    int* pixel;      // [BM]: of the output, -1 behind the last
+    float* total;    // [BM]: of the norm
+    int* row;        // [BM][most_taps_y]: where the tap's row of the input begins, or -1
+    int* col;        // [BM][most_taps_x]: the tap's column, or -1
+    int* changed;    // [2]: pixels of the tile, and where they go in the list
+    Number* result;  // [BM][all channels of the output]: the new values
+    int result_step;
+};
+
+__device__ Shared share(byte* memory, const ConvArgs& args) {
+    Shared shared;
+    shared.a = reinterpret_cast<Number*>(memory);
+    shared.b = shared.a + STAGES * A_STAGE;
+    shared.c = reinterpret_cast<float*>(memory);
+    shared.pixel = reinterpret_cast<int*>(memory + STAGE_AREA);
+    shared.total = reinterpret_cast<float*>(shared.pixel + BM);
+    shared.row = shared.pixel + 2 * BM;
+    shared.col = shared.row + BM * args.most_taps_y;
+    shared.changed = shared.col + BM * args.most_taps_x;
+    // 16 bytes, so that rows of results are aligned whatever they are moved by.
+    shared.result = reinterpret_cast<Number*>(shared.changed + 4);
+    shared.result_step = ceil_div(args.rule.channels, 8) * 8 + 8;
+    return shared;
+}
+
+// Looks up which pixels a tile computes and what they read.
+__device__ void find_rows(const Shared& shared, const ConvArgs& args, const Phase& phase, int first,
+                          int count) {
+    for (int i = threadIdx.x; i < BM; i += THREADS) {
+        const int pixel = first + i < count ? args.list[phase.list + first + i] : -1;
+        shared.pixel[i] = pixel;
+        shared.total[i] = 0.f;
+        const int y = pixel / args.width_out % args.height_out, x = pixel % args.width_out;
+        const int lane = pixel / args.rule.plane;
+        for (int t = 0; t < phase.taps_y; ++t) {
+            const int row = pixel < 0 ? -1 : args.tables[phase.rows + y * phase.taps_y + t];
+            shared.row[i * phase.taps_y + t] =
+                row < 0 ? -1 : (lane * args.height_in + row) * args.width_in;
+        }
+        for (int t = 0; t < phase.taps_x; ++t)
+            shared.col[i * phase.taps_x + t] =
+                pixel < 0 ? -1 : args.tables[phase.cols + x * phase.taps_x + t];
+    }
+    if (threadIdx.x == 0) *shared.changed = 0;
+}
+
+// Copies the stages of A and B, one after the other. What a tap reads is looked up when the tap
+// changes; in between, the channels follow each other.
+struct Loader {
+    static constexpr int A_COPIES = A_PACKS / THREADS, B_COPIES = B_PACKS / THREADS;
+
+    const Shared& shared;
+    const ConvArgs& args;
+    const Phase& phase;
+    const Number* from[A_COPIES];
+    bool exists[A_COPIES];
+    const Number* weight;
+    int channel, tap_y, tap_x;  // of this thread's packs in the next stage
+
+    __device__ Loader(const Shared& shared, const ConvArgs& args, const Phase& phase, int group,
+                      int column, int first_stage)
+        : shared(shared), args(args), phase(phase) {
+        const long long tile = group * ceil_div(args.group_out, BN) + column;
+        weight = args.weight + phase.weight
+               + (tile * phase.stages + first_stage) * BK * BN + threadIdx.x * B_VEC;
+        const int k = first_stage * BK + threadIdx.x % PACKS_A_ROW * VEC;
+        const int tap = k / args.group_in;
+        channel = k % args.group_in;
+        tap_y = tap / phase.taps_x;
+        tap_x = tap % phase.taps_x;
+        look_up(args.input + group * args.group_in);
+    }
+
+    __device__ void look_up(const Number* input) {
+        const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
+        UNROLL
+        for (int i = 0; i < A_COPIES; ++i) {
+            const int row = (threadIdx.x + i * THREADS) / PACKS_A_ROW;
+            const int start = within ? shared.row[row * phase.taps_y + tap_y] : -1;
+            const int col = within ? shared.col[row * phase.taps_x + tap_x] : -1;
+            exists[i] = start >= 0 && col >= 0;
+            from[i] = exists[i]
+                ? input + static_cast<long long>(start + col) * args.step_in + channel : args.input;
+        }
+    }
+
+    __device__ void load(int slot, const Number* input) {
+        Number* a = shared.a + slot * A_STAGE
+                  + threadIdx.x / PACKS_A_ROW * A_STEP + threadIdx.x % PACKS_A_ROW * VEC;
+        Number* b = shared.b + slot * B_STAGE
+                  + threadIdx.x / PACKS_B_ROW * B_STEP + threadIdx.x % PACKS_B_ROW * B_VEC;
+        UNROLL
+        for (int i = 0; i < A_COPIES; ++i) {
+            Number* to = a + i * (THREADS / PACKS_A_ROW) * A_STEP;
+            constexpr int BYTES = VEC * static_cast<int>(sizeof(Number));
+            if constexpr (BYTES >= 4) copy_async<BYTES>(to, from[i], exists[i]);
+            else if (exists[i]) *to = *from[i];
+            else from_float(0.f, *to);
+        }
+        UNROLL
+        for (int i = 0; i < B_COPIES; ++i)
+            copy_async<16>(b + i * (THREADS / PACKS_B_ROW) * B_STEP,
+                                    weight + i * THREADS * B_VEC, true);
+        weight += BK * BN;
+        channel += BK;
+        if (channel < args.group_in) {
+            UNROLL
+            for (int i = 0; i < A_COPIES; ++i) from[i] += exists[i] ? BK : 0;
+            return;
+        }
+        while (channel >= args.group_in && tap_y < phase.taps_y) {
+            channel -= args.group_in;
+            if (++tap_x == phase.taps_x) tap_x = 0, ++tap_y;
+        }
+        look_up(input);
+    }
+};
+
+// Sums products over the stages [first, last) of K.
+__device__ void multiply_tile(Multiplier& product, const Shared& shared, const ConvArgs& args,
+                              const Phase& phase, int group, int column, int first, int last) {
+    const Number* input = args.input + group * args.group_in;
+    Loader loader(shared, args, phase, group, column, first);
+    product.clear();
+    UNROLL
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (first + stage < last) loader.load(stage, input);
+        commit_copies();
+    }
+    for (int stage = first; stage < last; ++stage) {
+        const int slot = (stage - first) % STAGES;
+        wait_for_copies<STAGES - 2>();
+        block_barrier();  // the stage is there for all, and the one before it is done with
+        product.add(shared.a + slot * A_STAGE, shared.b + slot * B_STAGE);
+        // Behind the multiplication, so that looking up addresses overlaps with it.
+        if (stage + STAGES - 1 < last) loader.load((stage - first + STAGES - 1) % STAGES, input);
+        commit_copies();
+    }
+    wait_for_copies<0>();
+}
+
+#if FUSED
+
+// A row is finished by a group of lanes of a warp, the same ones in every chunk of channels.
+constexpr int ROW_LANES = BN / OUT_VEC < WARP ? BN / OUT_VEC : WARP;
+constexpr int WARP_ROWS = WARP / ROW_LANES;
+typedef Pack<Number, OUT_VEC> OutPack;
+
+// Adds bias and residual, activates and rounds a chunk of BN channels; adds to the norm.
+__device__ void finish_chunk(const Shared& shared, const ConvArgs& args, int group, int n) {
+    const int warp = threadIdx.x / WARP, lane_id = threadIdx.x % WARP;
+    for (int i = warp * WARP_ROWS + lane_id / ROW_LANES; i < BM; i += WARPS * WARP_ROWS) {
+        const long long pixel = shared.pixel[i];
+        float sum = 0.f;
+        for (int c = lane_id % ROW_LANES * OUT_VEC; c < BN; c += ROW_LANES * OUT_VEC) {
+            if (pixel < 0 || n + c >= args.group_out) continue;
+            const int channel = group * args.group_out + n + c;
+            const float threshold = args.rule.thresholds[static_cast<int>(pixel) / args.rule.plane];
+            OutPack added, now;
+            const OutPack old =
+                *reinterpret_cast<const OutPack*>(args.output + pixel * args.step_out + channel);
+            if (args.residual)
+                added = *reinterpret_cast<const OutPack*>(
+                    args.residual + pixel * args.step_residual + channel);
+            UNROLL
+            for (int v = 0; v < OUT_VEC; ++v) {
+                float x = shared.c[i * C_STEP + c + v];
+                if (args.bias) x += args.bias[channel + v];
+                if (args.residual) x += to_float(added.at[v]);
+                from_float(activate(x, args.rule.activation, args.rule.slope), now.at[v]);
+                sum += score(to_float(now.at[v]), to_float(old.at[v]), threshold, args.rule.rms);
+            }
+            *reinterpret_cast<OutPack*>(shared.result + i * shared.result_step + channel) = now;
+        }
+        sum = group_sum<ROW_LANES>(sum);
+        if (lane_id % ROW_LANES == 0) shared.total[i] += sum;
+    }
+}
+
+// Writes the rows that changed, and says so.
+__device__ void decide(const Shared& shared, const ConvArgs& args) {
+    const int warp = threadIdx.x / WARP, lane_id = threadIdx.x % WARP;
+    int* moved = shared.row;  // what the tile reads is not needed any more
+    warp_barrier();  // totals and results come from other lanes of this warp
+    for (int i = warp * WARP_ROWS + lane_id / ROW_LANES; i < BM; i += WARPS * WARP_ROWS) {
+        const long long pixel = shared.pixel[i];
+        if (pixel < 0) continue;
+        const int lane = static_cast<int>(pixel) / args.rule.plane;
+        if (!args.rule.fresh[lane]
+            && !exceeds(shared.total[i], args.rule, args.rule.thresholds[lane]))
+            continue;
+        for (int c = lane_id % ROW_LANES * OUT_VEC; c < args.rule.channels;
+             c += ROW_LANES * OUT_VEC)
+            *reinterpret_cast<OutPack*>(args.output + pixel * args.step_out + c) =
+                *reinterpret_cast<const OutPack*>(shared.result + i * shared.result_step + c);
+        if (lane_id % ROW_LANES == 0) {
+            args.rule.mask[pixel] = 1;
+            moved[atomicAdd(shared.changed, 1)] = static_cast<int>(pixel);
+        }
+    }
+    block_barrier();
+    const int changed = *shared.changed;
+    if (threadIdx.x == 0) shared.changed[1] = changed ? atomicAdd(args.rule.changed, changed) : 0;
+    if (!args.rule.list) return;
+    block_barrier();
+    for (int i = threadIdx.x; i < changed; i += THREADS)
+        args.rule.list[shared.changed[1] + i] = moved[i];
+}
+
+__device__ void compute_tile(const Shared& shared, const ConvArgs& args, const Phase& phase,
+                             int tile, int count) {
+    find_rows(shared, args, phase, tile * BM, count);
+    block_barrier();
+    for (int group = 0; group < args.groups; ++group) {
+        for (int n = 0; n < args.group_out; n += BN) {
+            Multiplier product;
+            multiply_tile(product, shared, args, phase, group, n / BN, 0, phase.stages);
+            block_barrier();  // C takes the place of A and B
+            product.store(shared.c, C_STEP);
+            block_barrier();
+            finish_chunk(shared, args, group, n);
+            block_barrier();  // A and B take the place of C
+        }
+    }
+    decide(shared, args);
+    block_barrier();  // the next tile's rows take the place of these
+}
+
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS) convolve(ConvArgs args) {
+    SHARED_MEMORY(memory);
+    wait_for_earlier_kernels();
+    for (int f = 0; f < args.phase_count; ++f) {
+        const Phase phase = args.phases[f];  // loaded together with the count
+        const int count = args.counts[f];
+        if (count == 0) continue;
+        const Shared shared = share(memory, args);
+        const int tiles = ceil_div(count, BM);
+#if FUSED
+        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
+            compute_tile(shared, args, phase, tile, count);
+#else
+        const int across = ceil_div(args.group_out, BN);
+        const int columns = args.groups * across;
+        const int splits =
+            splits_of(tiles * columns, gridDim.x, args.phase_count == 1 ? phase.stages : 1);
+        for (int job = blockIdx.x; job < tiles * columns * splits; job += gridDim.x) {
+            const int tile = job / (columns * splits), column = job / splits % columns;
+            const int split = job % splits;
+            find_rows(shared, args, phase, tile * BM, count);
+            block_barrier();
+            Multiplier product;
+            multiply_tile(product, shared, args, phase, column / across, column % across,
+                          phase.stages * split / splits, phase.stages * (split + 1) / splits);
+            const long long step = static_cast<long long>(columns) * BN;
+            const long long row = phase.list + f * BM
+                                + (static_cast<long long>(split) * tiles + tile) * BM;
+            product.store(args.parts + row * step + column * BN, step);
+            block_barrier();  // the next tile's rows and stages take the place of these
+        }
+#endif
+    }
+}

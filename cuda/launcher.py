@@ -1,0 +1,175 @@
+"""Compiling kernels through CuPy, and launching them on PyTorch's current stream.
+
+Launches go to the driver itself, because only so a kernel may be launched before the one
+ahead of it is done, which `wait_for_earlier_kernels` in device.cuh is the other half of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from deltaconvert.cuda.loader import Kernel, source_of
+
+ORDINARY_SHARED_BYTES = 48 * 1024  # beyond, a kernel must be told that it may
+# A cached kernel loads in a few milliseconds; what takes longer is being compiled.
+SILENT_SECONDS = 1.0
+
+
+@dataclass
+class Launch:
+    """A kernel with all that it is called with.
+
+    Args:
+        kernel: which.
+        args: its one argument, by value.
+        grid: blocks in x and y.
+        threads: of a block.
+        shared_bytes: dynamic shared memory.
+    """
+
+    kernel: Kernel
+    args: ctypes.Structure
+    grid: tuple[int, int]
+    threads: int
+    shared_bytes: int = 0
+
+
+class Launcher(Protocol):
+    """What runs launches, and what it says about the device.
+
+    Attributes:
+        processors: streaming multiprocessors.
+        shared_limit: bytes of shared memory that a block may have.
+        capability: compute capability.
+    """
+
+    processors: int
+    shared_limit: int
+    capability: tuple[int, int]
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile what is not compiled yet."""
+
+    def launch(self, launch: Launch) -> None:
+        """Run on the current stream, asynchronously."""
+
+
+class CupyLauncher:
+    """Runs kernels on one CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Ask the device what it is."""
+        import cupy
+
+        self._cupy = cupy
+        self.device = device
+        about = torch.cuda.get_device_properties(device)
+        self.processors = about.multi_processor_count
+        self.shared_limit = int(getattr(about, "shared_memory_per_block_optin"))  # noqa: B009
+        self.capability = (about.major, about.minor)
+        self._functions: dict[Kernel, Any] = {}
+        self._allowed: dict[Kernel, int] = {}
+        self._driver = Driver(overlap=self.capability >= (9, 0))
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile, several at once; say so on stderr when it takes a while."""
+        missing = sorted(set(kernels) - set(self._functions), key=repr)
+        if not missing:
+            return
+        start = time.monotonic()
+        # Only half of the cores: the user's decoder may be running already.
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+            done = pool.map(self._compile, missing)
+            for count, (kernel, function) in enumerate(zip(missing, done, strict=True), 1):
+                self._functions[kernel] = function
+                if time.monotonic() - start > SILENT_SECONDS:
+                    print(f"\rdeltaconvert: compiling CUDA kernels, {count} of {len(missing)} "
+                          "(cached for the next start)", end="", file=sys.stderr, flush=True)
+        if time.monotonic() - start > SILENT_SECONDS:
+            print(file=sys.stderr)
+
+    def _compile(self, kernel: Kernel) -> Any:
+        with self._cupy.cuda.Device(self.device.index or 0):
+            module = self._cupy.RawModule(code=source_of(kernel.file), options=kernel.options)
+            return module.get_function(kernel.entry)
+
+    def launch(self, launch: Launch) -> None:
+        """Run on PyTorch's current stream of the device; see `Launcher`."""
+        if launch.kernel not in self._functions:
+            self.prepare([launch.kernel])
+        function = self._functions[launch.kernel]
+        if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
+            function.max_dynamic_shared_size_bytes = launch.shared_bytes
+            self._allowed[launch.kernel] = launch.shared_bytes
+        index = self.device.index or 0
+        if torch.cuda.current_device() == index:  # a guard costs as much as the launch
+            self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+        else:
+            with torch.cuda.device(index):
+                self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+
+
+def current_stream(index: int) -> int:
+    """Return the handle of PyTorch's current stream on a device."""
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # what compiled graphs call, too
+    return int(raw(index) if raw else torch.cuda.current_stream(index).cuda_stream)
+
+
+class _Attribute(ctypes.Structure):
+    """``CUlaunchAttribute``."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+class _Config(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = (("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3),
+                ("shared_bytes", ctypes.c_uint), ("stream", ctypes.c_void_p),
+                ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
+
+
+PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
+
+
+class Driver:
+    """The CUDA driver's launch."""
+
+    def __init__(self, overlap: bool) -> None:
+        """Load the driver; ``overlap`` launches kernels before the one ahead is done."""
+        self._library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        self._attribute = _Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION)
+        self._attribute.value[0] = 1
+        self._count = int(overlap)
+
+    def launch(self, function: int, launch: Launch, stream: int) -> None:
+        """Launch a function.
+
+        Raises:
+            RuntimeError: with the driver's own words.
+        """
+        config = _Config((*launch.grid, 1), (launch.threads, 1, 1), launch.shared_bytes, stream,
+                         ctypes.pointer(self._attribute), self._count)
+        args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
+        status = self._library.cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function),
+                                                args, None)
+        if status:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(status, ctypes.byref(text))
+            words = text.value.decode() if text.value else f"error {status}"
+            raise RuntimeError(f"{launch.kernel.entry} of {launch.kernel.file}: {words}")
+
+
+def launch_all(launcher: Launcher, launches: Sequence[Launch]) -> None:
+    """Run launches in order."""
+    for launch in launches:
+        launcher.launch(launch)

@@ -1,0 +1,278 @@
+// Everything that is no matrix product, at the candidates: a warp computes all channels of a
+// pixel, and applies the rule.
+//
+// Specialised on NUMBER; OUT_VEC, the numbers a thread moves at once; and OPERATION, below.
+#include "common.cuh"
+#include "parts.cuh"
+
+#define PARTS 0       // the sums that convolution.cu left, bias, residual
+#define MAXIMUM 1     // of the taps
+#define MEAN 2        // of the taps
+#define DEPTHWISE 3   // taps times a filter a channel, bias, residual
+#define COMBINE 4     // alpha x + beta y + gamma, or x y
+#define PICK 5        // a channel of an input, by table: cat, select, resize, pad
+#define AFFINE 6      // x times a number a channel, plus another
+#define SOFTMAX 7     // over the channels
+#define CHANNEL_MEAN 8
+#define GIVEN 9       // what PyTorch computed for the whole map
+
+constexpr int MOST_SOURCES = 8;
+
+struct Source {
+    const Number* data;
+    const int* rows;  // [height_out, taps_y], as in masks.cu
+    const int* cols;
+    int step, height, width, taps_y, taps_x;
+    int channels;  // 1: broadcasts over the channels
+    int one_lane;  // broadcasts over the lanes
+    int unused;
+};
+
+struct PixelArgs {
+    Rule rule;
+    Number* output;
+    const Number* residual;
+    const int* list;
+    const int* counts;     // one a phase
+    const float* weight;   // DEPTHWISE [taps, channels]; AFFINE [channels]
+    const float* bias;     // [channels] or null
+    const int* table;      // PICK: [channels, 2], source and channel of it
+    const float* divisors; // MEAN: [height_out] and [width_out], whose product divides
+    const float* parts;
+    const Phase* phases;
+    int step_out, step_residual, height, width;
+    int phase_count;
+    int product;  // COMBINE: which of the two
+    float alpha, beta, gamma;
+    // PARTS: rows and columns of all sums are in whole tiles of part_rows and part_cols; a group
+    // has part_width columns for its part_group channels; part_grid blocks computed the sums.
+    int part_rows, part_cols, part_group, part_width, part_step, part_grid, unused;
+    Source source[MOST_SOURCES];
+};
+
+typedef Pack<Number, OUT_VEC> OutPack;
+
+// Where a warp is.
+struct Place {
+    long long pixel;
+    int lane, y, x;
+    long long part, part_split;  // PARTS: the row of sums, and what is between its splits
+    int splits;
+};
+
+__device__ __forceinline__ const Number* tap(const PixelArgs& args, int s, const Place& at, int i,
+                                             int j) {
+    const Source& from = args.source[s];
+    const int row = from.rows[at.y * from.taps_y + i], col = from.cols[at.x * from.taps_x + j];
+    if (row < 0 || col < 0) return nullptr;
+    const long long lane = from.one_lane ? 0 : at.lane;
+    return from.data + ((lane * from.height + row) * from.width + col) * from.step;
+}
+
+__device__ __forceinline__ void read(const Number* from, int channels, int c, float (&x)[OUT_VEC]) {
+    if (from && channels > 1) {
+        const OutPack pack = *reinterpret_cast<const OutPack*>(from + c);
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = to_float(pack.at[v]);
+    } else {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = from ? to_float(*from) : 0.f;
+    }
+}
+
+// Computes channels c to c + OUT_VEC of a pixel.
+__device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, int c,
+                                        float (&x)[OUT_VEC]) {
+#if OPERATION == PARTS
+    const long long column = c / args.part_group * args.part_width + c % args.part_group;
+    const float* from = args.parts + at.part * args.part_step + column;
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
+    UNROLL_BY_4
+    for (int split = 0; split < at.splits; ++split) {
+        const Pack<float, OUT_VEC> pack =
+            *reinterpret_cast<const Pack<float, OUT_VEC>*>(from + split * at.part_split);
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += pack.at[v];
+    }
+#elif OPERATION == MAXIMUM || OPERATION == MEAN
+    const Source& from = args.source[0];
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] = OPERATION == MAXIMUM ? -INFINITE : 0.f;
+    for (int i = 0; i < from.taps_y; ++i) {
+        for (int j = 0; j < from.taps_x; ++j) {
+            const Number* place = tap(args, 0, at, i, j);
+            if (!place) continue;
+            float y[OUT_VEC];
+            read(place, 2, c, y);
+            UNROLL
+            for (int v = 0; v < OUT_VEC; ++v) {
+                if (OPERATION == MEAN) x[v] += y[v];
+                else x[v] = y[v] > x[v] || y[v] != y[v] ? y[v] : x[v];  // NaN stays
+            }
+        }
+    }
+    if (OPERATION == MEAN) {
+        const float divisor = args.divisors[at.y] * args.divisors[args.height + at.x];
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] /= divisor;
+    }
+#elif OPERATION == DEPTHWISE
+    const Source& from = args.source[0];
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
+    for (int i = 0; i < from.taps_y; ++i) {
+        for (int j = 0; j < from.taps_x; ++j) {
+            const Number* place = tap(args, 0, at, i, j);
+            if (!place) continue;
+            const float* weight = args.weight + (i * from.taps_x + j) * args.rule.channels + c;
+            float y[OUT_VEC];
+            read(place, 2, c, y);
+            UNROLL
+            for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v] * weight[v];
+        }
+    }
+#elif OPERATION == COMBINE
+    float y[OUT_VEC];
+    read(tap(args, 0, at, 0, 0), args.source[0].channels, c, x);
+    read(args.source[1].data ? tap(args, 1, at, 0, 0) : nullptr, args.source[1].channels, c, y);
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v)
+        x[v] = args.product ? x[v] * y[v] : args.alpha * x[v] + args.beta * y[v] + args.gamma;
+#elif OPERATION == PICK
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) {
+        const Number* place = tap(args, args.table[2 * (c + v)], at, 0, 0);
+        x[v] = place ? to_float(place[args.table[2 * (c + v) + 1]]) : 0.f;
+    }
+#elif OPERATION == AFFINE
+    read(tap(args, 0, at, 0, 0), 2, c, x);
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] *= args.weight[c + v];
+#else
+    read(tap(args, 0, at, 0, 0), 2, c, x);
+#endif
+}
+
+// What needs all channels of a pixel before any of them is known.
+struct Summary { float largest, sum; };
+
+__device__ __forceinline__ Summary summarize(const PixelArgs& args, const Place& at, int lane_id) {
+    Summary all = {-INFINITE, 0.f};
+#if OPERATION == SOFTMAX || OPERATION == CHANNEL_MEAN
+    const int channels = args.source[0].channels;
+    const Number* place = tap(args, 0, at, 0, 0);
+    for (int c = lane_id; c < channels; c += WARP) {
+        all.largest = fmaxf(all.largest, to_float(place[c]));
+        if (OPERATION == CHANNEL_MEAN) all.sum += to_float(place[c]);
+    }
+    all.largest = group_max<WARP>(all.largest);
+    if (OPERATION == SOFTMAX)
+        for (int c = lane_id; c < channels; c += WARP)
+            all.sum += expf(to_float(place[c]) - all.largest);
+    all.sum = group_sum<WARP>(all.sum);
+#endif
+    return all;
+}
+
+// The new values of some channels, all that is fused included.
+__device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
+                                         const Summary& all, int c, OutPack& now) {
+    float x[OUT_VEC];
+    if (OPERATION == CHANNEL_MEAN) {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = all.sum / args.source[0].channels;
+    } else {
+        compute(args, at, c, x);
+    }
+    if (OPERATION == SOFTMAX) {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = expf(x[v] - all.largest) / all.sum;
+    }
+    if (args.bias) {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += args.bias[c + v];
+    }
+    if (args.residual) {
+        float y[OUT_VEC];
+        read(args.residual + at.pixel * args.step_residual, 2, c, y);
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v];
+    }
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v)
+        from_float(activate(x[v], args.rule.activation, args.rule.slope), now.at[v]);
+}
+
+// Costly operations keep their results for the decision; the others compute them again.
+constexpr bool KEPT = OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN
+                   || OPERATION == DEPTHWISE;
+
+// Computes one pixel and applies the rule; returns whether it changed.
+__device__ bool compute_pixel(const PixelArgs& args, const Place& at, Number* kept) {
+    const int lane_id = threadIdx.x % WARP;
+    const float threshold = args.rule.thresholds[at.lane];
+    Number* output = args.output + at.pixel * args.step_out;
+    const Summary all = summarize(args, at, lane_id);
+    float sum = 0.f;
+    for (int c = lane_id * OUT_VEC; c < args.rule.channels; c += WARP * OUT_VEC) {
+        OutPack now;
+        evaluate(args, at, all, c, now);
+        const OutPack old = *reinterpret_cast<const OutPack*>(output + c);
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v)
+            sum += score(to_float(now.at[v]), to_float(old.at[v]), threshold, args.rule.rms);
+        if (KEPT) *reinterpret_cast<OutPack*>(kept + c) = now;
+    }
+    sum = group_sum<WARP>(sum);
+    if (!args.rule.fresh[at.lane] && !exceeds(sum, args.rule, threshold)) return false;
+    for (int c = lane_id * OUT_VEC; c < args.rule.channels; c += WARP * OUT_VEC) {
+        OutPack now;
+        if (KEPT) now = *reinterpret_cast<const OutPack*>(kept + c);
+        else evaluate(args, at, all, c, now);
+        *reinterpret_cast<OutPack*>(output + c) = now;
+    }
+    if (lane_id == 0) args.rule.mask[at.pixel] = 1;
+    return true;
+}
+
+extern "C" __global__ void compute_pixels(PixelArgs args) {
+    SHARED_MEMORY(memory);
+    wait_for_earlier_kernels();
+    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    // Rows of 16 bytes more than they need, so that each is aligned.
+    Number* kept = reinterpret_cast<Number*>(memory)
+                 + warp * (ceil_div(args.rule.channels, 8) * 8);
+    const int lane_id = threadIdx.x % WARP;
+    int changed = 0, mine = 0;  // pixels since the last time that they were listed, a lane each
+    for (int f = 0; f < args.phase_count; ++f) {
+        const int count = args.counts[f];
+        int base = 0, tiles = 0, splits = 1;
+        if (OPERATION == PARTS) {
+            const Phase phase = args.phases[f];
+            if (count == 0) continue;
+            base = phase.list;
+            tiles = ceil_div(count, args.part_rows);
+            splits = splits_of(tiles * (args.part_step / args.part_cols), args.part_grid,
+                               args.phase_count == 1 ? phase.stages : 1);
+        }
+        // Few candidates are spread over many multiprocessors, a warp on each.
+        for (int i = warp * gridDim.x + blockIdx.x; i < count; i += gridDim.x * warps) {
+            const int pixel = args.list[base + i];
+            Place at;
+            at.pixel = pixel;
+            at.lane = pixel / args.rule.plane;
+            at.y = pixel / args.width % args.height;
+            at.x = pixel % args.width;
+            at.splits = splits;
+            at.part = base + f * args.part_rows + i;
+            at.part_split = static_cast<long long>(tiles) * args.part_rows * args.part_step;
+            if (!compute_pixel(args, at, kept)) continue;
+            if (lane_id == changed) mine = pixel;
+            if (++changed < WARP) continue;
+            list_changes(args.rule, true, mine);
+            changed = 0;
+        }
+    }
+    list_changes(args.rule, lane_id < changed, mine);
+}

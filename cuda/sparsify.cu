@@ -1,0 +1,144 @@
+// The door in: which pixels of a frame changed, found while it is checked, in one read.
+#include "common.cuh"
+
+constexpr int THREADS = 256;
+constexpr int EACH = 4;  // pixels of a thread, whose loads are under way together
+constexpr int BLOCK = 8;
+
+struct FrameArgs {
+    Rule rule;
+    const Number* frame;
+    Number* value;
+    byte* marks;  // [lanes * plane]: what examine_* says to replace_pixels
+    int* bad;     // [lanes]: the frame holds what is not finite
+    long long stride_lane, stride_channel, stride_row, stride_col;  // of the frame
+    int step;     // numbers from a pixel of the value to the next
+    int lanes, height, width;
+    float threshold, cap;  // of the block test
+};
+
+__device__ __forceinline__ const Number* frame_pixel(const FrameArgs& args, int lane, int y, int x) {
+    return args.frame + lane * args.stride_lane + y * args.stride_row + x * args.stride_col;
+}
+
+__device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= 3.402823466e38f; }
+
+// Marks the pixels whose change exceeds the lane's threshold.
+extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
+    wait_for_earlier_kernels();
+    const int total = args.lanes * args.rule.plane;
+    for (int first = blockIdx.x * THREADS * EACH; first < total;
+         first += gridDim.x * THREADS * EACH) {
+        const Number* now[EACH];
+        const Number* old[EACH];
+        float threshold[EACH], sum[EACH];
+        bool finite[EACH];
+        UNROLL
+        for (int e = 0; e < EACH; ++e) {
+            const int index = first + e * THREADS + threadIdx.x;
+            const int pixel = index < total ? index : 0;
+            const int lane = pixel / args.rule.plane;
+            now[e] = frame_pixel(args, lane, pixel / args.width % args.height, pixel % args.width);
+            old[e] = args.value + static_cast<long long>(pixel) * args.step;
+            threshold[e] = args.rule.thresholds[lane];
+            sum[e] = 0.f;
+            finite[e] = true;
+        }
+        for (int c = 0; c < args.rule.channels; ++c) {
+            float x[EACH], y[EACH];
+            UNROLL
+            for (int e = 0; e < EACH; ++e) {
+                x[e] = to_float(now[e][c * args.stride_channel]);
+                y[e] = to_float(old[e][c]);
+            }
+            UNROLL
+            for (int e = 0; e < EACH; ++e) {
+                finite[e] = finite[e] && is_finite(x[e]);
+                sum[e] += score(x[e], y[e], threshold[e], args.rule.rms);
+            }
+        }
+        UNROLL
+        for (int e = 0; e < EACH; ++e) {
+            const int pixel = first + e * THREADS + threadIdx.x;
+            if (pixel >= total) continue;
+            if (!finite[e]) args.bad[pixel / args.rule.plane] = 1;
+            args.marks[pixel] = exceeds(sum[e], args.rule, threshold[e]);
+        }
+    }
+}
+
+// Marks the pixels that changed at all, in the blocks of 8x8 whose mean change exceeds the
+// threshold, or that hold a pixel whose change exceeds the cap. A warp a block.
+extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs args) {
+    wait_for_earlier_kernels();
+    const int across = ceil_div(args.width, BLOCK), down = ceil_div(args.height, BLOCK);
+    const int lane_id = threadIdx.x % WARP;
+    const int warps = gridDim.x * (THREADS / WARP);
+    const float channels = args.rule.channels;
+    for (int block = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+         block < args.lanes * across * down; block += warps) {
+        const int lane = block / (across * down);
+        const int top = block / across % down * BLOCK, left = block % across * BLOCK;
+        const float pixels = static_cast<float>(min(BLOCK, args.height - top)
+                                                * min(BLOCK, args.width - left));
+        float block_norm = 0.f, pixel_norm[2] = {0.f, 0.f};
+        bool differs[2] = {false, false}, finite = true;
+        for (int c = 0; c < args.rule.channels; ++c) {
+            float change = 0.f;
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const int y = top + half * 4 + lane_id / BLOCK, x = left + lane_id % BLOCK;
+                if (y >= args.height || x >= args.width) continue;
+                const float now =
+                    to_float(frame_pixel(args, lane, y, x)[c * args.stride_channel]);
+                const long long place = static_cast<long long>(lane) * args.rule.plane
+                                        + y * args.width + x;
+                const float d = now - to_float(args.value[place * args.step + c]);
+                finite = finite && is_finite(now);
+                differs[half] = differs[half] || d != 0.f;
+                change += d;
+                pixel_norm[half] = args.rule.rms ? pixel_norm[half] + d * d
+                                                 : fmaxf(pixel_norm[half], fabsf(d));
+            }
+            const float mean = group_sum<WARP>(change) / pixels;
+            block_norm = args.rule.rms ? block_norm + mean * mean : fmaxf(block_norm, fabsf(mean));
+        }
+        float largest = fmaxf(pixel_norm[0], pixel_norm[1]);
+        if (args.rule.rms) {
+            block_norm = sqrtf(block_norm / channels);
+            largest = sqrtf(largest / channels);
+        }
+        if (ballot(!finite) && lane_id == 0) args.bad[lane] = 1;
+        const bool moved = ballot(largest > args.cap) != 0 || block_norm > args.threshold;
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const int y = top + half * 4 + lane_id / BLOCK, x = left + lane_id % BLOCK;
+            if (y < args.height && x < args.width)
+                args.marks[lane * args.rule.plane + y * args.width + x] = moved && differs[half];
+        }
+    }
+}
+
+// Replaces the marked pixels, and all of a fresh lane; none of a lane that is refused.
+extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs args) {
+    wait_for_earlier_kernels();
+    const int total = args.lanes * args.rule.plane;
+    const int rounds = ceil_div(total, gridDim.x * THREADS);
+    for (int round = 0; round < rounds; ++round) {
+        const int pixel = (round * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
+        bool moves = false;
+        if (pixel < total) {
+            const int lane = pixel / args.rule.plane;
+            moves = !args.bad[lane] && (args.marks[pixel] || args.rule.fresh[lane]);
+            if (moves) {
+                const Number* now =
+                    frame_pixel(args, lane, pixel / args.width % args.height, pixel % args.width);
+                Number* value = args.value + static_cast<long long>(pixel) * args.step;
+                for (int c = 0; c < args.rule.channels; ++c)
+                    value[c] = now[c * args.stride_channel];
+                args.rule.mask[pixel] = 1;
+            }
+        }
+        list_changes(args.rule, moves, pixel);
+    }
+}

@@ -1,0 +1,205 @@
+"""The backend: which nodes it runs, and by what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.fx import GraphModule
+
+from deltaconvert.backends import reference
+from deltaconvert.backends.base import Buffers, Scratch, Step
+from deltaconvert.backends.cuda import convolution, pixels, sparsify, whole
+from deltaconvert.backends.cuda.candidates import Tables, list_name, list_scratch, union
+from deltaconvert.backends.cuda.context import Context, Tally, activation_code, activation_of
+from deltaconvert.backends.cuda.runner import Runner
+from deltaconvert.config import Config
+from deltaconvert.cuda.arguments import MOST_SOURCES
+from deltaconvert.cuda.launcher import Launch, Launcher, launch_all
+from deltaconvert.cuda.loader import NUMBERS
+from deltaconvert.nodes import DeltaNode, EdgeSpec
+from deltaconvert.operators.cat import cat
+from deltaconvert.state import State
+
+LARGEST_INDEX = 2**31 - 1
+
+
+@dataclass
+class Prepared:
+    """How a node runs, and what it needs for that, once a program.
+
+    Args:
+        kind: which module of this package binds it.
+        data: the kind's own.
+        reason: of ``"whole"``: why not sparsely.
+    """
+
+    kind: Literal["sparsify", "convolution", "pixels", "whole"]
+    data: Any = None
+    reason: str = ""
+
+
+@dataclass
+class CudaStep:
+    """A node that is nothing but launches, and the buffers whose addresses they hold."""
+
+    launcher: Launcher
+    launches: Sequence[Launch]
+    buffers: Buffers
+
+    def __call__(self) -> None:
+        """Launch; the work is counted on the device."""
+        launch_all(self.launcher, self.launches)
+
+
+@dataclass
+class CudaBackend:
+    """See the package. An instance belongs to one program and may serve many streams.
+
+    Args:
+        config: of the program.
+        device: of its buffers.
+        launcher: what runs kernels there.
+        told: fields of `convolution.Tile` that are settled, whatever the convolution.
+    """
+
+    config: Config
+    device: torch.device
+    launcher: Launcher
+    told: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "cuda"
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Start with nothing prepared."""
+        self.tables = Tables(self.device)
+        self.prepared: dict[str, Prepared] = {}
+
+    def supports(self, node: DeltaNode) -> str | None:
+        """Return nothing, or why this node must run by ``reference``."""
+        about = node.about
+        if reason := _edge_refusal(about.output):
+            return reason
+        if about.rule == "sparsify":
+            return None if about.output.is_map else f"{about.name} is not a map of lanes"
+        if len(about.inputs) > MOST_SOURCES and about.function is not cat:
+            return f"it has {len(about.inputs)} inputs; the kernels take {MOST_SOURCES}"
+        if not about.inputs:
+            return "it has no inputs"
+        opaque = next((e for e in about.inputs if e.shape is None), None)
+        return f"{opaque.name} is not a tensor" if opaque else None
+
+    def fold_filters(self, node: DeltaNode) -> Prepared:
+        """Settle how the node runs; derive filters in the layout of its kernel."""
+        prepared = self.prepared[node.about.name] = self._prepare(node)
+        return prepared
+
+    def _prepare(self, node: DeltaNode) -> Prepared:
+        about = node.about
+        if about.rule == "sparsify":
+            return Prepared("sparsify")
+        reason = self._why_whole(node)
+        if reason:
+            return Prepared("whole", reason=reason)
+        try:
+            return Prepared("pixels", pixels.describe(node, self.device))
+        except pixels.Unfit as error:
+            if about.operator is None or not about.operator.name.startswith("conv"):
+                return Prepared("whole", reason=str(error))
+        return Prepared("convolution", convolution.fold_filters(node, self.launcher, self.told))
+
+    def _why_whole(self, node: DeltaNode) -> str:
+        about = node.about
+        if about.rule != "local":
+            return about.reason or about.rule
+        for edge in (*about.inputs, about.output):
+            if edge.dtype != about.output.dtype or not edge.is_map:
+                return f"{edge.name} is {edge.dtype} of shape {edge.shape}"
+        activation = activation_of(node)
+        if activation_code(activation) is None:
+            return f"the kernels lack the activation {activation}"
+        assert about.operator is not None
+        if about.operator.name.startswith("conv"):
+            return convolution.refusal(node) or ""
+        return ""
+
+    def plan(self, node: DeltaNode) -> list[Scratch]:
+        """Return lists of candidates, which nodes share, and memory for sums and new values."""
+        prepared = self.prepared[node.about.name]
+        phases = prepared.data.period if prepared.kind == "convolution" else (1, 1)
+        self.counters[node.about.name] = 1 + phases[0] * phases[1]
+        if node.about.aliases or self._too_many(node):
+            return []
+        scratch = sparsify.plan(node) if prepared.kind == "sparsify" else [
+            list_scratch(node, self.tables, phases)]
+        self.tables.producers.add(node.about.name)  # behind: a node does not read itself
+        if prepared.kind == "convolution":
+            scratch += convolution.plan(node, prepared.data, self.launcher)
+        elif prepared.kind == "whole":
+            scratch += whole.plan(node)
+        return scratch
+
+    def bind(self, node: DeltaNode, weights: Prepared, buffers: Buffers) -> Step:
+        """Return the step of a node; what is counted on the device needs no answer."""
+        if self._too_many(node):
+            return reference.create(self.config).bind(node, None, buffers)
+        context = self.context(buffers.state)
+        tally = self._tally(node, context)
+        if weights.kind == "sparsify":
+            return sparsify.CudaSparsify(node, self.config, buffers, context)
+        if weights.kind == "whole":
+            step: Step = whole.WholeStep(node, buffers, context, self.tables)
+        elif weights.kind == "pixels":
+            launches = pixels.bind(node, weights.data, buffers, context, self.tables)
+            step = CudaStep(self.launcher, launches, buffers)
+        else:
+            launches = convolution.bind(node, weights.data, buffers, context, self.tables)
+            step = CudaStep(self.launcher, launches, buffers)
+        period = weights.data.period if weights.kind == "convolution" else (1, 1)
+        made = context.lists[list_name(node, period)]
+        tally.candidates = list(range(made.counts, made.counts + made.phases))
+        tally.candidates_are_scheduled = weights.kind != "whole"
+        return step
+
+    def bind_union(self, node: DeltaNode, buffers: Buffers) -> Step:
+        """Return the step of a concatenation that was written in place."""
+        context = self.context(buffers.state)
+        tally = self._tally(node, context)
+        tally.candidates = [tally.changed]
+        return CudaStep(self.launcher, union(node, buffers, context), buffers)
+
+    def runner(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State) -> Runner:
+        """Return what runs a stream's frames, once all of its steps are bound."""
+        return Runner(graph_module, nodes, state, self.context(state), self.config.graphs)
+
+    def context(self, state: State) -> Context:
+        """Return the stream's context; made with its first step."""
+        if state.context is None:
+            state.context = Context(state, self.device, self.launcher,
+                                    sum(self.counters.values()))
+        assert isinstance(state.context, Context)
+        return state.context
+
+    def _tally(self, node: DeltaNode, context: Context) -> Tally:
+        tally = Tally(context.count(), [])
+        context.tallies[node.about.name] = tally
+        return tally
+
+    def _too_many(self, node: DeltaNode) -> bool:
+        """Whether a concatenation turned out to need a kernel with more inputs than there is."""
+        return len(node.about.inputs) > MOST_SOURCES and not node.about.aliases
+
+
+def _edge_refusal(edge: EdgeSpec) -> str | None:
+    if edge.shape is None:
+        return "its value is not a tensor"
+    if edge.dtype not in NUMBERS:
+        return f"{edge.name} is {edge.dtype}; the kernels compute {', '.join(map(str, NUMBERS))}"
+    if 0 in edge.shape:
+        return f"{edge.name} is empty"
+    if math.prod(edge.mask_shape) > LARGEST_INDEX:
+        return f"{edge.name} has more pixels than 32 bits count"
+    return None

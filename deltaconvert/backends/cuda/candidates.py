@@ -1,0 +1,143 @@
+"""Lists of candidates: which kernel call makes them, once for all nodes that read alike."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cuda.context import Context, Lists, changes_name, size_of
+from deltaconvert.cuda.arguments import MOST_SOURCES, CandidateArgs, MaskSource
+from deltaconvert.cuda.launcher import Launch
+from deltaconvert.cuda.loader import kernel
+from deltaconvert.footprint import Footprint
+from deltaconvert.nodes import DeltaNode
+
+THREADS, PIXELS_A_BLOCK, BLOCKS_A_PROCESSOR = 256, 1024, 4
+WARPS = THREADS // 32
+SHARED_BYTES = 4 * (4 * WARPS + 1)
+TAPS, OWN_PLACE, EVERYTHING = range(3)  # `Reads` in masks.cu
+
+
+@dataclass
+class Tables:
+    """Footprints on the device, each once a program; and who lists what changed for whom.
+
+    A node that reads each pixel of one edge at its own place needs no list of its own: its
+    candidates are what the edge's producer changed, and that lists it as it goes.
+    """
+
+    device: torch.device
+    producers: set[str] = field(default_factory=set)
+    kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def reads_changes(self, node: DeltaNode) -> bool:
+        """Whether a node's candidates are what changed of its one input."""
+        about = node.about
+        return (about.rule == "local" and len(about.inputs) == 1
+                and about.footprints[0].is_identity and about.inputs[0].name in self.producers)
+
+    def of(self, footprint: Footprint) -> tuple[int, int]:
+        """Return the addresses of rows and columns."""
+        key = (footprint.key(), footprint.size_out)
+        if key not in self.kept:
+            rows, cols = (torch.from_numpy(np.array(t, np.int32, order="C")).to(self.device)
+                          for t in (footprint.rows, footprint.cols))
+            self.kept[key] = rows, cols
+        rows, cols = self.kept[key]
+        return rows.data_ptr(), cols.data_ptr()
+
+
+def list_name(node: DeltaNode, period: tuple[int, int] = (1, 1)) -> str:
+    """Name the list: equal for nodes with the same candidates."""
+    about = node.about
+    digest = hashlib.sha1(repr([[s.name for s in about.inputs], about.rule == "local", period,
+                                about.output.mask_shape]).encode())
+    for footprint in about.footprints:
+        digest.update(repr(footprint.key()).encode())
+    return f"cuda.list.{digest.hexdigest()}"
+
+
+def list_scratch(node: DeltaNode, tables: Tables,
+                 period: tuple[int, int] = (1, 1)) -> Scratch:
+    """Return the memory of a node's list."""
+    if tables.reads_changes(node):
+        source = node.about.inputs[0]
+        return Scratch(changes_name(source.name), 4 * math.prod(source.mask_shape))
+    return Scratch(list_name(node, period), 4 * math.prod(node.about.output.mask_shape))
+
+
+def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
+               period: tuple[int, int] = (1, 1)) -> tuple[Lists, list[Launch]]:
+    """Return a node's list, and the launch that makes it where no earlier node has.
+
+    A local node's follow from its footprints; any other node has all pixels or none.
+    """
+    name = list_name(node, period)
+    if name in context.lists:
+        return context.lists[name], []
+    if tables.reads_changes(node):
+        read = buffers.inputs[0].spec.name
+        made = Lists(buffers.scratch[changes_name(read)].data_ptr(),
+                     context.tallies[read].changed, 1)
+        context.lists[name] = made
+        return made, []
+    edge, phases = buffers.output, period[0] * period[1]
+    height, width = size_of(edge)
+    counts = context.count(phases)
+    args = CandidateArgs(
+        fresh=context.fresh_flags(edge.spec.has_lanes), list=buffers.scratch[name].data_ptr(),
+        counts=context.counter(counts), lanes=edge.mask.shape[0], height=height, width=width,
+        period_y=period[0], period_x=period[1], sources=len(buffers.inputs))
+    for i, source in enumerate(buffers.inputs):
+        args.source[i] = MaskSource(mask=source.mask.data_ptr(),
+                                    changed=context.changed_counter(source))
+        if node.about.rule == "local":
+            _read(args.source[i], node.about.footprints[i], tables)
+        else:
+            args.source[i].reads = EVERYTHING
+    grid = blocks(context, -(-edge.mask.numel() // phases), PIXELS_A_BLOCK)
+    launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args, (grid, phases),
+                    THREADS, SHARED_BYTES)
+    made = Lists(args.list, counts, phases)
+    context.lists[name] = made
+    return made, [launch]
+
+
+def _read(source: MaskSource, footprint: Footprint, tables: Tables) -> None:
+    source.height, source.width = footprint.size_in
+    source.taps_y, source.taps_x = footprint.taps
+    source.reads = OWN_PLACE if footprint.is_identity else TAPS
+    if source.reads == TAPS:
+        source.rows, source.cols = tables.of(footprint)
+
+
+def union(node: DeltaNode, buffers: Buffers, context: Context) -> list[Launch]:
+    """Return the launches that unite the masks of a concatenation written in place."""
+    edge = buffers.output
+    height, width = size_of(edge)
+    launches = []
+    for first in range(0, len(buffers.inputs), MOST_SOURCES):
+        some = buffers.inputs[first:first + MOST_SOURCES]
+        args = CandidateArgs(
+            fresh=context.fresh_flags(), counts=context.counter(
+                context.tallies[node.about.name].changed),
+            mask=edge.mask.data_ptr(), lanes=edge.mask.shape[0], height=height, width=width,
+            period_y=1, period_x=1, sources=len(some))
+        for i, source in enumerate(some):
+            args.source[i] = MaskSource(mask=source.mask.data_ptr(),
+                                        changed=context.changed_counter(source))
+        launches.append(Launch(kernel("masks.cu", "unite_masks", torch.float32), args,
+                               (blocks(context, edge.mask.numel(), THREADS), 1), THREADS))
+    return launches
+
+
+def blocks(context: Context, items: int, each: int,
+           a_processor: int = BLOCKS_A_PROCESSOR) -> int:
+    """Return how many blocks share some items: what there is to do, but no more than fit."""
+    return max(1, min(-(-items // each), context.launcher.processors * a_processor))

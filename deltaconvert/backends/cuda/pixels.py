@@ -1,0 +1,299 @@
+"""Everything that is no matrix product, by `pixels.cu`: which operation, on what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.cuda.candidates import Tables, blocks, candidates
+from deltaconvert.backends.cuda.context import (
+    ACTIVATIONS,
+    Context,
+    Lists,
+    channels_of,
+    pixel_step,
+    size_of,
+    widest,
+)
+from deltaconvert.backends.cuda.filters import argument, bias_of, depthwise_filter, is_depthwise
+from deltaconvert.cuda.arguments import ConvArgs, PixelArgs, Source
+from deltaconvert.cuda.launcher import Launch
+from deltaconvert.cuda.loader import kernel
+from deltaconvert.footprint import broadcast, identity
+from deltaconvert.nodes import DeltaNode, Slot
+from deltaconvert.state import Edge
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cuda.convolution import Folded
+
+(PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
+ GIVEN) = range(10)  # as in pixels.cu
+KEPT = frozenset({PARTS, MAXIMUM, MEAN, DEPTHWISE})
+WARPS, BLOCKS_A_PROCESSOR = 8, 4
+
+
+@dataclass
+class Operation:
+    """What a node is to `pixels.cu`; made once a program.
+
+    Args:
+        code: of the operation.
+        inputs: for each source, an edge or a constant map (``None``: no such source).
+        weight, bias, divisors: float32, see `PixelArgs` in pixels.cu.
+        table: int32, the same.
+        numbers: alpha, beta, gamma.
+        product: the sources are multiplied.
+        residual: the edge that is added.
+    """
+
+    code: int
+    inputs: Sequence[Slot | Tensor | None]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    divisors: Tensor | None = None
+    table: Tensor | None = None
+    numbers: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    product: bool = False
+    residual: Slot | None = None
+
+
+class Unfit(Exception):
+    """A node is not what the kernel does, and why."""
+
+
+def describe(node: DeltaNode, device: torch.device) -> Operation:
+    """Return the operation of a local node.
+
+    Raises:
+        Unfit: with the reason, where there is none.
+    """
+    operator = node.about.operator
+    make = _MAKERS.get(operator.name) if operator else None
+    if make is None:
+        raise Unfit("no kernel of its own")
+    return make(node, device)
+
+
+def _one_slot(node: DeltaNode) -> Slot:
+    x = node.about.args[0]
+    if not isinstance(x, Slot):
+        raise Unfit("its map is a constant")
+    return x
+
+
+def _pool(node: DeltaNode, device: torch.device) -> Operation:
+    assert node.about.operator is not None
+    x = _one_slot(node)
+    if "max" in node.about.operator.name:
+        return Operation(MAXIMUM, [x])
+    from deltaconvert.backends.cpu.pooling import divisors_of
+
+    rows, cols = divisors_of(node.about, node.about.footprints[x.index])
+    divisors = torch.from_numpy(np.concatenate([rows, cols]).astype(np.float32))
+    return Operation(MEAN, [x], divisors=divisors.to(device))
+
+
+def _depthwise(node: DeltaNode, device: torch.device) -> Operation:
+    if not is_depthwise(node):
+        raise Unfit("a matrix product")
+    return Operation(DEPTHWISE, [_one_slot(node)], weight=depthwise_filter(node),
+                     bias=bias_of(node), residual=argument(node, 3))
+
+
+def _sum(node: DeltaNode, device: torch.device) -> Operation:
+    assert node.about.operator is not None
+    sign = -1.0 if node.about.operator.name == "sub" else 1.0
+    return _combine(node, (1.0, sign * node.about.params.get("alpha", 1)))
+
+
+def _product(node: DeltaNode, device: torch.device) -> Operation:
+    return _combine(node, None)
+
+
+def _combine(node: DeltaNode, factors: tuple[float, float] | None) -> Operation:
+    """Sort two arguments into maps, constant maps and numbers."""
+    operands: list[Any] = list(node.about.args[:2])
+    number = next((i for i, a in enumerate(operands) if isinstance(a, (int, float))), None)
+    if number is None:
+        maps = [a if isinstance(a, Slot) else _constant(node, a) for a in operands]
+        return Operation(COMBINE, maps, product=factors is None, numbers=(*factors, 0.0)
+                         if factors else (1.0, 1.0, 0.0))
+    value, x = operands[number], operands[1 - number]
+    if not isinstance(x, Slot):
+        raise Unfit("its map is a constant")
+    if factors is None:
+        return Operation(COMBINE, [x, None], numbers=(value, 0.0, 0.0))
+    return Operation(COMBINE, [x, None],
+                     numbers=(factors[1 - number], 0.0, factors[number] * value))
+
+
+def _constant(node: DeltaNode, value: Any) -> Tensor:
+    """Return a constant as ``[1 or N, C or 1, H or 1, W or 1]`` in channels-last memory."""
+    if not isinstance(value, Tensor) or value.dim() > 4 or value.is_complex():
+        raise Unfit("an argument is neither a map nor a number")
+    shaped = value.reshape((1,) * (4 - value.dim()) + tuple(value.shape))
+    return shaped.to(node.about.output.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _activation(node: DeltaNode, device: torch.device) -> Operation:
+    return Operation(COMBINE, [_one_slot(node), None], numbers=(1.0, 0.0, 0.0))
+
+
+def _pick(node: DeltaNode, device: torch.device) -> Operation:
+    """Describe ``cat`` and ``select``: each channel's source, and its place there."""
+    channels = node.about.params.get("channels")
+    if node.about.operator is not None and node.about.operator.name == "cat":
+        inputs = list(node.about.args[0])
+        if not all(isinstance(x, Slot) for x in inputs):
+            raise Unfit("it joins a constant")
+        widths = [_channels(node, x) for x in inputs]
+        table = [(s, c) for s, width in enumerate(widths) for c in range(width)]
+    elif channels is None:
+        return _activation(node, device)  # moves pixels alone
+    else:
+        inputs = [_one_slot(node)]
+        table = [(0, c) for c in channels]
+    return Operation(PICK, inputs, table=torch.tensor(table, dtype=torch.int32, device=device))
+
+
+def _channels(node: DeltaNode, slot: Slot) -> int:
+    shape = node.about.inputs[slot.index].shape
+    assert shape is not None
+    return shape[1]
+
+
+def _affine(node: DeltaNode, device: torch.device) -> Operation:
+    x, (mean, var, weight, bias) = _one_slot(node), node.about.args[1:5]
+    scale = (var.double() + node.about.params["eps"]).rsqrt()
+    scale = scale if weight is None else scale * weight.double()
+    shift = -mean.double() * scale + (0 if bias is None else bias.double())
+    return Operation(AFFINE, [x], weight=scale.float().contiguous(),
+                     bias=shift.float().contiguous())
+
+
+def _over_channels(code: int) -> Callable[[DeltaNode, torch.device], Operation]:
+    return lambda node, device: Operation(code, [_one_slot(node)])
+
+
+_MAKERS: dict[str, Callable[[DeltaNode, torch.device], Operation]] = {
+    "conv2d": _depthwise, "conv_transpose2d": _depthwise,
+    "max_pool2d": _pool, "avg_pool2d": _pool,
+    "adaptive_max_pool2d": _pool, "adaptive_avg_pool2d": _pool,
+    "add": _sum, "sub": _sum, "mul": _product,
+    "cat": _pick, "select": _pick, "resize_nearest": _pick, "pad_zero": _pick,
+    "batch_norm": _affine, "softmax": _over_channels(SOFTMAX), "mean": _over_channels(CHANNEL_MEAN),
+}
+_MAKERS.update(dict.fromkeys(ACTIVATIONS, _activation))
+
+
+def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Context,
+         tables: Tables) -> list[Launch]:
+    """Return the launches of a local node."""
+    made, launches = candidates(node, buffers, context, tables)
+    args = _arguments(node, buffers, context, made)
+    edge = buffers.output
+    numbers, addresses = [channels_of(edge), args.step_out], [args.output]
+    for i, entry in enumerate(operation.inputs):
+        if entry is not None:
+            args.source[i] = source = _source(node, entry, buffers, tables)
+            if source.channels > 1:
+                numbers.append(source.step)
+                addresses.append(source.data)
+    if operation.residual is not None:
+        added = buffers.inputs[operation.residual.index]
+        args.residual, args.step_residual = added.value.data_ptr(), pixel_step(added)
+        numbers.append(args.step_residual)
+        addresses.append(args.residual)
+    for name in ("weight", "bias", "divisors", "table"):
+        tensor = getattr(operation, name)
+        if tensor is not None:
+            setattr(args, name, tensor.data_ptr())
+    args.alpha, args.beta, args.gamma = operation.numbers
+    args.product = operation.product
+    wide = widest(edge.value.element_size(), *numbers, addresses=tuple(addresses))
+    return [*launches, pixel_launch(operation.code, args, edge, context, wide)]
+
+
+def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
+                 conv: ConvArgs, made: Lists) -> Launch:
+    """Return the launch that finishes what `convolution.cu` left as sums."""
+    edge, tile = buffers.output, folded.tile
+    groups, _, group_out = folded.groups
+    args = _arguments(node, buffers, context, made)
+    args.parts, args.phases, args.bias = conv.parts, conv.phases, conv.bias
+    args.residual, args.step_residual = conv.residual, conv.step_residual
+    args.part_rows, args.part_cols, args.part_group = tile.bm, tile.bn, group_out
+    args.part_width = -(-group_out // tile.bn) * tile.bn
+    args.part_step = groups * args.part_width
+    from deltaconvert.backends.cuda.convolution import grid_of
+
+    args.part_grid = grid_of(node, folded, context.launcher)
+    wide = widest(edge.value.element_size(), group_out, args.step_out, args.step_residual or 0,
+                  addresses=(args.output, args.residual or 0))
+    return pixel_launch(PARTS, args, edge, context, wide)
+
+
+def _arguments(node: DeltaNode, buffers: Buffers, context: Context, made: Lists) -> PixelArgs:
+    edge = buffers.output
+    height, width = size_of(edge)
+    return PixelArgs(rule=context.rule(node, buffers), output=edge.value.data_ptr(),
+                     list=made.pixels, counts=context.counter(made.counts),
+                     step_out=pixel_step(edge), height=height, width=width,
+                     phase_count=made.phases)
+
+
+def _source(node: DeltaNode, entry: Slot | Tensor, buffers: Buffers, tables: Tables) -> Source:
+    if isinstance(entry, Slot):
+        edge = buffers.inputs[entry.index]
+        footprint = node.about.footprints[entry.index]
+        value, step, lanes = edge.value, pixel_step(edge), edge.spec.lanes
+    else:
+        value, step = entry, entry.shape[1]
+        footprint = broadcast((value.shape[2], value.shape[3]), size_of(buffers.output))
+        lanes = value.shape[0]
+    rows, cols = tables.of(footprint)
+    return Source(data=value.data_ptr(), rows=rows, cols=cols, step=step, height=value.shape[2],
+                  width=value.shape[3], taps_y=footprint.taps[0], taps_x=footprint.taps[1],
+                  channels=value.shape[1], one_lane=isinstance(entry, Tensor) and lanes == 1)
+
+
+def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Context,
+               tables: Tables) -> tuple[list[Launch], Launch]:
+    """Return the launches around a whole evaluation: before it, and behind it.
+
+    Args:
+        node: of any rule.
+        given: where the new value will be, in the memory format of the edge's.
+        buffers, context, tables: see `bind`.
+    """
+    made, launches = candidates(node, buffers, context, tables)
+    edge = buffers.output
+    args = _arguments(node, buffers, context, made)
+    # An activation is part of what was evaluated.
+    args.rule.activation = 0
+    height, width = size_of(edge)
+    rows, cols = tables.of(identity((height, width)))
+    args.source[0] = Source(data=given.data_ptr(), rows=rows, cols=cols, step=channels_of(edge),
+                            height=height, width=width, taps_y=1, taps_x=1,
+                            channels=channels_of(edge))
+    wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
+                  addresses=(args.output, given.data_ptr()))
+    return launches, pixel_launch(GIVEN, args, edge, context, wide)
+
+
+def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide: int) -> Launch:
+    """Choose grid, threads and shared memory for an operation."""
+    row = -(-channels_of(edge) // 8) * 8 * edge.value.element_size() if code in KEPT else 0
+    warps = WARPS
+    while warps > 1 and warps * row > context.launcher.shared_limit:
+        warps //= 2
+    grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
+    return Launch(kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code,
+                         OUT_VEC=wide), args, (grid, 1), 32 * warps, warps * row)

@@ -1,0 +1,222 @@
+"""A stream's frames on the device: begin, the nodes, end; one CUDA graph where that can be."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import GraphModule
+
+from deltaconvert.backends.base import Step
+from deltaconvert.backends.cuda.candidates import THREADS, blocks
+from deltaconvert.backends.cuda.context import PACK_BYTES, Context
+from deltaconvert.backends.cuda.sparsify import CudaSparsify
+from deltaconvert.cuda.arguments import BeginArgs, EndArgs
+from deltaconvert.cuda.launcher import Launch
+from deltaconvert.cuda.loader import kernel
+from deltaconvert.errors import FrameError
+from deltaconvert.nodes import DeltaNode, DensifyNode, copy_value
+from deltaconvert.state import NodeStats, State
+
+
+class Runner:
+    """See `FrameRunner`.
+
+    A frame with a fresh lane, or with an observer, is launched kernel by kernel. Any other is
+    the doors in, one graph, and the doors out.
+    """
+
+    def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State,
+                 context: Context, graphs: bool) -> None:
+        """Bind the kernels around a frame; compile all that it needs.
+
+        Args:
+            graph_module: called as ``(state, *frames)``.
+            nodes: those with a step, in order.
+            state: whose steps are all bound.
+            context: of the stream.
+            graphs: use CUDA graphs, where no node asks the host anything.
+        """
+        self.graph_module, self.nodes = graph_module, nodes
+        self.state, self.context = state, context
+        self.frames = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.no_graph = _why_no_graph(nodes, context, graphs)
+        self.exits = _exits(graph_module)
+        doors = [step for step in state.steps.values() if isinstance(step, CudaSparsify)]
+        for door in doors:
+            door.runner = self
+        self.begin, self.end = self._begin(), self._end()
+        launches = [self.begin, self.end, *(launch for step in state.steps.values()
+                                            for launch in getattr(step, "launches", ()))]
+        context.launcher.prepare({launch.kernel for launch in launches})
+
+    def _begin(self) -> Launch:
+        context, masks = self.context, self.state.masks
+        args = BeginArgs(
+            masks=masks.data_ptr(), mask_packs=masks.numel() // PACK_BYTES,
+            counters=context.counters.data_ptr(),
+            counter_packs=4 * context.counters.numel() // PACK_BYTES,
+            bad=context.bad.data_ptr(), pending=context.pending.data_ptr(),
+            fresh=context.fresh.data_ptr(), told=context.told.data_ptr(),
+            lanes=self.state.lanes)
+        grid = blocks(context, masks.numel() // PACK_BYTES, THREADS)
+        return Launch(kernel("masks.cu", "begin_frame", torch.float32), args, (grid, 1), THREADS)
+
+    def _end(self) -> Launch:
+        context = self.context
+        args = EndArgs(
+            counters=context.counters.data_ptr(), grains=context.grains.data_ptr(),
+            totals=context.totals.data_ptr(), bad=context.bad.data_ptr(),
+            counted=context.counted, lanes=self.state.lanes)
+        return Launch(kernel("masks.cu", "end_frame", torch.float32), args, (1, 1), THREADS)
+
+    def __call__(self, frames: list[Any]) -> list[Any]:
+        """Run a frame that was examined; return the outputs, as copies."""
+        fresh, context = any(self.state.fresh), self.context
+        if fresh:
+            wanted = torch.tensor(self.state.fresh, dtype=torch.int32)
+            context.pending.copy_(torch.maximum(context.pending, wanted.to(context.device)))
+        if self.frames == 0:
+            context.upload_thresholds(self.state.edges)
+        self.frames += 1
+        context.launcher.launch(self.begin)
+        if fresh or self.state.observer is not None or self.no_graph:
+            leaves = self._run_eagerly(frames)
+        else:
+            leaves = self._replay(frames)
+        if fresh:  # those in units of a standard deviation are known now
+            context.upload_thresholds(self.state.edges)
+        return leaves
+
+    def _run_eagerly(self, frames: list[Any]) -> list[Any]:
+        leaves: list[Any] = self.graph_module(self.state, *frames)
+        self.context.launcher.launch(self.end)
+        return leaves
+
+    def _replay(self, frames: list[Any]) -> list[Any]:
+        if self.graph is None:
+            try:
+                self.graph = self._capture()
+            except RuntimeError as error:
+                self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
+                warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
+                return self._run_eagerly(frames)
+        self._doors(frames)
+        self.graph.replay()
+        return [copy_value(leaf) if name is None else copy_value(self.state.edges[name].value)
+                for name, leaf in self.exits]
+
+    def _doors(self, frames: list[Any]) -> None:
+        places = [n for n in self.graph_module.graph.nodes if n.op == "placeholder"][1:]
+        for place, frame in zip(places, frames, strict=True):
+            step = self.state.steps.get(place.name.removesuffix("_frame"))
+            if step is not None:
+                step(frame)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        steps: list[Step] = [self.state.steps[n.about.name] for n in self.nodes
+                             if n.about.rule != "sparsify"]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.context.device), torch.cuda.graph(graph):
+            for step in steps:
+                step()
+            self.context.launcher.launch(self.end)
+        return graph
+
+    def raise_refusals(self) -> None:
+        """Raise if the device has told of a refused frame; never wait for it.
+
+        Raises:
+            FrameError: naming the lanes.
+        """
+        told = self.context.told
+        refused = told.nonzero().flatten().tolist()
+        if not refused:
+            return
+        for lane in refused:
+            if int(told[lane]) == 2:
+                self.state.fresh[lane] = True
+        told.zero_()
+        raise FrameError(
+            f"an earlier frame held numbers that are NaN or infinite (lanes {refused}). Those "
+            "lanes kept their values for that frame; check the decoder and the normalisation. "
+            "This call was not run: give its frame again.")
+
+    def check(self) -> None:
+        """Wait for the device, and raise if a frame was refused.
+
+        Raises:
+            FrameError: see `raise_refusals`.
+        """
+        if self.context.device.type == "cuda":
+            torch.cuda.current_stream(self.context.device).synchronize()
+        self.raise_refusals()
+
+    def last(self) -> dict[str, NodeStats]:
+        """Return the last frame's work of the nodes that ran here; waits for the device."""
+        counters = self.context.counters[:self.context.counted]
+        grains = self.context.grains[:self.context.counted]
+        tiled = (counters + grains - 1) // grains * grains
+        return self._stats(torch.stack([counters, tiled], 1).tolist(), min(self.frames, 1),
+                           self.state.counted)
+
+    def totals(self) -> dict[str, NodeStats]:
+        """Return the work of all frames; waits for the device."""
+        return self._stats(self.context.totals.tolist(), self.frames, self.state.added)
+
+    def _stats(self, counts: list[list[int]], frames: int,
+               others: dict[str, NodeStats]) -> dict[str, NodeStats]:
+        return {node.about.name: self._node_stats(node, counts, frames, others)
+                for node in self.nodes if node.about.name in self.context.tallies}
+
+    def _node_stats(self, node: DeltaNode, counts: list[list[int]], frames: int,
+                    others: dict[str, NodeStats]) -> NodeStats:
+        about, tally = node.about, self.context.tallies[node.about.name]
+        edge = self.state.edges[about.name]
+        sources = [self.state.edges[spec.name] for spec in about.inputs]
+        pixels_in = 0
+        for source in sources:
+            known = self.context.tallies.get(source.spec.name)
+            pixels_in += counts[known.changed][0] if known else (
+                others.get(source.spec.name, NodeStats()).pixels_out)
+        found = sum(counts[i][0] for i in tally.candidates)
+        work = sum(counts[i][1] for i in tally.candidates)
+        if about.rule == "sparsify":
+            found = frames * edge.mask.numel()
+        per_pixel = node.dense_multiply_adds // about.output.pixels
+        dense = frames * self.state.lanes * node.dense_multiply_adds
+        return NodeStats(
+            frames, pixels_in, frames * sum(e.mask.numel() for e in sources), found,
+            counts[tally.changed][0], frames * edge.mask.numel(), found * per_pixel,
+            work * per_pixel if tally.candidates_are_scheduled else dense, dense)
+
+
+def _why_no_graph(nodes: list[DeltaNode], context: Context, graphs: bool) -> str:
+    if not graphs:
+        return "graphs=False"
+    if context.device.type != "cuda":
+        return "not on a GPU"
+    others = [n.about.name for n in nodes if n.about.name not in context.tallies]
+    return f"{', '.join(others)} run by another backend" if others else ""
+
+
+def _exits(graph_module: GraphModule) -> list[tuple[str | None, Any]]:
+    """Return what the graph returns: the name of an edge, or a constant."""
+    output = next(n for n in graph_module.graph.nodes if n.op == "output")
+    return [_exit(graph_module, leaf) for leaf in output.args[0]]
+
+
+def _exit(graph_module: GraphModule, leaf: Any) -> tuple[str | None, Any]:
+    if not isinstance(leaf, fx.Node):
+        return None, leaf
+    if leaf.op == "call_module":
+        door = graph_module.get_submodule(str(leaf.target))
+        assert isinstance(door, DensifyNode)
+        return door.about.inputs[0].name, None
+    (constant,) = leaf.all_input_nodes
+    value = getattr(graph_module, str(constant.target))
+    assert isinstance(value, Tensor)
+    return None, value

@@ -1,0 +1,81 @@
+"""The door in, by `sparsify.cu`: the frame is examined, then what changed is replaced."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cuda.candidates import THREADS, WARPS, blocks
+from deltaconvert.backends.cuda.context import Context, pixel_step, size_of
+from deltaconvert.config import Config
+from deltaconvert.cuda.arguments import FrameArgs
+from deltaconvert.cuda.launcher import Launch
+from deltaconvert.cuda.loader import kernel
+from deltaconvert.nodes import DeltaNode
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cuda.runner import Runner
+
+BLOCK = 8  # pixels a side, as in sparsify.cu
+
+
+def plan(node: DeltaNode) -> list[Scratch]:
+    """Return the marks of the frame under examination."""
+    return [Scratch(f"cuda.marks.{node.about.name}", math.prod(node.about.output.mask_shape))]
+
+
+class CudaSparsify:
+    """See `SparsifyStep`. What is not finite is found on the device: `examine` never waits."""
+
+    def __init__(self, node: DeltaNode, config: Config, buffers: Buffers,
+                 context: Context) -> None:
+        """Settle all arguments but the frame's."""
+        edge = buffers.output
+        height, width = size_of(edge)
+        lanes = edge.mask.shape[0]
+        args = FrameArgs(
+            rule=context.rule(node, buffers), value=edge.value.data_ptr(),
+            marks=buffers.scratch[f"cuda.marks.{node.about.name}"].data_ptr(),
+            bad=context.bad.data_ptr(), step=pixel_step(edge), lanes=lanes, height=height,
+            width=width, threshold=config.input_threshold, cap=config.cap)
+        block = config.input_test == "block" and config.input_threshold > 0
+        entry = "examine_blocks" if block else "examine_pixels"
+        pixels = edge.mask.numel()
+        units = lanes * -(-height // BLOCK) * -(-width // BLOCK) * WARPS * 4 if block else pixels
+        dtype = edge.value.dtype
+        self.context, self.buffers = context, buffers  # kept: the launches hold addresses
+        self.runner: Runner | None = None
+        self.examination = Launch(kernel("sparsify.cu", entry, dtype), args,
+                                  (blocks(context, units, THREADS, 8), 1), THREADS)
+        self.replacement = Launch(kernel("sparsify.cu", "replace_pixels", dtype), args,
+                                  (blocks(context, pixels, THREADS, 8), 1), THREADS)
+
+    @property
+    def launches(self) -> list[Launch]:
+        """All that it launches."""
+        return [self.examination, self.replacement]
+
+    def examine(self, frame: Tensor) -> None:
+        """Mark what changed, in memory of its own.
+
+        Raises:
+            FrameError: an earlier frame was refused, and the device has said so by now.
+        """
+        if self.runner is not None:
+            self.runner.raise_refusals()
+        self._point_to(frame)
+        self.context.launcher.launch(self.examination)
+
+    def __call__(self, frame: Tensor) -> None:
+        """Replace the pixels that were marked; all of a fresh lane."""
+        self._point_to(frame)
+        self.context.launcher.launch(self.replacement)
+
+    def _point_to(self, frame: Tensor) -> None:
+        args = self.examination.args
+        assert isinstance(args, FrameArgs)
+        args.frame = frame.data_ptr()
+        args.stride_lane, args.stride_channel, args.stride_row, args.stride_col = frame.stride()

@@ -1,0 +1,70 @@
+"""Nodes that PyTorch evaluates whole on the device, with the rule applied behind it.
+
+Global and unknown nodes, and local ones without a kernel. The function runs in every frame,
+because only the device knows whether an input changed; the rule then looks at the candidates
+alone, so that what need not be run changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cuda import pixels
+from deltaconvert.backends.cuda.candidates import Tables
+from deltaconvert.backends.cuda.context import Context
+from deltaconvert.cuda.launcher import Launch, launch_all
+from deltaconvert.errors import UnsupportedError
+from deltaconvert.nodes import DeltaNode
+
+
+def plan(node: DeltaNode) -> list[Scratch]:
+    """Return the memory for the new value."""
+    spec = node.about.output
+    assert spec.shape is not None
+    assert spec.dtype is not None
+    size = spec.dtype.itemsize * torch.Size(spec.shape).numel()
+    return [Scratch("cuda.given", size)]
+
+
+class WholeStep:
+    """Evaluates a node's function on the values and compares."""
+
+    def __init__(self, node: DeltaNode, buffers: Buffers, context: Context,
+                 tables: Tables) -> None:
+        """Settle the launches."""
+        self.node, self.buffers, self.context = node, buffers, context
+        self.shape = buffers.output.value.shape
+        self.given = _like(buffers.output.value, buffers.scratch["cuda.given"])
+        self.before, self.behind = pixels.bind_given(node, self.given, buffers, context, tables)
+
+    @property
+    def launches(self) -> list[Launch]:
+        """All that it launches itself."""
+        return [*self.before, self.behind]
+
+    def __call__(self) -> None:
+        """Run once.
+
+        Raises:
+            UnsupportedError: the result's shape depends on the data.
+        """
+        launch_all(self.context.launcher, self.before)
+        new = self.node.evaluate(*(edge.value for edge in self.buffers.inputs))
+        if new.shape != self.shape:
+            raise UnsupportedError(
+                f"{self.node.about.name}: the result's shape depends on the data: "
+                f"{tuple(self.shape)} in the first frame, {tuple(new.shape)} now "
+                f"({self.node.about.source}). Convert the part before it.")
+        self.given.copy_(new)
+        self.context.launcher.launch(self.behind)
+
+
+def _like(value: Tensor, scratch: Tensor) -> Tensor:
+    """View scratch memory as a value without gaps, channels-last where it is a map."""
+    flat = scratch[:value.numel() * value.element_size()].view(value.dtype)
+    if value.dim() != 4:
+        return flat.view(value.shape)
+    n, c, h, w = value.shape
+    return flat.view(n, h, w, c).permute(0, 3, 1, 2)

@@ -1,0 +1,153 @@
+"""Every kernel of the cuda backend, run on the host, against the reference backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.rule import change_norm
+from deltaconvert.nodes import DeltaNode
+from tests.backends.test_cpu import ACTIVATIONS, CASES, MAP, conv, make_node, weights
+from tests.cuda.host.launcher import ORDERS
+from tests.cuda.streams import TF32, KernelStream
+
+FUSED, PARTS = {"fused": True}, {"fused": False}
+# One of each kernel, and of each way into it.
+OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", "depthwise",
+                "max pool", "mean pool without padding", "gate", "cat", "softmax"]
+CONVOLUTIONS = ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu", "grouped",
+                "transposed", "transposed with gaps"]
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def at(node: DeltaNode, dtype: torch.dtype) -> DeltaNode:
+    """The node in another dtype."""
+    about = node.about
+    args = tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in about.args)
+    inputs = tuple(dataclasses.replace(spec, dtype=dtype) for spec in about.inputs)
+    output = dataclasses.replace(about.output, dtype=dtype)
+    return DeltaNode(dataclasses.replace(about, args=args, inputs=inputs, output=output))
+
+
+def scaled(case: Any) -> Any:
+    """A convolution whose sums are about as large as its inputs, for few bits."""
+    (name, args, params), shapes = case
+    if isinstance(args[1] if len(args) > 1 else None, Tensor):
+        args = (args[0], args[1] / math.sqrt(args[1][0].numel()), *args[2:])
+    return (name, args, params), shapes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_reference(name: str) -> None:
+    KernelStream(make_node(CASES[name])).run()
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_that_apply_the_rule_themselves(name: str) -> None:
+    stream = KernelStream(make_node(CASES[name]), told=FUSED)
+    stream.run()
+    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve"}
+
+
+@pytest.mark.parametrize("told", [FUSED, PARTS], ids=["fused", "parts"])
+@pytest.mark.parametrize("name", ["conv 3x3", "conv 7x7 of 3 channels", "transposed"])
+def test_tensor_cores_in_float16(name: str, told: dict[str, Any]) -> None:
+    stream = KernelStream(at(make_node(scaled(CASES[name])), torch.float16), told=told)
+    stream.run()
+    assert ("TENSOR", 1) in stream.launcher.ran[1].defines
+
+
+@pytest.mark.parametrize("name", OF_EACH_KIND)
+def test_bfloat16(name: str) -> None:
+    KernelStream(at(make_node(scaled(CASES[name])), torch.bfloat16)).run()
+
+
+@pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu"])
+def test_tf32(name: str) -> None:
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        stream = KernelStream(make_node(scaled(CASES[name])), tolerance=TF32)
+        stream.run()
+    assert ("TENSOR", 1) in stream.launcher.ran[1].defines
+
+
+@pytest.mark.parametrize("order", range(1, len(ORDERS)))
+@pytest.mark.parametrize("name", ["conv 3x3", "conv 7x7 of 3 channels", "max pool", "transposed"])
+def test_whatever_order_threads_and_blocks_run_in(name: str, order: int) -> None:
+    KernelStream(make_node(CASES[name]), order=order).run()
+    KernelStream(make_node(CASES[name]), order=order, told=FUSED).run()
+
+
+@pytest.mark.parametrize("beside", [5, 8])
+@pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "depthwise", "grouped",
+                                  "transposed", "max pool", "cat"])
+def test_works_on_slices_of_concatenations(name: str, beside: int) -> None:
+    stream = KernelStream(make_node(CASES[name]), beside=beside, told=FUSED)
+    stream.run()
+
+
+@pytest.mark.parametrize("told", [FUSED, PARTS], ids=["fused", "parts"])
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "mean pool", "gate"])
+def test_holds_back_what_is_within_the_threshold(name: str, norm: str, told) -> None:
+    stream = KernelStream(make_node(CASES[name], threshold=0.5, norm=norm), told=told)
+    stream.run()
+    stream.change(0.3, [0], size=1e-3)
+    assert stream.check() > 0
+    assert stream.output.counts == [0, 0, 0]
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, ("hardsigmoid",), ("tanh",), ("elu", 0.7)],
+                         ids=lambda a: a[0])
+def test_activations(activation: tuple[Any, ...]) -> None:
+    from deltaconvert.operators.registry import named
+
+    if named(activation[0]) is None:
+        pytest.skip(f"{activation[0]} is no operator yet")
+    case = conv(weights(37, 24, 1, 1), padding=(0, 0), activation=activation), [MAP]
+    KernelStream(make_node(case)).run()
+
+
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("name", ["conv 3x3", "max pool", "depthwise 5x5 stride 2",
+                                  "conv + residual + relu"])
+def test_what_is_not_a_number_comes_and_goes(name: str, norm: str) -> None:
+    stream = KernelStream(make_node(CASES[name], threshold=1.0, norm=norm))
+    stream.run()
+    edge = stream.inputs[0]
+    good = edge.value[1, :, 6, 6].clone()
+    for bad in (math.nan, math.inf, None):
+        edge.value[1, :, 6, 6] = good if bad is None else bad
+        for other in stream.inputs:
+            other.mask.zero_()
+        edge.mask[1, 6, 6] = 1
+        stream.begin()
+        stream.step()
+        assert (not stream.output.value.isfinite().all()) == (bad is not None), f"after {bad}"
+    new = stream.node.evaluate(*(e.value for e in stream.inputs))
+    left = change_norm(new, stream.output.value, norm, True, True)
+    assert float(left.max()) <= 1.0 + 2e-4
+
+
+def test_a_lane_that_was_reset_is_computed_whole_beside_others() -> None:
+    stream = KernelStream(make_node(CASES["conv 3x3"], threshold=0.5))
+    stream.run()
+    stream.state.fresh[2] = True
+    stream.change(0.0, [])
+    assert stream.check() == stream.output.spec.pixels
+    assert stream.output.counts == [0, 0, stream.output.spec.pixels]
+
+
+def test_few_rows_are_split_along_their_sums() -> None:
+    """One tile for many blocks: as many ranges of the 18 stages as pay for their sums."""
+    case = conv(weights(16, 32, 3, 3)), [(2, 32, 4, 5)]
+    KernelStream(make_node(case), told=PARTS, processors=8).run()

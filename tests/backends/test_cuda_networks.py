@@ -1,0 +1,290 @@
+"""Whole networks by the cuda backend, its kernels run on the host: the law, frame by frame."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import deltaconvert
+from deltaconvert.backends import base, cuda
+from deltaconvert.backends.cuda import CudaBackend
+from deltaconvert.backends.cuda.context import Context
+from deltaconvert.config import Config
+from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.passes.plan_state import Plan
+from deltaconvert.state import State
+from tests.backends.test_cpu_sparsify import LAYOUTS
+from tests.backends.test_cpu_sparsify import clip as door_clip
+from tests.cuda.host.launcher import HostLauncher, compiler
+from tests.law.networks import clips, networks
+from tests.law.test_law import amounts, run, suite
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_host():
+    """Make ``backend="cuda"`` run on the CPU."""
+    compiler()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cuda, "create", lambda config, device: CudaBackend(
+        config, device, HostLauncher()))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+    patch.undo()
+
+
+@suite(8)
+@given(data=st.data())
+def test_every_node_obeys_the_law_at_every_frame(data):
+    network = data.draw(networks())
+    clip = data.draw(clips(network.shape))
+    run(network, clip, torch.float32, backend="cuda", threshold=data.draw(amounts),
+        norm=data.draw(st.sampled_from(["max", "rms"])), input_threshold=data.draw(amounts),
+        threshold_unit=data.draw(st.sampled_from(["absolute", "std"])))
+
+
+class Small(nn.Module):
+    """A residual block, a concatenation in place, a gate, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.gate, self.head = nn.Conv2d(12, 12, 1), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.a(x))
+        x = torch.cat([x, self.b(x)], 1)
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return x, self.head(x.mean((2, 3)))
+
+
+def small_clip(lanes: int = 2) -> list[Tensor]:
+    torch.manual_seed(3)
+    frames = [torch.rand(lanes, 3, 12, 14)]
+    for i in range(3):
+        frame = frames[-1].clone()
+        frame[i % lanes, :, 2 + i:5 + i, 4:7] = torch.rand(3, 3, 3)
+        frames.append(frame)
+    return frames
+
+
+def edges_of(delta: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: (edge.value.clone(), edge.mask.clone())
+            for name, edge in delta.stream._state.edges.items()}
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"input_threshold": 0.05}, {"input_threshold": 0.05, "norm": "rms"},
+    {"input_threshold": 0.03, "input_test": "block"},
+    {"input_threshold": 0.03, "input_test": "block", "norm": "rms", "input_cap": 0.2},
+], ids=["exact", "max", "rms", "block", "block rms"])
+@pytest.mark.parametrize("layout", ["interleaved", "crop"])
+def test_the_door_in_is_the_references(settings, layout):
+    model = nn.Conv2d(3, 1, 1)
+    ours, oracle = (deltaconvert.convert(model, backend=name, **settings)
+                    for name in ("cuda", "reference"))
+    for frame in door_clip():
+        for delta in (ours, oracle):
+            delta(LAYOUTS[layout](frame))
+        (value, mask), (expected, expected_mask) = (
+            next(iter(edges_of(d).values())) for d in (ours, oracle))
+        assert torch.equal(mask, expected_mask)
+        assert torch.equal(value, expected)
+
+
+def test_all_nodes_run_here_and_outputs_are_copies():
+    model = Small()
+    delta = deltaconvert.convert(model, backend="cuda")
+    first = delta(small_clip()[0])
+    kept = [t.clone() for t in first]
+    for frame in small_clip():
+        for out, wanted in zip(delta(frame), model(frame), strict=True):
+            torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+    assert {n.backend for n in delta.stream.program.nodes} == {"cuda"}
+
+
+def test_work_is_counted_as_the_reference_counts_it():
+    deltas = [deltaconvert.convert(Small(), backend=name) for name in ("cuda", "reference")]
+    for frame in [*small_clip(), small_clip()[-1]]:
+        for delta in deltas:
+            delta(frame)
+        ours, oracle = (delta.stream.last for delta in deltas)
+        assert ours.keys() == oracle.keys()
+        for name, work in oracle.items():
+            mine = ours[name]
+            for what in ("frames", "pixels_out", "total_out", "total_in", "dense", "pixels_in"):
+                assert getattr(mine, what) == getattr(work, what), (name, what)
+    assert sum(work.pixels_out for work in deltas[0].stream.last.values()) == 0
+    total, stem = deltas[0].stream.totals["stem"], deltas[1].stream.totals["stem"]
+    assert (total.frames, total.candidates, total.needed) == (5, stem.candidates, stem.needed)
+    assert total.scheduled >= total.needed
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_refused_lane_keeps_its_values_and_the_others_go_on(bad):
+    model = Small()
+    delta = deltaconvert.convert(model, backend="cuda")
+    frames = small_clip()
+    first = delta(frames[0])
+    broken = frames[1].clone()
+    broken[1, 2, 0, 0] = bad
+    out = delta(broken)
+    assert torch.equal(out[0][1], first[0][1])
+    torch.testing.assert_close(out[0][0], model(frames[1])[0][0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(FrameError, match=r"lanes \[1\].*NaN or infinite|NaN or infinite \(lanes"):
+        delta(frames[2])
+    delta.stream.check()  # it was said once
+    torch.testing.assert_close(delta(frames[2])[0], model(frames[2])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_first_frame_that_is_refused_is_followed_by_a_first_frame():
+    model = Small()
+    delta = deltaconvert.convert(model, backend="cuda", threshold=0.1)
+    frames = small_clip()
+    broken = frames[0].clone()
+    broken[0, 0, 3, 3] = math.nan
+    delta(broken)
+    with pytest.raises(FrameError, match=r"lanes \[0\]"):
+        delta.stream.check()
+    torch.testing.assert_close(delta(frames[0])[0], model(frames[0])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_reset_of_a_lane():
+    delta = deltaconvert.convert(Small(), backend="cuda", nodes={"*": 0.5})
+    frames = small_clip()
+    delta(frames[0])
+    delta.reset(lanes=[1])
+    delta(frames[1])
+    masks = edges_of(delta)["stem"][1].bool()
+    assert masks[1].all()
+    assert not masks[0].all()
+
+
+def test_half_precision_stays_near_the_dense_network():
+    model = Small().bfloat16()
+    delta = deltaconvert.convert(model, backend="cuda")
+    for frame in small_clip():
+        for out, wanted in zip(delta(frame.bfloat16()), model(frame.bfloat16()), strict=True):
+            torch.testing.assert_close(out, wanted, rtol=5e-2, atol=5e-2)
+
+
+def test_nodes_without_a_kernel_run_whole_on_the_device():
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.erfcx(x.abs()).flip(2) * 2
+
+    delta = deltaconvert.convert(Odd(), backend="cuda")
+    for frame in small_clip():
+        torch.testing.assert_close(delta(frame), Odd()(frame))
+    kinds = {n.about.name: delta.stream.program.weights[n.about.name].kind
+             for n in delta.stream.program.nodes}
+    assert "whole" in kinds.values()
+
+
+def test_what_is_no_float_runs_by_the_reference():
+    class Labels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).argmax(1)
+
+    model = Labels()
+    delta = deltaconvert.convert(model, backend="cuda")
+    for frame in small_clip():
+        assert torch.equal(delta(frame), model(frame))
+    node = next(n for n in delta.stream.program.nodes if n.about.name == "argmax")
+    assert "int64" in node.fallback_reason
+    assert "argmax run by another backend" in delta.stream._state.runner.no_graph or (
+        delta.stream._state.runner.no_graph == "not on a GPU")
+
+
+def test_two_streams_share_weights_and_nothing_else():
+    model = Small()
+    delta = deltaconvert.convert(model, backend="cuda")
+    other, frames = delta.new_stream(), small_clip()
+    for i in range(3):
+        torch.testing.assert_close(delta(frames[i])[0], model(frames[i])[0], rtol=1e-4, atol=1e-5)
+        back = frames[3 - i]
+        torch.testing.assert_close(other(back)[0], model(back)[0], rtol=1e-4, atol=1e-5)
+    assert delta.stream.program is other.program
+
+
+def test_the_model_is_left_alone():
+    model = Small()
+    before = copy.deepcopy(model.state_dict())
+    deltaconvert.convert(model, backend="cuda")(small_clip()[0])
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+# Which backend ``auto`` is, and what is said where this one cannot run.
+
+
+def test_auto_is_cpu_on_a_cpu():
+    assert base.choose(torch.device("cpu")) == ("cpu", "")
+
+
+def test_auto_says_why_it_is_not_fast(monkeypatch):
+    monkeypatch.setattr(base, "choose", lambda device: ("reference", "CuPy is missing"))
+    with pytest.warns(UserWarning, match="'auto' is reference, which is not made.*CuPy is miss"):
+        assert base.create("auto", Config(), torch.device("cpu")).name == "reference"
+
+
+def test_out_of_memory_names_the_bytes_and_the_way_out(monkeypatch):
+    def allocate(plan, device):
+        raise torch.OutOfMemoryError("of what it needs, the allocator says")
+
+    monkeypatch.setattr(Plan, "allocate", allocate)
+    with pytest.raises(UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes"):
+        deltaconvert.convert(Small(), backend="cuda")(small_clip()[0])
+
+
+def test_auto_falls_back_with_the_reason(monkeypatch):
+    monkeypatch.setattr(cuda, "unavailable", lambda device: "CuPy is missing")
+    assert base.choose(torch.device("cuda", 0)) == ("reference", "CuPy is missing")
+    monkeypatch.setattr(cuda, "unavailable", lambda device: "")
+    assert base.choose(torch.device("cuda", 0)) == ("cuda", "")
+
+
+def test_unavailable_on_a_cpu_says_what_to_do():
+    assert "move model and frames to a CUDA device" in cuda.unavailable(torch.device("cpu"))
+
+
+def test_a_gpu_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
+    assert cuda.unavailable(torch.device("cuda", 7)) == (
+        "an old card has compute capability 7.0; the kernels need 7.5")
+
+
+def test_asked_for_where_it_cannot_run():
+    with pytest.raises(UnsupportedError, match="backend='cuda' cannot run: the frames are on cpu"):
+        _create(Config(), torch.device("cpu"))
+
+
+def _create(config, device):
+    """`cuda.create` as it is without this file's fixture."""
+    spec = importlib.util.find_spec("deltaconvert.backends.cuda")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.create(config, device)
+
+
+def test_a_context_has_room_for_what_it_counts():
+    context = Context(State(3, [True] * 3), torch.device("cpu"), HostLauncher(), 5)
+    assert [context.count(2), context.count(), context.count(2)] == [0, 2, 3]
+    assert context.counters.numel() % 4 == 0
+    assert context.counters.numel() >= context.counted == 5

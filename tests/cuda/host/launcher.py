@@ -1,0 +1,113 @@
+"""Runs the kernels on the CPU: each specialisation compiled by g++ against the host's shim."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from deltaconvert.cuda.launcher import Launch
+from deltaconvert.cuda.loader import FOLDER, Kernel, source_of
+
+HOST = Path(__file__).parent
+ORDERS = ((0, 0xFF), (1, 0x7F), (2, 0xFF))  # forwards, backwards, mixed; and the poison
+_ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\((\w+) args\)')
+
+
+def compiler() -> str:
+    """Return g++, or skip the test."""
+    found = shutil.which("g++")
+    if found is None:
+        pytest.skip("no g++ to compile the kernels with")
+    return found
+
+
+def source_for_host(file: str, change: tuple[str, str] | None = None) -> str:
+    """Return a kernel file for the host; with one text in it replaced, to plant a mistake."""
+    source = source_of(file, (HOST, FOLDER))
+    if change is not None:
+        assert source.count(change[0]) == 1, f"{change[0]!r} is not there once"
+        source = source.replace(*change)
+    for entry, args in _ENTRY.findall(source):
+        source += f"""
+extern "C" const char* host_{entry}(const void* args, int grid_x, int grid_y, int threads,
+                                    unsigned long shared_bytes, int order, int poison) {{
+    return host::run([](const void* args) {{ {entry}(*static_cast<const {args}*>(args)); }},
+                     args, grid_x, grid_y, threads, shared_bytes, order, poison);
+}}
+extern "C" unsigned long sizeof_{entry}() {{ return sizeof({args}); }}
+"""
+    return source
+
+
+@functools.cache
+def library(file: str, options: tuple[str, ...],
+            change: tuple[str, str] | None = None) -> ctypes.CDLL:
+    """Compile a file; kept for the next run of the tests under a hash of all that matters."""
+    source = source_for_host(file, change)
+    digest = hashlib.sha1(repr((source, options)).encode()).hexdigest()[:20]
+    folder = Path(tempfile.gettempdir()) / f"deltaconvert-host-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    built = folder / f"{digest}.so"
+    if not built.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            text = Path(work) / "kernel.cpp"
+            text.write_text(source, encoding="utf-8")
+            command = [compiler(), *options, "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-shared",
+                       "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused",
+                       "-Wno-maybe-uninitialized", str(text), "-o", f"{work}/kernel.so"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120,
+                                  check=False)
+            assert done.returncode == 0, done.stderr[:4000]
+            os.replace(f"{work}/kernel.so", built)  # whole, also for a process beside this one
+    return ctypes.CDLL(str(built))
+
+
+class HostLauncher:
+    """A launcher on the CPU.
+
+    Args:
+        order: index into `ORDERS`.
+        change: a mistake to plant in a file, ``(file, text, replacement)``.
+        processors: of a small GPU, so that tiles outnumber blocks.
+    """
+
+    shared_limit = 227 * 1024
+    capability = (9, 0)
+
+    def __init__(self, order: int = 0, change: tuple[str, str, str] | None = None,
+                 processors: int = 2) -> None:
+        self.order, self.change, self.processors = order, change, processors
+        self.ran: list[Kernel] = []
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        for kernel in kernels:
+            self._library(kernel)
+
+    def _library(self, kernel: Kernel) -> ctypes.CDLL:
+        change = None
+        if self.change is not None and self.change[0] == kernel.file:
+            change = self.change[1:]
+        return library(kernel.file, kernel.options, change)
+
+    def launch(self, launch: Launch) -> None:
+        built = self._library(launch.kernel)
+        entry = launch.kernel.entry
+        size = getattr(built, f"sizeof_{entry}")()
+        assert size == ctypes.sizeof(launch.args), (entry, size, ctypes.sizeof(launch.args))
+        function = getattr(built, f"host_{entry}")
+        function.restype = ctypes.c_char_p
+        order, poison = ORDERS[self.order]
+        self.ran.append(launch.kernel)
+        error = function(ctypes.byref(launch.args), *launch.grid, launch.threads,
+                         ctypes.c_ulong(launch.shared_bytes), order, poison)
+        assert error is None, f"{entry}: {error.decode()}"

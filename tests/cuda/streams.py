@@ -1,0 +1,157 @@
+"""A node run by the cuda backend's kernels, and by the reference, side by side.
+
+On the host, unless a launcher for a GPU is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends import reference
+from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.cuda import CudaBackend
+from deltaconvert.backends.rule import change_norm
+from deltaconvert.config import Config
+from deltaconvert.cuda.launcher import Launcher
+from deltaconvert.nodes import DeltaNode, EdgeSpec
+from deltaconvert.state import Edge, State
+from tests.cuda.host.launcher import HostLauncher
+
+# Of sums of up to 1152 products of unit normals, in another order and precision than the oracle's.
+CLOSE = {torch.float32: 2e-4, torch.float16: 6e-2, torch.bfloat16: 5e-1}
+TF32 = 5e-2
+CANARY = 7.0
+
+
+def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0,
+              device: Any = "cpu") -> Edge:
+    """Make an edge; ``beside`` channels lie on either side, as in a concatenation."""
+    n, c, h, w = spec.shape
+    whole = torch.full((n, h, w, c + 2 * beside), CANARY, dtype=spec.dtype, device=device)
+    whole = whole.permute(0, 3, 1, 2)
+    value = whole[:, beside:beside + c]
+    value.zero_()
+    mask = torch.zeros(spec.mask_shape, dtype=torch.uint8, device=device)
+    return Edge(spec, value, mask, threshold)
+
+
+class KernelStream:
+    """A local node and what it is bound to; see the module."""
+
+    def __init__(self, node: DeltaNode, *, order: int = 0, told: dict[str, Any] | None = None,
+                 beside: int = 0, change: tuple[str, str, str] | None = None,
+                 tolerance: float | None = None, launcher: Launcher | None = None,
+                 device: Any = "cpu", processors: int = 2) -> None:
+        self.node, self.beside, self.device = node, beside, torch.device(device)
+        lanes = node.about.output.lanes
+        self.state = State(lanes, [True] * lanes)
+        self.launcher = launcher or HostLauncher(order, change, processors)
+        self.backend = CudaBackend(Config(), self.device, self.launcher, told or {})
+        assert self.backend.supports(node) is None
+        self.inputs = [make_edge(spec, 0.0, beside, device) for spec in node.about.inputs]
+        self.output, self.expected = (
+            make_edge(node.about.output, node.about.threshold, beside, device) for _ in range(2))
+        self.step = self._bind()
+        self.context = self.state.context
+        self.context.upload_thresholds({"y": self.output})
+        self.oracle = reference.create(Config()).bind(
+            node, None, Buffers(tuple(self.inputs), self.expected, self.state))
+        self.random = torch.Generator(device).manual_seed(0)
+        self.tolerance = tolerance or CLOSE[node.about.output.dtype]
+
+    def _bind(self) -> Any:
+        weights = self.backend.fold_filters(self.node)
+        self.kind = weights.kind
+        scratch: dict[str, Tensor] = {}
+        for want in self.backend.plan(self.node):
+            size = max(want.nbytes, len(scratch.get(want.name, ())))
+            # Not a number in any dtype, and far outside as an index.
+            scratch[want.name] = torch.full((size,), 0xFF, dtype=torch.uint8, device=self.device)
+        return self.backend.bind(self.node, weights,
+                                 Buffers(tuple(self.inputs), self.output, self.state, scratch))
+
+    def change(self, share: float, lanes: Sequence[int], size: float = 1.0) -> None:
+        """Change a share of the inputs' pixels in some lanes."""
+        for edge in self.inputs:
+            mask = torch.zeros(edge.mask.shape, dtype=torch.bool, device=self.device)
+            where = {"generator": self.random, "device": self.device}
+            chosen = torch.rand(edge.mask.shape, **where) < share
+            mask[list(lanes)] = chosen[list(lanes)]
+            noise = size * torch.randn(edge.value.shape, **where)
+            edge.value.copy_(torch.where(mask[:, None], edge.value + noise, edge.value))
+            edge.mask.copy_(mask)
+            edge.publish(mask.flatten(1).sum(1).tolist())
+
+    def begin(self) -> None:
+        """Do what begins a frame: empty masks and counters, tell which lanes are fresh."""
+        lanes = self.state.lanes
+        self.context.counters.zero_()
+        self.context.fresh[:lanes] = torch.tensor(self.state.fresh, dtype=torch.int32)
+        self.context.fresh[lanes:] = int(any(self.state.fresh))
+        self.output.mask.zero_()
+
+    def check(self) -> int:
+        """Run one frame by both and compare everything; return how many candidates there were."""
+        before = self.output.value.clone()
+        self.expected.value.copy_(before)
+        self.begin()
+        assert self.step() is None
+        self.output.publish(None)
+        expected = self.oracle()
+        found = self.found()
+        assert found == expected.candidates
+        new = self.node.evaluate(*(e.value for e in self.inputs))
+        self.check_value(before, new)
+        changed = self.context.tallies["y"].changed
+        assert int(self.context.counters[changed]) == int(self.output.mask.sum())
+        self.check_canaries()
+        return found
+
+    def found(self) -> int:
+        """Return how many candidates there were."""
+        return int(self.context.counters[self.context.tallies["y"].candidates].sum())
+
+    def check_value(self, before: Tensor, new: Tensor) -> None:
+        norm, threshold = self.node.about.norm, self.node.about.threshold
+        mask = self.output.mask.bool()
+        size = change_norm(new, before, norm, True, True).float()
+        # Where the norm is within rounding of the threshold, either answer is right.
+        exempt = (size - threshold).abs() < self.tolerance
+        wrong = (mask != self.expected.mask.bool()) & ~exempt
+        assert not wrong.any(), f"masks differ at {wrong.nonzero()[:5].tolist()}"
+        written = mask[:, None].expand_as(before)
+        torch.testing.assert_close(self.output.value[written], new[written], equal_nan=True,
+                                   rtol=self.tolerance, atol=self.tolerance)
+        assert torch.equal(self.output.value[~written], before[~written])
+        left = change_norm(new, self.output.value, norm, True, True)
+        assert not (left > threshold + self.tolerance).any(), f"{left.max()} > {threshold}"
+
+    def check_canaries(self) -> None:
+        """Nothing beside the output's channels was written."""
+        if not self.beside:
+            return
+        n, c, h, w = self.output.value.shape
+        step = c + 2 * self.beside
+        whole = self.output.value.as_strided((n * h * w - 1, step), (step, 1))
+        assert (whole[:, c:] == CANARY).all(), "a neighbour in the concatenation was overwritten"
+
+    def run(self) -> None:
+        """A first frame, then small and large changes, in some lanes and in all, and none."""
+        lanes = range(self.state.lanes)
+        self.change(1.0, lanes)
+        self.check()
+        self.state.fresh[:] = [False] * len(lanes)
+        for share, some in ((0.05, lanes[1:2]), (0.3, lanes[::2]), (0.0, []), (0.1, lanes)):
+            self.change(share, some)
+            self.check()
+        self.state.fresh[0] = True
+        self.change(0.05, lanes[1:])
+        self.check()
+        assert int(self.output.mask[0].sum()) == self.output.spec.pixels
+        self.state.fresh[0] = False
+        self.change(0.0, [])
+        assert self.check() == 0

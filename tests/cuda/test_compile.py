@@ -1,0 +1,93 @@
+"""Every specialisation that the test networks need compiles for every GPU, within limits.
+
+By NVRTC, which needs no GPU. ``pytest -rP`` shows the table.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from deltaconvert.cuda.loader import FOLDER, Kernel, kernel, source_of
+
+ARCHITECTURES = [75, 80, 86, 89, 90, 100]
+HALVES = (torch.float16, torch.bfloat16)
+# Beyond so many registers, too few threads are resident.
+MOST_REGISTERS = {"convolve": 168, "compute_pixels": 96}
+MOST_OTHERWISE = 64
+MOST_SPILLED = 64  # bytes, without tensor cores: outside of their loops
+
+
+def nvrtc():
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+        nvrtc.getVersion()
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"no NVRTC: {error}")
+    return nvrtc
+
+
+def convolutions(dtype: torch.dtype, tensor: bool) -> list[Kernel]:
+    half, wide = tensor and dtype in HALVES, 16 // dtype.itemsize
+    made = []
+    for bn in (32, 64, 128):
+        fused = {"BM": 128 if half and bn < 128 else 64, "BK": 32 if half else 16, "STAGES": 4}
+        parts = {"BM": 64, "BK": 64 if half else 32 if tensor else 16, "STAGES": 3}
+        made += [kernel("convolution.cu", "convolve", dtype, TENSOR=int(tensor), BN=bn, VEC=wide,
+                        FUSED=int(rule), OUT_VEC=wide if rule else 1, **tile)
+                 for rule, tile in ((True, fused), (False, parts))]
+    return made
+
+
+def kernels(capability: int) -> list[Kernel]:
+    made = [kernel("masks.cu", "find_candidates", torch.float32)]
+    for dtype in (torch.float32, *HALVES):
+        made.append(kernel("sparsify.cu", "examine_pixels", dtype))
+        if dtype != torch.bfloat16:  # but for the conversions, float16's
+            made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
+                            OUT_VEC=16 // dtype.itemsize) for code in range(10)]
+        if dtype == torch.float16 or capability >= 80:
+            made += convolutions(dtype, True)
+    return [*made, *convolutions(torch.float32, False)]
+
+
+def compile_for(capability: int, one: Kernel) -> list[tuple[str, int, int]]:
+    """Return entry, registers and bytes spilled of each kernel in the file."""
+    compiler = nvrtc()
+    program = compiler.createProgram(source_of(one.file), one.file, (), ())
+    try:
+        compiler.compileProgram(program, (f"-arch=sm_{capability}", "--ptxas-options=-v",
+                                          *one.options))
+    except Exception:
+        pytest.fail(f"{one}: {compiler.getProgramLog(program)[:2000]}")
+    log = compiler.getProgramLog(program)
+    found = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill "
+                       r"loads.*?Used (\d+) registers", log, re.DOTALL)
+    assert found, log
+    return [(entry, int(registers), int(stores) + int(loads))
+            for entry, stores, loads, registers in found]
+
+
+# All of them for one architecture, and for the others what differs most between them.
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_within_limits(capability):
+    chosen = kernels(capability)
+    if capability != 90:
+        chosen = [k for k in chosen if k.file == "convolution.cu"][::5] + [
+            k for k in chosen if k.file != "convolution.cu"][::9]
+    for one in chosen:
+        for entry, registers, spilled in compile_for(capability, one):
+            what = f"{entry} {' '.join(f'{a}={b}' for a, b in one.defines)}"
+            print(f"sm_{capability} {registers:4} registers {spilled:4} spilled  {what}")
+            most = MOST_SPILLED if ("TENSOR", 0) in one.defines else 0
+            assert spilled <= most, f"{what} spills {spilled} bytes for sm_{capability}"
+            assert registers <= MOST_REGISTERS.get(entry, MOST_OTHERWISE), what
+
+
+def test_sources_hold_all_they_include():
+    for path in FOLDER.glob("*.cu"):
+        text = source_of(path.name)
+        assert '#include "' not in text.replace('#include "multiply', "", 2)
+        assert text.count("struct Rule {") == 1

@@ -1,0 +1,127 @@
+"""The cuda backend on a GPU: every kernel against the reference, and whole networks.
+
+``make test-gpu`` runs these; anywhere else they are skipped, by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deltaconvert
+from deltaconvert.backends.cuda import unavailable
+from deltaconvert.errors import FrameError
+from deltaconvert.nodes import DeltaNode
+from tests.backends.test_cpu import CASES, make_node
+from tests.backends.test_cuda import CONVOLUTIONS, OF_EACH_KIND, at, scaled
+from tests.cuda.streams import TF32, KernelStream
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    assert not unavailable(GPU)
+    from deltaconvert.cuda.launcher import CupyLauncher
+
+    return CupyLauncher(GPU)
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def to_gpu(node: DeltaNode) -> DeltaNode:
+    about = node.about
+    args = tuple(a.to(GPU) if isinstance(a, Tensor) else a for a in about.args)
+    return DeltaNode(dataclasses.replace(about, args=args))
+
+
+def run(node: DeltaNode, launcher: Any, **settings: Any) -> None:
+    KernelStream(to_gpu(node), launcher=launcher, device=GPU, **settings).run()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32(name, launcher):
+    run(make_node(CASES[name]), launcher)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "parts"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", sorted({*CONVOLUTIONS, *OF_EACH_KIND}))
+def test_half_precisions(name, dtype, fused, launcher):
+    run(at(make_node(scaled(CASES[name])), dtype), launcher, told={"fused": fused})
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "parts"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_tf32(name, fused, launcher):
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        run(make_node(scaled(CASES[name])), launcher, told={"fused": fused}, tolerance=TF32)
+
+
+def network() -> nn.Module:
+    import torchvision
+
+    torch.manual_seed(0)
+    return torchvision.models.resnet50().eval().to(GPU).to(memory_format=torch.channels_last)
+
+
+def clip(frames: int = 8, lanes: int = 2) -> list[Tensor]:
+    torch.manual_seed(1)
+    made = [torch.rand(lanes, 3, 192, 256, device=GPU)]
+    for i in range(1, frames):
+        frame = made[-1].clone()
+        frame[:, :, 40:70, 10 * i:10 * i + 40] = torch.rand(lanes, 3, 30, 40, device=GPU)
+        made.append(frame)
+    return made
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graph", "eager"])
+def test_resnet_equals_dense(graphs, launcher):
+    model = network()
+    delta = deltaconvert.convert(model, backend="cuda", graphs=graphs)
+    for frame in [*clip(), clip()[-1]]:
+        torch.testing.assert_close(delta(frame), model(frame), rtol=1e-4, atol=1e-4)
+    runner = delta.stream._state.runner
+    assert (runner.graph is not None) == graphs
+    assert all(node.backend == "cuda" for node in delta.stream.program.nodes)
+    last = delta.stream.last
+    assert sum(work.pixels_out for work in last.values()) == 0, "the frame was equal to the last"
+
+
+def test_the_law_holds_on_a_network(launcher):
+    model = network()
+    delta = deltaconvert.convert(model, backend="cuda", threshold=0.05, norm="rms")
+    report = deltaconvert.validate(model, delta, clip(6))
+    assert report.passed, str(report)
+
+
+def test_a_refused_lane_keeps_its_values(launcher):
+    model = network()
+    delta = deltaconvert.convert(model, backend="cuda")
+    frames = clip(3)
+    first = delta(frames[0])
+    bad = frames[1].clone()
+    bad[1, 0, 3, 3] = float("nan")
+    out = delta(bad)
+    with pytest.raises(FrameError, match=r"lanes \[1\]"):
+        delta.stream.check()
+    assert torch.equal(out[1], first[1])
+    torch.testing.assert_close(out[:1], model(bad)[:1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(delta(frames[2]), model(frames[2]), rtol=1e-4, atol=1e-4)
+
+
+def test_under_the_sanitizer(launcher):
+    """A little of everything, for compute-sanitizer, which takes its time."""
+    for name in ("conv 3x3", "conv + residual + relu", "depthwise", "max pool"):
+        run(make_node(CASES[name]), launcher)
+    run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, told={"fused": True})
