@@ -33,7 +33,8 @@ _FUSE = ("contract",)  # multiply and add may be one instruction, where there is
 
 def _registers() -> tuple[int, int]:
     """Return how many floats a vector register of this processor holds, and rows for a block."""
-    features = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
+    told = getattr(config, "CPU_NAME", None)  # NUMBA_CPU_NAME: compile for another processor
+    features = {} if told else llvmlite.binding.get_host_cpu_features()
     if features.get("avx512f"):
         return 16, 12  # 32 registers: 24 accumulators
     if features.get("avx2") or features.get("avx"):
@@ -193,8 +194,7 @@ def _next_piece(pieces, panels, p, q):
     return panels[q, 0] + pieces[p, 4] * panels[q, 2] * WIDTH
 
 
-@intrinsic
-def take(typing: Any, counter: Any, amount: Any) -> Any:
+def _take(typing: Any, counter: Any, amount: Any) -> Any:
     """Add an amount to the number at an address, at once for all threads; return what it was."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address, more = args
@@ -203,3 +203,5 @@ def take(typing: Any, counter: Any, amount: Any) -> Any:
 
     return types.intp(types.intp, types.intp), codegen
 
+
+take: Any = intrinsic(_take)
