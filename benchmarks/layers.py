@@ -42,6 +42,7 @@ def main() -> None:
     shares = [share / 100 for share in options.shares]
     print(f"{machine.in_words(about)}; median of {options.rounds} rounds\n"
           f"\n{text.layer_head(shares)}")
+    others = machine.Others()
     seen: set[layers.Layer] = set()
     results: dict[str, list[layers.LayerResult]] = {}
     for name in options.network or NETWORKS:
@@ -56,8 +57,10 @@ def main() -> None:
             print(text.layer_row(results[name][-1]), flush=True)
     together = [result for found in results.values() for result in found]
     print(f"\n{text.layer_summary(together, shares)}")
+    busy = others.share()
+    print(machine.warning(busy))
     write_json(options.json, {
-        "machine": about, "rounds": options.rounds, "efficiency": layers.summary(together),
+        "machine": about, "others_cpu_share": busy, "rounds": options.rounds, "efficiency": layers.summary(together),
         "networks": {name: [r.to_dict() for r in found] for name, found in results.items()}})
     if options.plot:
         figure = plots.layer_efficiency({name: found for name, found in results.items() if found})

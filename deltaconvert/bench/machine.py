@@ -6,7 +6,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,6 +37,18 @@ def in_words(machine: dict[str, Any]) -> str:
                      if name in known)
     return (f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
             f"{said}, Python {machine['python']}")
+
+
+# Of the cores' time. A quiet machine has some daemons; one process more on two cores takes half.
+BUSY_SHARE = 0.05
+
+
+def warning(others_share: float | None) -> str:
+    """Return what is to be said of a machine that was busy meanwhile; empty where it was not."""
+    if others_share is None or others_share <= BUSY_SHARE:
+        return ""
+    return (f"other processes took {others_share:.0%} of the cores' time meanwhile: do not rely "
+            "on these times")
 
 
 def processor() -> str:
@@ -73,3 +85,45 @@ def _cpuinfo(key: str) -> str:
         return ""
     return next((line.partition(":")[2].strip() for line in lines
                  if line.partition(":")[0].strip() == key), "")
+
+
+class Others:
+    """What else the machine did meanwhile: figures from a busy one mean little.
+
+    Dense operators suffer most, because all their threads must arrive before any goes on.
+    """
+
+    def __init__(self) -> None:
+        """Begin to count."""
+        self._before = _cpu_seconds()
+
+    def share(self) -> float | None:
+        """Return the share of the cores' time that other processes took since the start.
+
+        ``None`` where the system does not tell.
+        """
+        before, now = self._before, _cpu_seconds()
+        if before is None or now is None or now.whole <= before.whole:
+            return None
+        others = (now.busy - now.own) - (before.busy - before.own)
+        return max(0.0, others / (now.whole - before.whole))
+
+
+class _Cpu(NamedTuple):
+    busy: float
+    whole: float
+    own: float
+
+
+def _cpu_seconds() -> _Cpu | None:
+    """Read the time that all cores were busy and existed, and this process's own."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, steal; guests are within the first two.
+    counts = [int(count) / ticks for count in line.split()[1:9]]
+    times = os.times()
+    own = times.user + times.system + times.children_user + times.children_system
+    return _Cpu(sum(counts) - counts[3] - counts[4], sum(counts), own)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.bench import memory
+from deltaconvert.bench import machine, memory
 from deltaconvert.bench.fidelity import Search, Truth, at_threshold, find_threshold
 from deltaconvert.bench.outputs import relative_rms, tensors
 from deltaconvert.bench.peers import EAGER, Peer, Peers
@@ -72,6 +72,7 @@ class Result:
         peers: the dense runtimes.
         peak_bytes: of the converted network, as `Peer.peak_bytes`.
         still, unrelated: times of the converted network and of eager, likewise.
+        others_share: of the cores' time while the clip was timed, what other processes took.
         unrelated_error: of the first unrelated frame, relative RMS.
     """
 
@@ -83,6 +84,7 @@ class Result:
     peers: Peers
     peak_bytes: int | None
     still: dict[str, list[list[float]]]
+    others_share: float | None
     unrelated: dict[str, list[list[float]]] = field(default_factory=dict)
     unrelated_error: float = 0.0
 
@@ -138,6 +140,7 @@ class Result:
                 {"error_rms": self.unrelated_error} if self.unrelated else {}),
             "runtimes": self._runtimes(),
             "skipped": self.peers.skipped,
+            "others_cpu_share": self.others_share,
             "kinds": [{"kind": k.name, "nodes": k.nodes, "ms": k.ms, "share": k.share,
                        "needed_multiply_adds": k.needed, "gigaflops": k.gigaflops}
                       for k in self.kinds],
@@ -194,11 +197,14 @@ def measure(case: Case, *, fidelity: bool = False, tolerance: float | None = Non
         raise CheckError(f"the check failed, so nothing was timed.\n{report}")
     say("timing")
     peak = _peak_bytes(delta, case.frames)
+    others = machine.Others()
     times, work, stream = _on_clip(case, delta, rounds)
+    busy = others.share()
     still = _still(case, stream)
     kinds = profile(_at_start(delta, case.frames[0]), case.frames[1:PROFILED_FRAMES + 1])
     unrelated, error = _unrelated(case, delta) if case.unrelated else ({}, 0.0)
-    return Result(report, search, times, work, kinds, case.peers, peak, still, unrelated, error)
+    return Result(report, search, times, work, kinds, case.peers, peak, still, busy,
+                  unrelated, error)
 
 
 def _enough(frames: Sequence[Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from deltaconvert.bench import machine
 from deltaconvert.bench.layers import SHARES, LayerResult, mean_efficiency
 from deltaconvert.bench.networks import CONVERTED
 from deltaconvert.report import count, text_table
@@ -15,8 +16,9 @@ def network(data: dict[str, Any]) -> str:
     parts = [_runtimes(data), "", text_table(_lines(data), align="l"), "", _kinds(data["kinds"])]
     if data["skipped"]:
         parts += ["", *(f"left out: {name}: {why}" for name, why in data["skipped"].items())]
-    if remarks := data["check"]["remarks"]:
-        parts += ["", *(f"- {remark}" for remark in remarks)]
+    remarks = [*data["check"]["remarks"], machine.warning(data["others_cpu_share"])]
+    if said := [f"- {remark}" for remark in remarks if remark]:
+        parts += ["", *said]
     return "\n".join(parts)
 
 
