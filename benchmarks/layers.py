@@ -60,7 +60,8 @@ def main() -> None:
     busy = others.share()
     print(machine.warning(busy))
     write_json(options.json, {
-        "machine": about, "others_cpu_share": busy, "rounds": options.rounds, "efficiency": layers.summary(together),
+        "machine": about, "others_cpu_share": busy, "rounds": options.rounds,
+        "efficiency": layers.summary(together),
         "networks": {name: [r.to_dict() for r in found] for name, found in results.items()}})
     if options.plot:
         figure = plots.layer_efficiency({name: found for name, found in results.items() if found})
