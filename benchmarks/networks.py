@@ -36,6 +36,7 @@ from deltaconvert.report import text_table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # for examples/
 DATA = Path(os.environ.get("DELTACONVERT_DATA", ROOT.parent / "shared" / "data"))
+START = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Network:
 
 
 NETWORKS = {
-    "ResNet-50": Network("torchvision:resnet50", active=(0.01, 0.03, 0.05, 0.1, 0.3)),
+    "ResNet-50": Network("torchvision:resnet50", active=(0.01, 0.03, 0.05, 0.2)),
     "Pose-ResNet-50": Network("examples.pose_resnet:pose_resnet50", size=(352, 640)),
     "HRNet-W32": Network("timm:hrnet_w32", size=(352, 640)),
     "MobileNetV3-Large": Network("torchvision:mobilenet_v3_large"),
@@ -121,7 +122,6 @@ class Bench:
         return [self._measured(clip) for clip in self.clips]
 
     def _measured(self, clip: Clip) -> dict[str, Any]:
-        start = time.perf_counter()
         case = networks.Case(self.model, self.delta, self._frames(clip), self._unrelated(),
                              self.peers, self.options.threads)
         result = networks.measure(case, fidelity=self.network.fidelity, rounds=self.options.rounds,
@@ -131,7 +131,7 @@ class Bench:
                 "active_share": active, "frames": len(case.frames), **result.to_dict()}
         print(f"\n{self.name}, {clip.name} {clip.size[0]}x{clip.size[1]}, {active:.1%} active; "
               f"{result.report.settings}\n\n{text.network(data)}", flush=True)
-        say(f"{time.perf_counter() - start:.0f} s")
+        say("done")
         return data
 
     def _file(self) -> Clip:
@@ -157,7 +157,7 @@ class Bench:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{time.perf_counter() - START:6.0f} s  {line}", file=sys.stderr, flush=True)
 
 
 def overview(runs: dict[str, list[dict[str, Any]]]) -> str:

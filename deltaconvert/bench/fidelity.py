@@ -31,7 +31,7 @@ class _Output:
 
     frames: list[Tensor]
     rms: float
-    frozen: float  # relative RMS over all frames but the first
+    frozen: float  # relative RMS
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Search:
     Args:
         threshold: in standard deviations; 0 where none passed.
         allowed: the largest relative RMS error of a frame.
-        frozen: that of the frozen output, RMS over the clip without its first frame; the
-            least of the outputs that change at all.
+        frozen: that of the frozen output, over the clip; the least of the outputs that change
+            at all.
         tried: threshold and worst error of a frame, in the order tried; a run stops at its
             first frame that is too far off.
     """
@@ -91,8 +91,8 @@ class Truth:
 
 def _sizes(clip: Sequence[Tensor]) -> tuple[float, float]:
     rms = math.sqrt(statistics.fmean(mean_square(frame) for frame in clip))
-    later = [mean_square(clip[0] - frame) for frame in clip[1:]] or [0.0]
-    return rms, ratio(math.sqrt(statistics.fmean(later)), rms)
+    frozen = math.sqrt(statistics.fmean(mean_square(clip[0] - frame) for frame in clip))
+    return rms, ratio(frozen, rms)
 
 
 def find_threshold(delta: DeltaModule, truth: Truth,

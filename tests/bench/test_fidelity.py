@@ -13,7 +13,7 @@ def test_the_frozen_error_is_that_of_the_first_output():
     clip = [torch.tensor([[[[value]]]]) for value in (1.0, 2.0, 3.0)]
     truth = Truth(torch.nn.Identity(), clip)
     rms = math.sqrt((1 + 4 + 9) / 3)
-    assert truth.frozen == pytest.approx(math.sqrt((1 + 4) / 2) / rms)
+    assert truth.frozen == pytest.approx(math.sqrt((0 + 1 + 4) / 3) / rms)
     assert truth.allowed == pytest.approx(min(ALLOWED, OF_FROZEN * truth.frozen))
     assert truth.error(1, [torch.tensor([[[[2.5]]]])]) == pytest.approx(0.5 / rms)
     assert truth.error(1, [torch.tensor([[[[math.nan]]]])]) == math.inf
