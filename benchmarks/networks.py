@@ -5,7 +5,8 @@
 
 Each network is prepared once for all its clips. The threshold is searched for each clip, as
 `deltaconvert bench --fidelity` does: the largest at which every frame is within 1 % of the
-output's RMS, and a tenth of what an output frozen at frame 0 is off. Results are checked
+output's RMS, and a tenth of what an output frozen at frame 0 is off; for the detector, the
+largest at which its boxes agree with those of dense. Results are checked
 before they are timed. How to read the figures: docs/benchmarks.md.
 """
 
@@ -15,15 +16,17 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.bench import machine, networks, peers, plots, text
+from deltaconvert.bench.fidelity import Judge, Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
 from deltaconvert.checkpoints import apply_state_dict, build_model, read_checkpoint
@@ -37,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # for examples/
 DATA = Path(os.environ.get("DELTACONVERT_DATA", ROOT.parent / "shared" / "data"))
 START = time.perf_counter()
+# Neighbouring frames of the clip agree with each other to 0.88.
+LEAST_F1, IOU = 0.88, 0.5
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Network:
         weights: a file in the data folder; random, where there is none.
         order: of the channels.
         settings: of the conversion.
-        fidelity: search for the threshold; else it is in the settings.
+        judge: what the search for the threshold holds a frame's output against: the dense
+            output's numbers, or the boxes in it.
     """
 
     spec: str
@@ -61,7 +67,41 @@ class Network:
     weights: str = ""
     order: str = "rgb"
     settings: dict[str, Any] = field(default_factory=dict)
-    fidelity: bool = True
+    judge: Callable[[nn.Module, Sequence[Tensor]], Judge] = Truth
+
+
+class Boxes:
+    """A judge of FastestDet: the boxes that it finds against those of dense, as F1."""
+
+    allowed = 1 - LEAST_F1
+    tolerance = None
+    goal = f"an F1 of at least {LEAST_F1:g} to the boxes of dense"
+
+    def __init__(self, model: nn.Module, frames: Sequence[Tensor]) -> None:
+        from examples.fastestdet import decode, pairwise_iou
+
+        self.decode, self.pairwise_iou, self.frames = decode, pairwise_iou, frames
+        with torch.inference_mode():
+            self.expected = [decode(model(frame))[0] for frame in frames]
+
+    def worst_error(self, delta: deltaconvert.DeltaModule, stop_above: float = 1.0) -> float:
+        """Return 1 - F1 over the clip: 1 - 2 x matched / (found + expected)."""
+        stream = delta.new_stream()
+        found = [self.decode(stream(frame))[0] for frame in self.frames]
+        matched = sum(map(self._matched, found, self.expected))
+        whole = sum(map(len, found)) + sum(map(len, self.expected))
+        return 1 - 2 * matched / whole if whole else 0.0
+
+    def _matched(self, found: Tensor, expected: Tensor) -> int:
+        """Pair boxes of one class, the best scores first, each at most once."""
+        iou = self.pairwise_iou(torch.cat((found[:, :4], expected[:, :4])))
+        iou = iou[:len(found), len(found):] * (found[:, None, 5] == expected[None, :, 5])
+        pairs = 0
+        for row in iou:
+            if len(row) and float(row.max()) > IOU:
+                iou[:, int(row.argmax())] = 0
+                pairs += 1
+        return pairs
 
 
 NETWORKS = {
@@ -69,12 +109,10 @@ NETWORKS = {
     "Pose-ResNet-50": Network("examples.pose_resnet:pose_resnet50", size=(352, 640)),
     "HRNet-W32": Network("timm:hrnet_w32", size=(352, 640)),
     "MobileNetV3-Large": Network("torchvision:mobilenet_v3_large"),
-    # 0.2 standard deviations: F1 against dense stays above 0.88, so there is nothing to search.
     "FastestDet": Network(
         "examples.fastestdet:FastestDet", size=(352, 640), clip="highway.mp4",
-        weights="fastestdet.pth", order="bgr", fidelity=False, settings={
-            "input_threshold": 2 / 255, "input_test": "block", "threshold": 0.2,
-            "threshold_unit": "std", "norm": "rms"}),
+        weights="fastestdet.pth", order="bgr", judge=Boxes,
+        settings={"input_threshold": 2 / 255, "input_test": "block"}),
 }
 
 
@@ -124,8 +162,8 @@ class Bench:
     def _measured(self, clip: Clip) -> dict[str, Any]:
         case = networks.Case(self.model, self.delta, self._frames(clip), self._unrelated(),
                              self.peers, self.options.threads)
-        result = networks.measure(case, fidelity=self.network.fidelity, rounds=self.options.rounds,
-                                  say=say)
+        result = networks.measure(case, judge=self.network.judge(self.model, case.frames),
+                                  rounds=self.options.rounds, say=say)
         active = result.report.update_ratio_input
         data = {"model": self.network.spec, "clip": clip.name, "size": list(clip.size),
                 "active_share": active, "frames": len(case.frames), **result.to_dict()}
@@ -138,13 +176,13 @@ class Bench:
         return open_clip(DATA / self.network.clip, size=self.network.size,
                          frames=self.options.frames)
 
-    def _frames(self, clip: Clip) -> list[torch.Tensor]:
+    def _frames(self, clip: Clip) -> list[Tensor]:
         return list(self._prepared(clip))
 
     def _prepared(self, clip: Clip) -> ModelFrames:
         return ModelFrames(clip, self.network.order)
 
-    def _unrelated(self) -> list[torch.Tensor]:
+    def _unrelated(self) -> list[Tensor]:
         return unrelated(self.network.size, self._prepared(self.clips[0]).prepare)
 
     def _model(self) -> nn.Module:

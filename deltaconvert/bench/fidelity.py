@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,29 @@ OF_FROZEN = 0.1
 # Standard deviations. The lowest is far under what any network notices; each step of the
 # bisection halves the exponent, so seven leave 5 % between what passed and what did not.
 LEAST, MOST, STEPS = 2.0**-9, 1.0, 7
+
+
+class Judge(Protocol):
+    """What a search asks of a converted network.
+
+    Attributes:
+        goal: in words, for the tables.
+        allowed: the largest error.
+        tolerance: what the check may allow a frame, relative RMS; ``None`` where that is not
+            what is judged.
+    """
+
+    @property
+    def goal(self) -> str: ...
+
+    @property
+    def allowed(self) -> float: ...
+
+    @property
+    def tolerance(self) -> float | None: ...
+
+    def worst_error(self, delta: DeltaModule, stop_above: float = math.inf) -> float:
+        """Run a clip and return its error, or one above a limit as soon as it is sure."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +64,14 @@ class Search:
 
     Args:
         threshold: in standard deviations; 0 where none passed.
-        allowed: the largest relative RMS error of a frame.
-        frozen: that of the frozen output, over the clip; the least of the outputs that change
-            at all.
-        tried: threshold and worst error of a frame, in the order tried; a run stops at its
-            first frame that is too far off.
+        goal, allowed: the judge's.
+        tried: threshold and error, in the order tried; a run may stop at the first frame that
+            is too far off.
     """
 
     threshold: float
+    goal: str
     allowed: float
-    frozen: float
     tried: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -73,6 +95,16 @@ class Truth:
         """What a frame's error may be."""
         return min(ALLOWED, OF_FROZEN * self.frozen)
 
+    @property
+    def tolerance(self) -> float | None:
+        """The same, for the check; where nothing changes, what is usual at threshold 0."""
+        return self.allowed or None
+
+    @property
+    def goal(self) -> str:
+        """What is allowed, in words."""
+        return f"an error of at most {self.allowed:.2%} in every frame"
+
     def worst_error(self, delta: DeltaModule, stop_above: float = math.inf) -> float:
         """Return the largest relative RMS error of a frame, or the first above a limit."""
         stream, worst = delta.new_stream(), 0.0
@@ -95,29 +127,29 @@ def _sizes(clip: Sequence[Tensor]) -> tuple[float, float]:
     return rms, ratio(frozen, rms)
 
 
-def find_threshold(delta: DeltaModule, truth: Truth,
+def find_threshold(delta: DeltaModule, judge: Judge,
                    say: Callable[[str], None] = lambda text: None) -> Search:
-    """Bisect for the largest threshold whose worst frame is within what is allowed.
+    """Bisect for the largest threshold whose error is within what is allowed.
 
     Args:
         delta: its settings are kept but for threshold, unit (standard deviations) and norm
             (RMS).
-        truth: the clip with the dense outputs.
+        judge: what an error is, and how large it may be.
         say: told each attempt.
     """
     low, high = math.log2(LEAST), math.log2(MOST)
-    search = Search(0.0, truth.allowed, truth.frozen)
-    found = 0.0
+    tried: list[tuple[float, float]] = []
+    found, allowed = 0.0, judge.allowed
     for _ in range(STEPS):
         middle = (low + high) / 2
         threshold = float(f"{2**middle:.2g}")
-        error = truth.worst_error(at_threshold(delta, threshold), stop_above=truth.allowed)
-        search.tried.append((threshold, error))
-        passed = error <= truth.allowed
-        say(f"threshold {threshold:g} std: error {error:.2%}, {truth.allowed:.2%} allowed")
+        error = judge.worst_error(at_threshold(delta, threshold), stop_above=allowed)
+        tried.append((threshold, error))
+        passed = error <= allowed
+        say(f"threshold {threshold:g} std: error {error:.2%}, {allowed:.2%} allowed")
         low, high = (middle, high) if passed else (low, middle)
         found = threshold if passed else found
-    return Search(found, search.allowed, search.frozen, search.tried)
+    return Search(found, judge.goal, allowed, tried)
 
 
 def at_threshold(delta: DeltaModule, threshold: float) -> DeltaModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.bench import machine, memory
-from deltaconvert.bench.fidelity import Search, Truth, at_threshold, find_threshold
+from deltaconvert.bench.fidelity import Judge, Search, at_threshold, find_threshold
 from deltaconvert.bench.outputs import relative_rms, tensors
 from deltaconvert.bench.peers import EAGER, Peer, Peers
 from deltaconvert.bench.profile import Kind, profile
@@ -35,6 +36,8 @@ UNRELATED_UNTIMED, UNRELATED_TIMED, UNRELATED_ROUNDS = 1, 2, 3
 # What `unrelated` needs: the frames of its rounds, and one to begin with.
 UNRELATED_FRAMES = UNRELATED_ROUNDS * (UNRELATED_UNTIMED + UNRELATED_TIMED) + 1
 PROFILED_FRAMES = 8
+PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16",
+              torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Result:
     """What was measured; times in ms a frame. `to_dict` names the figures.
 
     Args:
+        precision: in which the converted network keeps most of its values.
         report: of the check.
         search: of the threshold, where one was made.
         times: by name, `CONVERTED` and the dense runtimes: ms of each round.
@@ -76,6 +80,7 @@ class Result:
         unrelated_error: of the first unrelated frame, relative RMS.
     """
 
+    precision: str
     report: Report
     search: Search | None
     times: dict[str, list[list[float]]]
@@ -145,13 +150,14 @@ class Result:
                        "needed_multiply_adds": k.needed, "gigaflops": k.gigaflops}
                       for k in self.kinds],
             "threshold_search": None if self.search is None else {
-                "threshold": self.search.threshold, "allowed_rms": self.search.allowed,
+                "threshold": self.search.threshold, "goal": self.search.goal,
+                "allowed": self.search.allowed,
                 "tried": [list(attempt) for attempt in self.search.tried]},
             "check": self.report.to_dict(),
         }
 
     def _runtimes(self) -> dict[str, Any]:
-        about: dict[str, dict[str, Any]] = {CONVERTED: {"precision": "fp32"}}
+        about: dict[str, dict[str, Any]] = {CONVERTED: {"precision": self.precision}}
         about |= {p.name: {"precision": p.precision, "error_rms": p.error}
                   for p in self.peers.ready}
         for name, said in about.items():
@@ -168,15 +174,15 @@ def _beside_eager(times: dict[str, list[list[float]]]) -> dict[str, float]:
     return {"ms": ms, "eager_ms": dense_ms, "over_eager": ms / dense_ms}
 
 
-def measure(case: Case, *, fidelity: bool = False, tolerance: float | None = None,
+def measure(case: Case, *, judge: Judge | None = None, tolerance: float | None = None,
             rounds: int = ROUNDS, say: Say = lambda text: None) -> Result:
     """Find the threshold where asked to, check, and only then time.
 
     Args:
         case: what to measure.
-        fidelity: take the largest threshold that keeps every frame within what `Truth.allowed`
-            says, in the place of the one that ``case.delta`` has.
-        tolerance: for the check, as in `validate`; with ``fidelity`` it is known.
+        judge: take the largest threshold that it allows, a `fidelity.Truth` say, in the place
+            of the one that ``case.delta`` has.
+        tolerance: for the check, as in `validate`; a judge brings its own.
         rounds: how often the runtimes take turns; fewer on a short clip.
         say: told what is going on.
 
@@ -186,10 +192,10 @@ def measure(case: Case, *, fidelity: bool = False, tolerance: float | None = Non
     """
     _enough(case.frames)
     delta, search = case.delta, None
-    if fidelity:
+    if judge is not None:
         say("searching for the threshold")
-        search = find_threshold(delta, Truth(case.model, case.frames), say)
-        delta, tolerance = at_threshold(delta, search.threshold), search.allowed or None
+        search = find_threshold(delta, judge, say)
+        delta, tolerance = at_threshold(delta, search.threshold), judge.tolerance
     say("checking")
     report = validate(case.model, delta, case.frames, tolerance=tolerance,
                       law_every=max(10, len(case.frames) // 2))
@@ -203,8 +209,19 @@ def measure(case: Case, *, fidelity: bool = False, tolerance: float | None = Non
     still = _still(case, stream)
     kinds = profile(_at_start(delta, case.frames[0]), case.frames[1:PROFILED_FRAMES + 1])
     unrelated, error = _unrelated(case, delta) if case.unrelated else ({}, 0.0)
-    return Result(report, search, times, work, kinds, case.peers, peak, still, busy,
-                  unrelated, error)
+    return Result(_precision(stream), report, search, times, work, kinds, case.peers, peak, still,
+                  busy, unrelated, error)
+
+
+def _precision(stream: Stream) -> str:
+    assert stream.program is not None
+    nbytes: dict[torch.dtype, int] = {}
+    for node in stream.program.nodes:
+        spec = node.about.output
+        if spec.shape is not None and spec.dtype is not None:
+            nbytes[spec.dtype] = nbytes.get(spec.dtype, 0) + math.prod(spec.shape)
+    dtype = max(nbytes, key=lambda kind: nbytes[kind])
+    return PRECISIONS.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def _enough(frames: Sequence[Tensor]) -> None:

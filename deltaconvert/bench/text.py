@@ -62,7 +62,7 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
                       f"{data['unrelated']['error_rms']:.1e}"))
     if search := data["threshold_search"]:
         lines.insert(0, ("threshold", f"{search['threshold']:g} standard deviations, found for "
-                         f"an error of {search['allowed_rms']:.2%} in every frame"))
+                         f"{search['goal']}"))
     return lines
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.bench import machine, networks, peers, plots, text
+from deltaconvert.bench.fidelity import Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
 from deltaconvert.checkpoints import (
@@ -97,7 +98,8 @@ def bench(
     dense, delta = _networks(model, checkpoint, model_arg, seed, held, config)
     others = peers.prepare(dense, held[0], threads, _names(against), _say)
     case = networks.Case(dense, delta, held, unrelated(clip.size, batches.prepare), others, threads)
-    result = networks.measure(case, fidelity=fidelity, tolerance=tolerance, rounds=rounds,
+    judge = Truth(dense, held) if fidelity else None
+    result = networks.measure(case, judge=judge, tolerance=tolerance, rounds=rounds,
                               say=_say)
     data = {"model": model, "clip": clip.name, "size": list(clip.size),
             "active_share": result.report.update_ratio_input, "frames": len(held), "seed": seed,

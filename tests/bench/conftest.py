@@ -6,6 +6,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.bench import networks, peers
+from deltaconvert.bench.fidelity import Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import batch_norm_statistics
 from deltaconvert.clips import synthetic
@@ -40,5 +41,5 @@ def case(model, delta, frames):
 
 
 @pytest.fixture(scope="session")
-def result(case):
-    return networks.measure(case, fidelity=True, rounds=3)
+def result(case, model, frames):
+    return networks.measure(case, judge=Truth(model, frames), rounds=3)

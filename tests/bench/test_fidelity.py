@@ -29,14 +29,16 @@ def test_the_largest_threshold_that_every_frame_allows(model, delta, frames):
     assert failed
     assert search.threshold == max(passed) < min(failed)
     held = at_threshold(delta, search.threshold)
+    assert search.goal == f"an error of at most {search.allowed:.2%} in every frame"
     assert (held.config.threshold_unit, held.config.norm) == ("std", "rms")
     assert 0 < truth.worst_error(held) <= search.allowed
 
 
 def test_where_nothing_is_allowed_nothing_is_held_back(model, delta, frames):
     """A clip that stands still: a frozen output is right, so any error is too much."""
-    search = find_threshold(delta, Truth(model, frames[:1] * 3))
-    assert (search.frozen, search.allowed) == (0.0, 0.0)
+    truth = Truth(model, frames[:1] * 3)
+    search = find_threshold(delta, truth)
+    assert (truth.frozen, search.allowed, truth.tolerance) == (0.0, 0.0, None)
     errors = [error for _, error in search.tried]
     assert search.threshold == 0.0 or max(errors) == 0.0
 

@@ -28,10 +28,11 @@ def test_the_figures_have_their_names_and_agree(result):
     assert data["speedup_over_eager"] == pytest.approx(eager / mine)
     assert data["speedup_over_best_dense_fp32"] == data["speedup_over_eager"]
     assert data["efficiency"] == pytest.approx(data["needed_share"] * eager / mine)
-    assert 0 < data["fidelity_rms"] <= data["threshold_search"]["allowed_rms"] <= 0.01
-    assert data["frozen_rms"] >= 10 * data["threshold_search"]["allowed_rms"]
+    assert 0 < data["fidelity_rms"] <= data["threshold_search"]["allowed"] <= 0.01
+    assert data["frozen_rms"] >= 10 * data["threshold_search"]["allowed"]
     assert 0.05 < data["update_ratio_input"] < 0.2
     assert data["check"]["passed"] is True
+    assert data["runtimes"][CONVERTED]["precision"] == "fp32"
 
 
 def test_the_share_is_that_of_the_timed_frames(case, delta, frames):
