@@ -17,7 +17,6 @@ _RESET_PEAK = "5"
 
 def resident() -> int | None:
     """Return the bytes that are resident, after freed memory went back to the system."""
-    gc.collect()
     _trim()
     return _read("VmRSS")
 
@@ -70,6 +69,7 @@ class Growth:
 
     def __init__(self) -> None:
         """Take what is resident now as zero."""
+        gc.collect()  # what is freed only later would count as growth below zero
         self._start = resident()
         self._works = False
 
