@@ -74,6 +74,11 @@ class Search:
     allowed: float
     tried: list[tuple[float, float]] = field(default_factory=list)
 
+    @property
+    def error(self) -> float | None:
+        """The judge's error at the threshold found; ``None`` where none passed."""
+        return dict(self.tried).get(self.threshold)
+
 
 class Truth:
     """The dense network's outputs on a clip, to hold many settings against."""

@@ -151,7 +151,7 @@ class Result:
                       for k in self.kinds],
             "threshold_search": None if self.search is None else {
                 "threshold": self.search.threshold, "goal": self.search.goal,
-                "allowed": self.search.allowed,
+                "allowed": self.search.allowed, "error": self.search.error,
                 "tried": [list(attempt) for attempt in self.search.tried]},
             "check": self.report.to_dict(),
         }

@@ -28,6 +28,7 @@ def test_the_largest_threshold_that_every_frame_allows(model, delta, frames):
     assert passed
     assert failed
     assert search.threshold == max(passed) < min(failed)
+    assert search.error == dict(search.tried)[search.threshold] <= search.allowed
     held = at_threshold(delta, search.threshold)
     assert search.goal == f"an error of at most {search.allowed:.2%} in every frame"
     assert (held.config.threshold_unit, held.config.norm) == ("std", "rms")
