@@ -58,7 +58,8 @@ def main() -> None:
     together = [result for found in results.values() for result in found]
     print(f"\n{text.layer_summary(together, shares)}")
     busy = others.share()
-    print(machine.warning(busy))
+    if warning := machine.warning(busy):
+        print(f"- {warning}")
     write_json(options.json, {
         "machine": about, "others_cpu_share": busy, "rounds": options.rounds,
         "efficiency": layers.summary(together),

@@ -1,5 +1,6 @@
 """Whole networks on clips of more and more activity, beside the dense runtimes, in one run.
 
+    python benchmarks/networks.py     # what make bench runs
     python benchmarks/networks.py [--json FILE] [--plots FOLDER] [--network NAME]
         [--active 0.01 0.03 ...] [--frames 25] [--against eager,onnxruntime,...] [--threads 2]
 
@@ -62,7 +63,7 @@ class Network:
 
     spec: str
     size: tuple[int, int] = (360, 640)
-    active: tuple[float, ...] = (0.03, 0.05)
+    active: tuple[float, ...] = (0.03,)
     clip: str = ""
     weights: str = ""
     order: str = "rgb"
@@ -105,7 +106,7 @@ class Boxes:
 
 
 NETWORKS = {
-    "ResNet-50": Network("torchvision:resnet50", active=(0.01, 0.03, 0.05, 0.2)),
+    "ResNet-50": Network("torchvision:resnet50", active=(0.01, 0.03, 0.05)),
     "Pose-ResNet-50": Network("examples.pose_resnet:pose_resnet50", size=(352, 640)),
     "HRNet-W32": Network("timm:hrnet_w32", size=(352, 640)),
     "MobileNetV3-Large": Network("torchvision:mobilenet_v3_large"),
@@ -161,7 +162,7 @@ class Bench:
 
     def _measured(self, clip: Clip) -> dict[str, Any]:
         case = networks.Case(self.model, self.delta, self._frames(clip), self._unrelated(),
-                             self.peers, self.options.threads)
+                             self.peers)
         result = networks.measure(case, judge=self.network.judge(self.model, case.frames),
                                   rounds=self.options.rounds, say=say)
         active = result.report.update_ratio_input

@@ -51,7 +51,6 @@ class Case:
         unrelated: `UNRELATED_FRAMES` pictures of that shape that have nothing in common;
             none to leave that out.
         peers: dense runtimes, prepared for this model and shape.
-        threads: of all of them.
     """
 
     model: nn.Module
@@ -59,7 +58,6 @@ class Case:
     frames: Sequence[Tensor]
     unrelated: Sequence[Tensor]
     peers: Peers
-    threads: int
 
 
 @dataclass(frozen=True)

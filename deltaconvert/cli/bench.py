@@ -97,7 +97,7 @@ def bench(
     torch.set_num_threads(threads)
     dense, delta = _networks(model, checkpoint, model_arg, seed, held, config)
     others = peers.prepare(dense, held[0], threads, _names(against), _say)
-    case = networks.Case(dense, delta, held, unrelated(clip.size, batches.prepare), others, threads)
+    case = networks.Case(dense, delta, held, unrelated(clip.size, batches.prepare), others)
     judge = Truth(dense, held) if fidelity else None
     result = networks.measure(case, judge=judge, tolerance=tolerance, rounds=rounds,
                               say=_say)

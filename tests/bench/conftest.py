@@ -37,7 +37,7 @@ def delta(model, frames):
 @pytest.fixture(scope="session")
 def case(model, delta, frames):
     ready = peers.prepare(model, frames[0], 1, ["eager"])
-    return networks.Case(model, delta, frames, unrelated(SIZE, lambda p: p[None]), ready, 1)
+    return networks.Case(model, delta, frames, unrelated(SIZE, lambda p: p[None]), ready)
 
 
 @pytest.fixture(scope="session")
