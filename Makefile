@@ -38,8 +38,12 @@ lint: .venv/installed-dev
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 	    --cache-dir ../../.mypy_cache -p deltaconvert
 
+# Figures and pictures go to build/bench/. FastestDet needs clip and weights: DELTACONVERT_DATA.
 bench: .venv/installed-bench
-	$(BIN)/python benchmarks/networks.py
+	@mkdir -p build/bench
+	$(BIN)/python benchmarks/layers.py --json build/bench/layers.json \
+	    --plot build/bench/layers.png
+	$(BIN)/python benchmarks/networks.py --json build/bench/networks.json --plots build/bench
 
 # From the tree, with nothing installed: such a machine may have no network.
 test-gpu:

@@ -1,173 +1,252 @@
-"""Whole networks on the synthetic clip, beside dense eager channels_last in one run.
+"""Whole networks on clips of more and more activity, beside the dense runtimes, in one run.
 
-    python benchmarks/networks.py --model resnet50 --size 360x640 --active 0.05 --json out.json
+    python benchmarks/networks.py     # what make bench runs
+    python benchmarks/networks.py [--json FILE] [--plots FOLDER] [--network NAME]
+        [--active 0.01 0.03 ...] [--frames 25] [--against eager,onnxruntime,...] [--threads 2]
 
-Prints, for a clip: error against dense and the error of an output frozen at frame 0, both
-relative to the output's RMS; the multiply-adds needed and computed; milliseconds a frame,
-dense and converted. Then a frame equal to the last, and frames that change everywhere.
-Results are checked before anything is timed, and the two take turns frame by frame, so
-that a drift of the machine's speed falls on both.
+Each network is prepared once for all its clips. The threshold is searched for each clip, as
+`deltaconvert bench --fidelity` does: the largest at which every frame is within 1 % of the
+output's RMS, and a tenth of what an output frozen at frame 0 is off; for the detector, the
+largest at which its boxes agree with those of dense. Results are checked
+before they are timed. How to read the figures: docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.calibrate import batch_norm_statistics
-from deltaconvert.checkpoints import build_model
-from deltaconvert.clips import synthetic
-from deltaconvert.state import NodeStats
+from deltaconvert.bench import machine, networks, peers, plots, text
+from deltaconvert.bench.fidelity import Judge, Truth
+from deltaconvert.bench.pictures import unrelated
+from deltaconvert.calibrate import random_model
+from deltaconvert.checkpoints import apply_state_dict, build_model, read_checkpoint
+from deltaconvert.cli.frames import ModelFrames
+from deltaconvert.cli.output import check_writable, write_json, write_whole
+from deltaconvert.clips import Clip, open_clip, synthetic
+from deltaconvert.config import Config
+from deltaconvert.report import text_table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # for examples/
+DATA = Path(os.environ.get("DELTACONVERT_DATA", ROOT.parent / "shared" / "data"))
+START = time.perf_counter()
+# Neighbouring frames of the clip agree with each other to 0.88.
+LEAST_F1, IOU = 0.88, 0.5
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, the clips it is measured on, and what it takes.
+
+    Args:
+        spec: as `build_model` takes it.
+        size: H and W.
+        active: shares of the synthetic clip's pixels that change.
+        clip: a file in the data folder in the place of the synthetic clip.
+        weights: a file in the data folder; random, where there is none.
+        order: of the channels.
+        settings: of the conversion.
+        judge: what the search for the threshold holds a frame's output against: the dense
+            output's numbers, or the boxes in it.
+    """
+
+    spec: str
+    size: tuple[int, int] = (360, 640)
+    active: tuple[float, ...] = (0.03,)
+    clip: str = ""
+    weights: str = ""
+    order: str = "rgb"
+    settings: dict[str, Any] = field(default_factory=dict)
+    judge: Callable[[nn.Module, Sequence[Tensor]], Judge] = Truth
+
+
+class Boxes:
+    """A judge of FastestDet: the boxes that it finds against those of dense, as F1."""
+
+    allowed = 1 - LEAST_F1
+    tolerance = None
+    goal = f"an F1 of at least {LEAST_F1:g} to the boxes of dense"
+
+    def __init__(self, model: nn.Module, frames: Sequence[Tensor]) -> None:
+        from examples.fastestdet import decode, pairwise_iou
+
+        self.decode, self.pairwise_iou, self.frames = decode, pairwise_iou, frames
+        with torch.inference_mode():
+            self.expected = [decode(model(frame))[0] for frame in frames]
+
+    def worst_error(self, delta: deltaconvert.DeltaModule, stop_above: float = 1.0) -> float:
+        """Return 1 - F1 over the clip: 1 - 2 x matched / (found + expected)."""
+        stream = delta.new_stream()
+        found = [self.decode(stream(frame))[0] for frame in self.frames]
+        matched = sum(map(self._matched, found, self.expected))
+        whole = sum(map(len, found)) + sum(map(len, self.expected))
+        return 1 - 2 * matched / whole if whole else 0.0
+
+    def _matched(self, found: Tensor, expected: Tensor) -> int:
+        """Pair boxes of one class, the best scores first, each at most once."""
+        iou = self.pairwise_iou(torch.cat((found[:, :4], expected[:, :4])))
+        iou = iou[:len(found), len(found):] * (found[:, None, 5] == expected[None, :, 5])
+        pairs = 0
+        for row in iou:
+            if len(row) and float(row.max()) > IOU:
+                iou[:, int(row.argmax())] = 0
+                pairs += 1
+        return pairs
+
+
+NETWORKS = {
+    "ResNet-50": Network("torchvision:resnet50", active=(0.01, 0.03, 0.05)),
+    "Pose-ResNet-50": Network("examples.pose_resnet:pose_resnet50", size=(352, 640)),
+    "HRNet-W32": Network("timm:hrnet_w32", size=(352, 640)),
+    "MobileNetV3-Large": Network("torchvision:mobilenet_v3_large"),
+    "FastestDet": Network(
+        "examples.fastestdet:FastestDet", size=(352, 640), clip="highway.mp4",
+        weights="fastestdet.pth", order="bgr", judge=Boxes,
+        settings={"input_threshold": 2 / 255, "input_test": "block"}),
+}
 
 
 def main() -> None:
     options = parse()
-    torch.manual_seed(0)
-    height, width = (int(n) for n in options.size.split("x"))
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    frames = [f[None].contiguous() for f in synthetic(
-        (height, width), options.frames, active_share=options.active, seed=options.seed)]
-    model = build_model(options.model if ":" in options.model else f"torchvision:{options.model}")
-    batch_norm_statistics(model, frames[:8])
-    model = model.eval().to(memory_format=torch.channels_last)
-    delta = deltaconvert.convert(
-        model, backend=options.backend, threshold=options.threshold, threshold_unit="std",
-        norm="rms", nodes=dict(options.node))
-    result = {"machine": machine(), "options": vars(options), **on_clip(model, delta, frames),
-              **still(model, delta, frames[-1]), **everything(model, delta, frames)}
-    for name, value in result.items():
-        print(f"{name:32} {value:.5g}" if isinstance(value, float) else f"{name:32} {value}")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(result, file, indent=1)
+    check_writable(options.json)
+    if options.plots:
+        options.plots.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    about = machine.describe(options.threads)
+    print(machine.in_words(about))
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name in options.network or NETWORKS:
+        network = NETWORKS[name]
+        missing = [f for f in (network.clip, network.weights) if f and not (DATA / f).is_file()]
+        if missing:
+            print(f"\n{name} is left out: no {', '.join(missing)} in the data folder; set "
+                  "DELTACONVERT_DATA")
+            continue
+        runs[name] = Bench(name, network, options).run()
+    print(f"\n{overview(runs)}")
+    write_json(options.json, {"machine": about, "networks": runs})
+    if options.plots:
+        draw(runs, options.plots)
+
+
+class Bench:
+    """One network, prepared once for all its clips."""
+
+    def __init__(self, name: str, network: Network, options: argparse.Namespace) -> None:
+        self.name, self.network, self.options = name, network, options
+        self.clips = ([self._file()] if network.clip else
+                      [synthetic(network.size, options.frames, active_share=share, seed=0)
+                       for share in options.active or network.active])
+        self.model = self._model()
+        frames = self._frames(self.clips[0])
+        self.delta = deltaconvert.convert(self.model, frames[0], config=Config(
+            **{"threads": options.threads, **network.settings}))
+        wanted = None if options.against is None else options.against.split(",")
+        self.peers = peers.prepare(self.model, frames[0], options.threads, wanted,
+                                   lambda line: say(f"{name}: {line}"))
+
+    def run(self) -> list[dict[str, Any]]:
+        """Measure every clip; print each as it is known."""
+        return [self._measured(clip) for clip in self.clips]
+
+    def _measured(self, clip: Clip) -> dict[str, Any]:
+        case = networks.Case(self.model, self.delta, self._frames(clip), self._unrelated(),
+                             self.peers)
+        result = networks.measure(case, judge=self.network.judge(self.model, case.frames),
+                                  rounds=self.options.rounds, say=say)
+        active = result.report.update_ratio_input
+        data = {"model": self.network.spec, "clip": clip.name, "size": list(clip.size),
+                "active_share": active, "frames": len(case.frames), **result.to_dict()}
+        print(f"\n{self.name}, {clip.name} {clip.size[0]}x{clip.size[1]}, {active:.1%} active; "
+              f"{result.report.settings}\n\n{text.network(data)}", flush=True)
+        say("done")
+        return data
+
+    def _file(self) -> Clip:
+        return open_clip(DATA / self.network.clip, size=self.network.size,
+                         frames=self.options.frames)
+
+    def _frames(self, clip: Clip) -> list[Tensor]:
+        return list(self._prepared(clip))
+
+    def _prepared(self, clip: Clip) -> ModelFrames:
+        return ModelFrames(clip, self.network.order)
+
+    def _unrelated(self) -> list[Tensor]:
+        return unrelated(self.network.size, self._prepared(self.clips[0]).prepare)
+
+    def _model(self) -> nn.Module:
+        """Build it; without weights, BatchNorm statistics come from the busiest clip."""
+        if not self.network.weights:
+            return random_model(self.network.spec, 0, self._frames(self.clips[-1]))
+        model = build_model(self.network.spec)
+        apply_state_dict(model, read_checkpoint(DATA / self.network.weights).state)
+        return model
+
+
+def say(line: str) -> None:
+    print(f"{time.perf_counter() - START:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+
+def overview(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Lay out one row a run."""
+    rows = [("network", "active", "threshold", "error", "frozen", "needed", "best dense", "ms",
+             "converted", "speed-up", "over eager", "over bf16", "efficiency", "equal", "unrelated",
+             "state")]
+    for name, points in runs.items():
+        for run in points:
+            best = run["runtimes"][run["best_dense_fp32"]]["ms"]["median"]
+            bf16 = run["speedup_over"].get("openvino-bf16")
+            search = run["threshold_search"]
+            rows.append((
+                name, f"{run['active_share']:.1%}",
+                f"{search['threshold']:g}" if search else "given",
+                f"{run['fidelity_rms']:.2%}", f"{run['frozen_rms']:.1%}",
+                f"{run['needed_share']:.1%}", run["best_dense_fp32"], f"{best:.1f}",
+                f"{run['ms']:.1f}", f"{run['speedup_over_best_dense_fp32']:.2f}x",
+                f"{run['speedup_over_eager']:.2f}x", "-" if bf16 is None else f"{bf16:.2f}x",
+                f"{run['efficiency']:.2f}", f"{run['still']['over_eager']:.2%}",
+                f"{run['unrelated']['over_eager']:.2f}", f"{run['state_over_activations']:.2f}"))
+    return (text_table(rows) + "\nspeed-up: over the best dense fp32; equal, unrelated: time of "
+            "such a frame over eager's;\nstate: over the bytes of all activations of a dense frame")
+
+
+def draw(runs: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    """Write the pictures."""
+    labelled = {f"{name}, {run['active_share']:.1%}": run
+                for name, points in runs.items() for run in points}
+    swept = {name: points for name, points in runs.items() if len(points) > 1}
+    figures = {"time_by_kind.png": plots.time_by_kind(labelled) if labelled else None,
+               "speedup.png": plots.speedup(swept) if swept else None}
+    for file, figure in figures.items():
+        if figure is not None:
+            write_whole(folder / file, lambda part, figure=figure: figure.savefig(
+                part, format="png", dpi=100))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--size", default="360x640")
-    parser.add_argument("--active", type=float, default=0.05)
-    parser.add_argument("--frames", type=int, default=30)
-    parser.add_argument("--threshold", type=float, default=0.05, help="standard deviations")
-    parser.add_argument("--node", action="append", default=[], metavar="PATTERN=THRESHOLD",
-                        type=lambda text: (text.split("=")[0], float(text.split("=")[1])))
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json")
+    parser.add_argument("--network", action="append", choices=NETWORKS, help="repeats")
+    parser.add_argument("--active", type=float, nargs="+",
+                        help="shares of the synthetic clip's pixels that change")
+    parser.add_argument("--frames", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--against", metavar="NAME,NAME", help=", ".join(peers.NAMES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plots", type=Path, help="draw them into this folder")
     return parser.parse_args()
-
-
-def machine() -> str:
-    return (f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-            f"python {platform.python_version()}")
-
-
-def first_tensor(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else next(iter(
-        output.values() if isinstance(output, dict) else output))
-
-
-@torch.no_grad()
-def dense(model: nn.Module, frame: Tensor) -> Tensor:
-    return first_tensor(model(frame.to(memory_format=torch.channels_last)))
-
-
-# OpenMP's threads spin for some milliseconds behind a dense operator, in the way of the next.
-SETTLE_S = 0.01
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    time.sleep(SETTLE_S)
-    start = time.perf_counter()
-    result = call()
-    return (time.perf_counter() - start) * 1e3, result
-
-
-def rms(values: Tensor) -> float:
-    return float(values.double().square().mean().sqrt())
-
-
-def on_clip(model: nn.Module, delta: deltaconvert.DeltaModule, frames: list[Tensor]
-            ) -> dict[str, Any]:
-    """Check every frame, then time the clip over again from its start."""
-    frozen = dense(model, frames[0])
-    errors, frozen_errors = [], []
-    for frame in frames:
-        expected = dense(model, frame)
-        errors.append(rms(first_tensor(delta(frame)) - expected) / rms(expected))
-        frozen_errors.append(rms(frozen - expected) / rms(expected))
-    needed, scheduled = shares(delta)
-    delta.reset()
-    delta(frames[0])
-    times = [(timed(lambda f=f: dense(model, f))[0], timed(lambda f=f: delta(f))[0])
-             for f in frames[1:]]
-    dense_ms, delta_ms = (statistics.median(column) for column in zip(*times, strict=True))
-    return {"worst_error": max(errors), "mean_frozen_error": statistics.mean(frozen_errors[1:]),
-            "least_frozen_error": min(frozen_errors[1:]),
-            "worst_error_over_frozen": max(e / f for e, f in zip(
-                errors[1:], frozen_errors[1:], strict=True)),
-            "needed_share": needed, "scheduled_share": scheduled, "dense_ms": dense_ms,
-            "delta_ms": delta_ms, "speedup_over_eager": dense_ms / delta_ms,
-            "efficiency": needed * dense_ms / delta_ms,
-            "state_mb": delta.stream.state_bytes / 1e6,
-            "dense_activations_mb": activation_bytes(model, frames[0]) / 1e6}
-
-
-def shares(delta: deltaconvert.DeltaModule) -> tuple[float, float]:
-    """Multiply-adds needed and computed, of the dense ones; the first frame left out."""
-    total = NodeStats()
-    for node in delta.statistics.values():
-        total.add(node)
-    frames = max(node.frames for node in delta.statistics.values())
-    first = total.dense / frames
-    rest = total.dense - first
-    return (total.needed - first) / rest, (total.scheduled - first) / rest
-
-
-def activation_bytes(model: nn.Module, frame: Tensor) -> int:
-    sizes: list[int] = []
-    hooks = [m.register_forward_hook(lambda _m, _i, out: sizes.append(
-        out.nbytes if isinstance(out, Tensor) else 0))
-        for m in model.modules() if not list(m.children())]
-    dense(model, frame)
-    for hook in hooks:
-        hook.remove()
-    return sum(sizes)
-
-
-def still(model: nn.Module, delta: deltaconvert.DeltaModule, frame: Tensor) -> dict[str, float]:
-    """A frame equal to the last."""
-    delta(frame)
-    pairs = [(timed(lambda: dense(model, frame))[0], timed(lambda: delta(frame))[0])
-             for _ in range(10)]
-    dense_ms, delta_ms = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return {"still_ms": delta_ms, "still_over_dense": delta_ms / dense_ms}
-
-
-def everything(model: nn.Module, delta: deltaconvert.DeltaModule, frames: list[Tensor]
-               ) -> dict[str, float]:
-    """Frames that have nothing in common: flips of one another, with new grain."""
-    generator = torch.Generator().manual_seed(1)
-    unrelated = [(frames[0].flip(d) + 0.1 * torch.randn(frames[0].shape, generator=generator))
-                 .clamp(0, 1) for d in (2, 3, (2, 3), 2, 3, (2, 3))]
-    expected = dense(model, unrelated[0])
-    error = rms(first_tensor(delta(unrelated[0])) - expected) / rms(expected)
-    pairs = [(timed(lambda f=f: dense(model, f))[0], timed(lambda f=f: delta(f))[0])
-             for f in unrelated[1:]]
-    dense_ms, delta_ms = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return {"unrelated_error": error, "unrelated_ms": delta_ms,
-            "unrelated_over_dense": delta_ms / dense_ms}
 
 
 if __name__ == "__main__":

@@ -7,13 +7,36 @@ fidelity says anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deltaconvert.checkpoints import build_model
 from deltaconvert.errors import InputError
+
+CALIBRATION_FRAMES = 6
+
+
+def random_model(spec: str, seed: int, frames: Sequence[Tensor],
+                 model_args: Mapping[str, object] | None = None) -> nn.Module:
+    """Build a model with random weights of a seed, and BatchNorm statistics from a clip.
+
+    Args:
+        spec: as `build_model` takes it; a plain name is torchvision's.
+        seed: of the weights; PyTorch's own generator is left as it was.
+        frames: ``[N, C, H, W]`` each; every so many-th is taken, `CALIBRATION_FRAMES` or so.
+        model_args: keyword arguments for the builder.
+
+    Raises:
+        InputError: see `build_model` and `batch_norm_statistics`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(spec if ":" in spec else f"torchvision:{spec}", model_args)
+    batch_norm_statistics(model, frames[::max(1, len(frames) // CALIBRATION_FRAMES)])
+    return model
 
 
 def batch_norm_statistics(model: nn.Module, frames: Iterable[Tensor]) -> int:

@@ -43,3 +43,9 @@ class TraceError(UnsupportedError):
 
 class RegistryError(DeltaConvertError):
     """An operator, a spelling or a backend was registered twice."""
+
+
+class CheckError(DeltaConvertError):
+    """What was to be measured does not do what it should; the message holds the report."""
+
+    exit_code = 1

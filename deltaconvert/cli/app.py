@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import deltaconvert
+from deltaconvert.cli.bench import bench
 from deltaconvert.cli.convert import convert
 from deltaconvert.cli.demo import demo
 from deltaconvert.cli.inspect import inspect
@@ -57,5 +58,5 @@ def start(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 
-for _command in (demo, convert, validate, inspect):
+for _command in (demo, convert, validate, inspect, bench):
     app.command()(_reporting(_command))

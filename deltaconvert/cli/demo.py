@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.calibrate import batch_norm_statistics
-from deltaconvert.checkpoints import build_model
+from deltaconvert.calibrate import random_model
 from deltaconvert.cli.options import JsonFile, parse_size, settings_as_flags
 from deltaconvert.cli.output import check_writable, with_progress, write_json
 from deltaconvert.cli.picture import Picture, watch
@@ -22,7 +20,6 @@ from deltaconvert.report import Report, text_table
 from deltaconvert.validate import validate
 
 MODELS = ("resnet18", "mobilenet_v2")
-CALIBRATION_FRAMES = 6
 PICTURED_FRAME = 6
 # A pixel's noise, as RMS over three channels of one frame against another, is over this many
 # times a channel's standard deviation in 1 of 40,000 pixels.
@@ -89,19 +86,6 @@ def _runs(spec: str, clip: Clip, seed: int, exact: Config, held: Config,
         runs.append(Run(spec, label, report))
         picture.add(f"{spec}\nthreshold {label}", watch(delta, batches[:PICTURED_FRAME + 1]))
     return runs
-
-
-def random_model(spec: str, seed: int, batches: list[Tensor]) -> nn.Module:
-    """Build a model with random weights, and BatchNorm statistics from the clip.
-
-    A plain name is torchvision's.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_model(spec if ":" in spec else f"torchvision:{spec}")
-    step = max(1, len(batches) // CALIBRATION_FRAMES)
-    batch_norm_statistics(model, batches[::step])
-    return model
 
 
 def _introduction(clip: Clip, active: float, noise: float, held: Config) -> str:
