@@ -19,6 +19,7 @@ from deltaconvert.errors import (
     UnsupportedError,
 )
 from deltaconvert.files import load, save
+from deltaconvert.islands import IslandsModule, IslandsStream
 from deltaconvert.module import DeltaModule
 from deltaconvert.report import Report
 from deltaconvert.stream import Stream
@@ -34,6 +35,8 @@ __all__ = [
     "DeltaModule",
     "FrameError",
     "InputError",
+    "IslandsModule",
+    "IslandsStream",
     "NodeConfig",
     "Report",
     "Stream",
