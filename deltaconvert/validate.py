@@ -319,7 +319,8 @@ class _Output:
         if self.first is None:
             self.first = dense.clone()
         error, reference = _difference(converted, dense), _finite(dense)
-        frozen = _difference(self.first, dense)
+        # Where a frame has another number of boxes, all of it is new.
+        frozen = _difference(self.first, dense) if self.first.shape == dense.shape else reference
         self.squares.append((_mean_square(error), _mean_square(reference), _mean_square(frozen)))
         self._add_products(reference, _finite(converted))
         if error.numel():
