@@ -21,6 +21,7 @@ from deltaconvert.errors import (
 from deltaconvert.files import load, save
 from deltaconvert.islands import IslandsModule, IslandsStream
 from deltaconvert.module import DeltaModule
+from deltaconvert.pt2 import read_program
 from deltaconvert.report import Report
 from deltaconvert.stream import Stream
 from deltaconvert.validate import validate
@@ -45,6 +46,7 @@ __all__ = [
     "UnsupportedError",
     "convert",
     "load",
+    "read_program",
     "save",
     "validate",
 ]

@@ -6,40 +6,43 @@ from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.module import DeltaModule
+from deltaconvert.pt2 import from_program
 from deltaconvert.program import compile_graph
 
 
 @overload
-def convert(model: nn.Module, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: None = None,
             **overrides: Any) -> DeltaModule: ...
 
 
 @overload
-def convert(model: nn.Module, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: Sequence[str],
             **overrides: Any) -> IslandsModule: ...
 
 
 @overload
-def convert(model: nn.Module, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: Literal["auto"],
             **overrides: Any) -> DeltaModule | IslandsModule: ...
 
 
-def convert(model: nn.Module, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False,
             modules: Sequence[str] | Literal["auto"] | None = None,
             **overrides: Any) -> DeltaModule | IslandsModule:
     """Convert a trained CNN into a module with the same outputs for video.
 
     Args:
-        model: any ``nn.Module`` that can be traced; it is copied and left untouched.
+        model: any ``nn.Module`` that can be traced, a program of ``torch.export``, or what
+            `read_program` read; it is copied and left untouched.
         example_inputs: frames like those to come, ``[N, C, H, W]``: shapes, rules and state
             bytes are then known at once (and ``strict`` answers at once). A model whose code
             branches on shapes needs them, and then takes frames of these shapes only.
@@ -61,6 +64,8 @@ def convert(model: nn.Module, example_inputs: Tensor | Sequence[Any] | None = No
         ConfigError: for a setting that makes no sense.
         UnsupportedError: under ``strict``, with every such node.
     """
+    if isinstance(model, ExportedProgram):
+        model = from_program(model)
     if isinstance(model, (DeltaModule, IslandsModule)):
         raise InputError("this model is converted already; convert takes the dense model.")
     settings = (config or Config()).replace(**overrides)

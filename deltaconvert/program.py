@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from deltaconvert.backends.base import Backend, Buffers, Step, create
 from deltaconvert.backends.rule import unite_masks
 from deltaconvert.config import Config
+from deltaconvert.exported import ExportedModel
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
@@ -79,7 +80,7 @@ def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModul
     Raises:
         TraceError: where the model cannot be traced.
     """
-    graph_module = trace(model, frames)
+    graph_module = model.traced() if isinstance(model, ExportedModel) else trace(model, frames)
     graph_module.meta["results"] = [normalize(graph_module)]
     return graph_module
 
