@@ -207,9 +207,11 @@ def _line(row: dict[str, Any]) -> str:
     name = row["name"].partition(":")[2]
     size = "x".join(map(str, row["size"]))
     if row["error"] is None:
-        return f"| {name} | {size} | {row['converts'] or 'no'} | {_cell(row['agrees'])} " + "|  " * 6 + "|"
+        said = row["converts"] or "no"
+        return f"| {name} | {size} | {said} | {_cell(row['agrees'])} " + "|  " * 6 + "|"
     numbers = [f"{row[key]:.1%}" for key in ("local", "global", "unknown", "outside", "needed")]
-    return (f"| {name} | {size} | {row['converts']} | {_cell(row['agrees'])}, {row['error']:.0e} | "
+    agrees = f"{_cell(row['agrees'])}, {row['error']:.0e}"
+    return (f"| {name} | {size} | {row['converts']} | {agrees} | "
             + " | ".join(numbers) + f" | {row['state_bytes'] / 1e6:.1f} |")
 
 

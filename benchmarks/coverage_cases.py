@@ -8,6 +8,7 @@ and seeded; BatchNorm statistics come from the clip, and parameters that begin a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,18 +23,20 @@ FRAMES = 5
 SIZE = (96, 96)
 
 # One model a family, the smallest that has all of it.
-TIMM = """
-    bat_resnext26ts botnet26t_256 convmixer_768_32 convnext_atto convnextv2_atto cs3darknet_s
-    cspdarknet53 cspresnet50 darknet53 densenet121 dla34 dpn68 edgenext_xx_small efficientnet_b0
-    efficientnetv2_rw_t efficientvit_b0 ese_vovnet19b_dw fasternet_t0 fastvit_t8 fbnetc_100
-    focalnet_tiny_srf gcresnext26ts gernet_s ghostnet_100 ghostnetv2_100 hardcorenas_a hgnetv2_b0
-    hrnet_w32 inception_next_atto inception_resnet_v2 inception_v3 inception_v4 lambda_resnet26t
-    lcnet_050 legacy_xception mixnet_s mnasnet_small mobilenetv1_100 mobilenetv3_small_050
-    mobilenetv4_conv_small mobileone_s0 mobilevit_xxs nf_resnet50 nfnet_l0 poolformer_s12
-    regnety_002 regnetz_005 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s resnest14d
-    resnet26d resnetv2_50x1_bit rexnet_100 selecsls42b seresnet50 starnet_s1 tf_efficientnetv2_b0
-    visformer_tiny
-""".split()
+TIMM = [
+    "bat_resnext26ts", "botnet26t_256", "convmixer_768_32", "convnext_atto", "convnextv2_atto",
+    "cs3darknet_s", "cspdarknet53", "cspresnet50", "darknet53", "densenet121", "dla34", "dpn68",
+    "edgenext_xx_small", "efficientnet_b0", "efficientnetv2_rw_t", "efficientvit_b0",
+    "ese_vovnet19b_dw", "fasternet_t0", "fastvit_t8", "fbnetc_100", "focalnet_tiny_srf",
+    "gcresnext26ts", "gernet_s", "ghostnet_100", "ghostnetv2_100", "hardcorenas_a", "hgnetv2_b0",
+    "hrnet_w32", "inception_next_atto", "inception_resnet_v2", "inception_v3", "inception_v4",
+    "lambda_resnet26t", "lcnet_050", "legacy_xception", "mixnet_s", "mnasnet_small",
+    "mobilenetv1_100", "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobileone_s0",
+    "mobilevit_xxs", "nf_resnet50", "nfnet_l0", "poolformer_s12", "regnety_002", "regnetz_005",
+    "repghostnet_050", "repvgg_a0", "repvit_m0_9", "res2net50_26w_4s", "resnest14d", "resnet26d",
+    "resnetv2_50x1_bit", "rexnet_100", "selecsls42b", "seresnet50", "starnet_s1",
+    "tf_efficientnetv2_b0", "visformer_tiny",
+]
 
 # Built for one size alone.
 SIZES = {"maxvit_t": (224, 224), "mvit": (224, 224), "vit_": (224, 224), "halonet": (256, 256),
@@ -82,7 +85,7 @@ class Case:
         count = FRAMES + max(self.depth - 1, 1 if self.kind == "optical flow" else 0)
         clip = [2 * frame[None] - 1 for frame in synthetic(self.size, frames=count)]
         if self.kind == "optical flow":
-            return list(zip(clip, clip[1:], strict=False))
+            return list(pairwise(clip))
         if self.kind == "video":
             return [torch.stack(clip[i:i + self.depth], 2) for i in range(FRAMES)]
         if self.kind == "detection":

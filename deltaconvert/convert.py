@@ -12,29 +12,33 @@ from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.module import DeltaModule
-from deltaconvert.pt2 import from_program
 from deltaconvert.program import compile_graph
+from deltaconvert.pt2 import from_program
 
 
 @overload
-def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: None = None,
             **overrides: Any) -> DeltaModule: ...
 
 
 @overload
-def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: Sequence[str],
             **overrides: Any) -> IslandsModule: ...
 
 
 @overload
-def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: Literal["auto"],
             **overrides: Any) -> DeltaModule | IslandsModule: ...
 
 
-def convert(model: nn.Module | ExportedProgram, example_inputs: Tensor | Sequence[Any] | None = None, *,
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False,
             modules: Sequence[str] | Literal["auto"] | None = None,
             **overrides: Any) -> DeltaModule | IslandsModule:

@@ -28,7 +28,7 @@ from deltaconvert.errors import ConfigError, FrameError, InputError, StreamBusyE
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.program import compile_graph
-from deltaconvert.state import Edge, NodeStats, Observer
+from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream
 from deltaconvert.summary import summarize
 

@@ -245,7 +245,8 @@ class LawChecker:
             int((~(excess <= slack)).sum()), TensorStats.of(expected), TensorStats.of(value))
 
 
-def check_law(delta: DeltaModule | IslandsModule, frames: Iterable[Tensor | Sequence[Tensor]]) -> list[Breach]:
+def check_law(delta: DeltaModule | IslandsModule,
+              frames: Iterable[Tensor | Sequence[Tensor]]) -> list[Breach]:
     """Run a new stream over frames and check every node in every frame.
 
     Args:

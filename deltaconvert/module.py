@@ -143,10 +143,10 @@ class DeltaModule(nn.Module):
 
     def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
         """Whether the graph is right for frames of these shapes; -1 stands for any size."""
-        return self.traced_for is None or len(shapes) == len(self.traced_for) and all(
-            len(found) == len(wanted) and all(w in (-1, f) for f, w in zip(found, wanted,
-                                                                         strict=True))
-            for found, wanted in zip(shapes, self.traced_for, strict=True))
+        def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+            return len(found) == len(wanted) and all(map(lambda f, w: w in (-1, f), found, wanted))
+        return self.traced_for is None or (len(shapes) == len(self.traced_for) and all(
+            map(fits, shapes, self.traced_for)))
 
     def _device(self) -> torch.device | None:
         first = next(iter(self.parameters()), None)

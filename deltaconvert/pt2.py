@@ -300,7 +300,7 @@ class _Reader:
         made.meta.update(about)
         several = len(outputs) > 1 or any("as_tensors" in o for o in node["outputs"])
         if not several or found.first:
-            self.values.update({name: made for name in outputs[:1]})
+            self.values.update(dict.fromkeys(outputs[:1], made))
             return
         for index, part in enumerate(outputs):
             self.values[part] = self.graph.call_function(operator.getitem, (made, index))
@@ -380,10 +380,10 @@ def _with_defaults(name: str, overload: str, given: dict[str, Any]) -> dict[str,
     packet = getattr(torch.ops.aten, name, None)
     if packet is None or overload not in packet.overloads():
         raise NoMeaning("this PyTorch has no such operator")
-    arguments = [a for a in getattr(packet, overload)._schema.arguments]
+    arguments = list(getattr(packet, overload)._schema.arguments)
     positional = [a for a in arguments if not a.kwarg_only]
     last = max((i for i, a in enumerate(positional) if a.name in given), default=-1)
-    ordered = {a.name: given[a.name] if a.name in given else a.default_value
+    ordered = {a.name: given.get(a.name, a.default_value)
                for a in positional[:last + 1]}
     return ordered | {a.name: given[a.name] for a in arguments if a.kwarg_only and a.name in given}
 

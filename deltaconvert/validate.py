@@ -63,8 +63,9 @@ def _stored(delta: DeltaModule | IslandsModule) -> nn.Module:
     return delta.model if isinstance(delta, IslandsModule) else StoredModel(delta)
 
 
-def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule, frames: Iterable[Frame], *,
-             tolerance: Limit = None, max_abs: Limit = None, law_every: int = 10) -> Report:
+def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
+             frames: Iterable[Frame], *, tolerance: Limit = None,
+             max_abs: Limit = None, law_every: int = 10) -> Report:
     """Run dense and converted side by side over a clip and compare everything.
 
     The converted model runs in a stream of its own. The law is checked in the first frame, in
@@ -116,8 +117,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 class _Run:
     """One validation while it runs."""
 
-    def __init__(self, model: nn.Module, delta: DeltaModule | IslandsModule, tolerance: Limit, max_abs: Limit,
-                 law_every: int) -> None:
+    def __init__(self, model: nn.Module, delta: DeltaModule | IslandsModule, tolerance: Limit,
+                 max_abs: Limit, law_every: int) -> None:
         self.model, self.delta, self.law_every = model, delta, law_every
         self.limits = {"tolerance": tolerance, "max_abs": max_abs}
         self.stream = delta.new_stream()

@@ -121,7 +121,7 @@ def _counterpart(name: str) -> Callable[..., Any] | str:
     found: list[Callable[..., Any] | str] = []
     if f"torch.{name}" in functions() or registry.spelling(getattr(torch, name, "")):
         found.append(getattr(torch, name))
-    if name in methods() or registry.spelling(name) and hasattr(Tensor, name):
+    if name in methods() or (registry.spelling(name) and hasattr(Tensor, name)):
         found.append(name)
     if f"torch.nn.functional.{name}" in functions() or registry.spelling(getattr(F, name, "")):
         found.append(getattr(F, name))
@@ -305,9 +305,10 @@ def _transposed(node: Any) -> fx.Node | None:
     if not isinstance(node, fx.Node) or not node.args:
         return None
     source = node.args[0]
-    turns = (node.target in (torch.permute, "permute") and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
-             or node.target in (torch.t, "t") and len(node.args) == 1
-             or node.target in (torch.transpose, "transpose") and set(node.args[1:]) == {0, 1})
+    how = [tuple(a) if isinstance(a, (list, tuple)) else a for a in node.args[1:]]
+    turns = (node.target in (torch.t, "t") or (node.target in (torch.permute, "permute", "t")
+             and how == [(1, 0)]) or (node.target in (torch.transpose, "transpose")
+                                      and how in ([0, 1], [1, 0])))
     return source if turns and isinstance(source, fx.Node) and source.op == "get_attr" else None
 
 
