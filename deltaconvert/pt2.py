@@ -187,9 +187,10 @@ class _Reader:
                 f"{self.archive.name} has {len(self.problems)} calls that cannot be converted:\n"
                 + "\n".join(f"  {problem}" for problem in dict.fromkeys(self.problems))
                 + "\nExport a part of the model without them, or convert it from its source.")
-        self.graph.output(self._outputs())
+        outputs = self._outputs()
+        self.graph.output(outputs)
         self.graph.lint()
-        return ExportedModel(self.root, self.graph, self._out_spec(), self.shapes)
+        return ExportedModel(self.root, self.graph, self._out_spec(len(outputs)), self.shapes)
 
     # --- inputs and weights
 
@@ -340,18 +341,19 @@ class _Reader:
     # --- outputs
 
     def _outputs(self) -> list[Any]:
-        kinds = {kind for spec in self.signature["output_specs"] for kind in spec}
-        if kinds - {"user_output"}:
+        """Return what the caller gets; a frame written into stays as it was, as in `trace`."""
+        kinds = [kind for spec in self.signature["output_specs"] for kind in spec]
+        if wrong := sorted(set(kinds) - {"user_output", "user_input_mutation"}):
             raise UnsupportedError(
-                f"{self.archive.name} changes its own state as it runs ({', '.join(sorted(kinds))}"
-                "): export the model in eval mode, model.eval().")
-        return [self._argument(argument) for argument in self.told["outputs"]]
+                f"{self.archive.name} changes its own state as it runs ({', '.join(wrong)}): "
+                "export the model in eval mode, model.eval().")
+        return [self._argument(argument) for argument, kind in zip(
+            self.told["outputs"], kinds, strict=True) if kind == "user_output"]
 
-    def _out_spec(self) -> pytree.TreeSpec:
+    def _out_spec(self, outputs: int) -> pytree.TreeSpec:
         _, spec = json.loads(self.calls["out_spec"])
-        order, made = pytree.tree_flatten(_structure(spec, iter(range(len(
-            self.told["outputs"])))))
-        if order != list(range(len(self.told["outputs"]))):
+        order, made = pytree.tree_flatten(_structure(spec, iter(range(outputs))))
+        if order != list(range(outputs)):
             raise ValueError("the structure of its outputs does not fit them")
         return made
 

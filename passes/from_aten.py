@@ -24,6 +24,7 @@ from torch import Tensor, fx
 
 from deltaconvert.graph_json import OPERATOR, WRITES, functions, methods
 from deltaconvert.operators import registry
+from deltaconvert.passes.functionalize import out_of_place, set_item
 
 LARGEST = (1 << 63) - 1  # how ATen spells "to the end"
 
@@ -134,10 +135,10 @@ def _in_place(name: str, given: dict[str, Any]) -> Meaning:
     base = name[:-1]
     if hasattr(Tensor, name) and (name in WRITES or base in methods() or registry.spelling(base)):
         return _call(name, dict(given))
-    target = _counterpart(base)
     if base in ADAPTERS:
-        target = ADAPTERS[base](**given).target
-    return Meaning(target, tuple(given.values()), {"inplace": True})
+        meant = ADAPTERS[base](**given)
+        return Meaning(meant.target, meant.args, {**meant.kwargs, "inplace": True})
+    return Meaning(_counterpart(base), tuple(given.values()), {"inplace": True})
 
 
 # --- adapters: the arguments are those of ATen's schema ---------------------------------
@@ -267,11 +268,40 @@ def _replication(self: Any, padding: Any) -> Meaning:
 
 @_adapter("slice")
 def _slice(self: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Meaning:
-    end = None if isinstance(end, int) and end >= LARGEST else end
-    part = slice(start, end, step)
-    if dim < 0:  # so many dimensions from the last
-        return _function(operator.getitem, self, (Ellipsis, part, *[slice(None)] * (-dim - 1)))
-    return _function(operator.getitem, self, (*[slice(None)] * dim, part))
+    return _function(operator.getitem, self, _index(dim, _slice_of(start, end, step)))
+
+
+@_adapter("index")
+def _index_by(self: Any, indices: Any) -> Meaning:
+    return _function(operator.getitem, self, tuple(slice(None) if i is None else i
+                                                   for i in indices))
+
+
+@_adapter("slice_scatter")
+def _slice_scatter(self: Any, src: Any, dim: int = 0, start: Any = None, end: Any = None,
+                   step: int = 1) -> Meaning:
+    return _function(set_item, self, _index(dim, _slice_of(start, end, step)), src)
+
+
+@_adapter("select_scatter")
+def _select_scatter(self: Any, src: Any, dim: int, index: int) -> Meaning:
+    return _function(set_item, self, _index(dim, index), src)
+
+
+@_adapter("copy")
+def _copy(self: Any, src: Any) -> Meaning:
+    return _function(out_of_place, self, "copy_", src)
+
+
+def _slice_of(start: Any, end: Any, step: int) -> slice:
+    return slice(start, None if isinstance(end, int) and end >= LARGEST else end, step)
+
+
+def _index(dim: int, part: Any) -> tuple[Any, ...]:
+    """Return the index that picks a part along one dimension, counted from either end."""
+    if dim < 0:
+        return (Ellipsis, part, *[slice(None)] * (-dim - 1))
+    return (*[slice(None)] * dim, part)
 
 
 def _softmax_by(target: Callable[..., Any]) -> Adapter:
@@ -310,6 +340,20 @@ def _transposed(node: Any) -> fx.Node | None:
              and how == [(1, 0)]) or (node.target in (torch.transpose, "transpose")
                                       and how in ([0, 1], [1, 0])))
     return source if turns and isinstance(source, fx.Node) and source.op == "get_attr" else None
+
+
+@_adapter("hardtanh")
+def _hardtanh(self: Any, min_val: float = -1, max_val: float = 1) -> Meaning:
+    if (min_val, max_val) == (0, 6):
+        return _function(F.relu6, self)
+    return _function(F.hardtanh, self, min_val, max_val)
+
+
+@_adapter("clamp")
+def _clamp(self: Any, min: Any = None, max: Any = None) -> Meaning:
+    if (min, max) == (0, 6):
+        return _function(F.relu6, self)
+    return _function(torch.clamp, self, min, max)
 
 
 @_adapter("elu")
