@@ -26,15 +26,15 @@ def convert(model: nn.Module | ExportedProgram,
 @overload
 def convert(model: nn.Module | ExportedProgram,
             example_inputs: Tensor | Sequence[Any] | None = None, *,
-            config: Config | None = None, strict: bool = False, modules: Sequence[str],
-            **overrides: Any) -> IslandsModule: ...
+            config: Config | None = None, strict: bool = False, modules: Literal["auto"],
+            **overrides: Any) -> DeltaModule | IslandsModule: ...
 
 
 @overload
 def convert(model: nn.Module | ExportedProgram,
             example_inputs: Tensor | Sequence[Any] | None = None, *,
-            config: Config | None = None, strict: bool = False, modules: Literal["auto"],
-            **overrides: Any) -> DeltaModule | IslandsModule: ...
+            config: Config | None = None, strict: bool = False, modules: Sequence[str],
+            **overrides: Any) -> IslandsModule: ...
 
 
 def convert(model: nn.Module | ExportedProgram,

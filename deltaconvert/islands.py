@@ -193,9 +193,10 @@ class IslandsStream:
         observer = self._observer
         stream.observe(None if observer is None else
                        lambda node, edge: observer(self._labelled(label, node), edge))
-        if hasattr(observer, "enter"):
+        enter = getattr(observer, "enter", None)
+        if enter is not None:
             for name, frame in zip(island.input_names, frames, strict=True):
-                observer.enter(f"{label}:{name}", frame)
+                enter(f"{label}:{name}", frame)
         return stream
 
     def _labelled(self, label: str, node: DeltaNode) -> DeltaNode:

@@ -165,11 +165,11 @@ def _convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: Any, 
                  transposed: bool, output_padding: Any, groups: int, **how: Any) -> Meaning:
     rank = len(stride)
     if transposed:
-        target = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-        return _function(target, input, weight, bias, stride, padding, output_padding, groups,
+        up = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+        return _function(up, input, weight, bias, stride, padding, output_padding, groups,
                          dilation)
-    target = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    return _function(target, input, weight, bias, stride, padding, dilation, groups)
+    down = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    return _function(down, input, weight, bias, stride, padding, dilation, groups)
 
 
 @_adapter("_native_batch_norm_legit_no_training", table=OF_SEVERAL)

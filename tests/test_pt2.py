@@ -242,13 +242,13 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
 
 def test_what_is_no_archive_is_said_to_be_damaged(tmp_path):
     (tmp_path / "net.pt2").write_bytes(b"not a program")
-    with pytest.raises(CheckpointError, match="damaged or no program of torch.export"):
+    with pytest.raises(CheckpointError, match=r"damaged or no program of torch.export"):
         deltaconvert.read_program(tmp_path / "net.pt2")
 
 
 def test_other_archives_are_told_apart(tmp_path):
     torch.save({"a": FRAME}, tmp_path / "weights.pt2")
-    with pytest.raises(CheckpointError, match="holds no program of torch.export.save"):
+    with pytest.raises(CheckpointError, match=r"holds no program of torch.export.save"):
         deltaconvert.read_program(tmp_path / "weights.pt2")
     with zipfile.ZipFile(tmp_path / "machine.pt2", "w") as archive:
         archive.writestr("m/data/aotinductor/model/x.so", b"")
