@@ -3,14 +3,14 @@
 #   make demo    install into .venv, convert a network, check it on a clip made on the spot
 #   make test    linters, tests, and the built wheel tried outside this folder
 #
-# Also: make lint, make bench, make clean. Another interpreter: make demo PYTHON=python3.12
+# Also: make lint, make bench, make coverage, make clean. Another interpreter: make demo PYTHON=python3.12
 # More for pytest: make test PYTEST_ARGS="-k conv"
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench coverage clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -36,6 +36,10 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/networks.py
+
+# Most of an hour: about 170 models, two at a time.
+coverage: .venv/installed-timm
+	$(BIN)/python -m benchmarks.coverage
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
