@@ -170,7 +170,7 @@ not by hand.
 
 Every model of torchvision (its quantised ones apart, which are integers for another engine),
 one model of each of {timm} families of timm, and {own} networks of kinds that no model zoo has
-([`coverage_networks.py`](../benchmarks/coverage_networks.py)). Weights are random and seeded,
+([`families.py`](../tests/families.py)). Weights are random and seeded,
 with BatchNorm statistics from the clip. Each runs at threshold 0 over {frames} frames in which
 textured objects move over a static background.
 

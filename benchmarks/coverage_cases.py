@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage_networks import NETWORKS
 from deltaconvert.calibrate import batch_norm_statistics
 from deltaconvert.checkpoints import build_model
 from deltaconvert.clips import synthetic
+from tests import families
 
 FRAMES = 5
 SIZE = (96, 96)
@@ -38,7 +38,17 @@ TIMM = [
     "tf_efficientnetv2_b0", "visformer_tiny",
 ]
 
-# Built for one size alone.
+# Of kinds that no model zoo has.
+NETWORKS = {
+    "unet_transposed": lambda: families.UNet(bilinear=False),
+    "unet_bilinear": lambda: families.UNet(bilinear=True),
+    "bifpn": families.BiFpn,
+    "yolo": families.Yolo,
+    "fast_segmentation": families.FastSegmentation,
+    "super_resolution": families.SuperResolution,
+}
+
+# Built for one size alone, or so large that a smaller one will do.
 SIZES = {"maxvit_t": (224, 224), "mvit": (224, 224), "vit_": (224, 224), "halonet": (256, 256),
          "botnet": (256, 256), "lambda": (256, 256), "bat_": (256, 256), "visformer": (224, 224),
          "convnext": (64, 64), "efficientnet_b7": (128, 128), "swin": (64, 64),

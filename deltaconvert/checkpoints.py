@@ -17,7 +17,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.errors import CheckpointError, InputError
+from deltaconvert.passes.trace import private_copy
 
 logger = logging.getLogger(__name__)
 
@@ -516,7 +516,7 @@ def _capped(items: Sequence[str]) -> str:
 def _loads_into_copy(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether PyTorch takes it all the same: modules may rename old weights as they load."""
     try:
-        deepcopy(model).load_state_dict(state)
+        private_copy(model).load_state_dict(state)
     except Exception:  # whatever a module's own hook, or its copying, raises
         return False
     return True

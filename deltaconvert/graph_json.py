@@ -40,6 +40,7 @@ from deltaconvert.passes.functionalize import (
 from deltaconvert.passes.trace import trace
 
 Record = dict[str, Any]
+TOLD = ("path", "source", "reason", "advice")  # what a record says of a node beside what it calls
 
 # --- what a file may name ---------------------------------------------------------------
 # Functions of their arguments alone: nothing random, nothing that writes, reads files,
@@ -375,7 +376,7 @@ class _Writer:
             self._call(node, node.name, node.meta)
 
     def _add(self, node: fx.Node, record: Record, meta: Mapping[str, Any]) -> None:
-        told = {key: str(meta[key]) for key in ("path", "source", "reason") if meta.get(key)}
+        told = {key: str(meta[key]) for key in TOLD if meta.get(key)}
         self.records.append({**record, **told})
         self.refer[node] = {"node": record["name"]}
 
@@ -543,8 +544,7 @@ def decode_graph(records: list[Record], weights: Iterable[str]) -> fx.Graph:
         if node.name != name:
             raise CheckpointError(f"{name!r} is a name that Python uses itself.")
         node.meta.update({key: str(record.get(key, "")) for key in ("path", "source")})
-        if "reason" in record:
-            node.meta["reason"] = str(record["reason"])
+        node.meta.update({key: str(record[key]) for key in TOLD[2:] if key in record})
         nodes[name] = node
     if last["op"] != "output":
         raise CheckpointError("its graph has no output.")

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.config import Config
 from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.fallbacks import fallbacks
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.result import PassResult
 from deltaconvert.program import Program, specialize
@@ -180,10 +181,9 @@ def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
 
 
 def _refuse_fallbacks(nodes: Sequence[DeltaNode]) -> None:
-    unknown = [n.about for n in nodes if n.about.rule == "unknown"]
+    unknown = [f for f in fallbacks(nodes) if f.rule == "unknown"]
     if unknown:
-        lines = [f"  {a.path or a.name}: {a.reason} ({a.source or 'line unknown'})"
-                 for a in unknown]
         raise UnsupportedError(
             f"strict: {len(unknown)} nodes would run as unknown operators, whole and densely:\n"
-            + "\n".join(lines) + "\nConvert with strict=False to accept that, or replace them.")
+            + "\n".join(f"  {fallback}" for fallback in unknown)
+            + "\nConvert with strict=False to accept that, or replace them.")

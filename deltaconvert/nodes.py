@@ -79,6 +79,7 @@ class Description:
         source: the user's line, as ``file:line: code``, where known.
         rule: ``"local"``, ``"global"``, ``"unknown"``, ``"sparsify"`` or ``"densify"``.
         reason: why an unknown node is unknown, or a local operator runs as a global one.
+        advice: what would make it local, where that is known.
         function: on values: the canonical function, or the user's own.
         operator: what the function is, where it is known.
         args, params: the function's arguments, with a `Slot` for each edge's value.
@@ -108,6 +109,7 @@ class Description:
     aliases: bool = False
     shapes: Shapes | None = None
     constants: dict[str, Tensor] = field(default_factory=dict)
+    advice: str = ""
 
 
 class DeltaNode(nn.Module):

@@ -15,6 +15,7 @@ from deltaconvert.backends.rule import unite_masks
 from deltaconvert.config import Config
 from deltaconvert.exported import ExportedModel
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
 from deltaconvert.passes.fuse import fuse
@@ -92,6 +93,8 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     The order, and why:
 
     - `fold_batch_norm` first: it needs no shapes, and what it derives is computed by `infer`.
+    - `channels_first` behind `infer`, which finds out where channels are moved, and before
+      `fuse`: what is written as a matrix product takes activations as a convolution.
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
     - `partition` behind `fuse`: a fused node is asked once, for all that it holds.
     - `lower` behind `partition`, which settles the rule of each node.
@@ -104,7 +107,8 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     """
     graph_module = GraphModule(root, _copy(graph))
     lanes, device = frames[0].shape[0], frames[0].device
-    results = [fold_batch_norm(graph_module), infer(graph_module, frames), fuse(graph_module),
+    results = [fold_batch_norm(graph_module), infer(graph_module, frames),
+               channels_first(graph_module, lanes), fuse(graph_module),
                partition(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)])

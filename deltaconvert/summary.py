@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deltaconvert.fallbacks import fallbacks
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import NodeStats
 
@@ -63,9 +64,7 @@ def _footer(program: Program, last: dict[str, NodeStats]) -> list[str]:
     if total.dense:
         lines.append(f"last frame: {total.needed / total.dense:.1%} of the dense multiply-adds "
                      f"needed, {total.scheduled / total.dense:.1%} computed")
-    unknown = [n for n in program.nodes if n.about.rule == "unknown"]
-    lines += [f"unknown: {n.about.name}: {n.about.reason} ({n.about.source or 'line unknown'})"
-              for n in unknown]
+    lines += [f"{f.rule}: {f}" for f in fallbacks(program.nodes) if f.rule == "unknown"]
     return lines
 
 

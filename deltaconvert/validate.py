@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -19,6 +18,7 @@ from deltaconvert.islands import IslandsModule, IslandsProgram, IslandsStream
 from deltaconvert.law import Breach, LawChecker, as_inputs, check_law
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.trace import private_copy
 from deltaconvert.program import Program
 from deltaconvert.report import OutputReport, Report, SpeedReport, StageReport
 from deltaconvert.state import NodeStats
@@ -253,7 +253,7 @@ def _own_roundings(model: nn.Module, inputs: Sequence[Any],
     try:
         raised = [f.double() if isinstance(f, Tensor) and f.is_floating_point() else f
                   for f in inputs]
-        exact = _named(copy.deepcopy(model).double()(*raised))
+        exact = _named(private_copy(model).double()(*raised))
         ratios = [_ratio(math.sqrt(_mean_square(_difference(value, reference))),
                          math.sqrt(_mean_square(_finite(reference))))
                   for (_, value), (_, reference) in zip(dense, exact, strict=True)]

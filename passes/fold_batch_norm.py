@@ -15,6 +15,7 @@ a norm of its own behind each call, is folded twice.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, fx
 from torch.fx import GraphModule
@@ -51,10 +52,15 @@ def _refuse(norm: fx.Node) -> str | None:
         return "no convolution in front of it"
     if any(reader is not norm and not is_shape_read(reader) for reader in convolution.users):
         return f"{convolution.name} has other readers"
-    weight = convolution.args[1]
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return f"the weights of {convolution.name} are computed"
+    if not all(_is_constant(argument) for argument in (*convolution.args[1:3], *norm.args[1:])):
+        return f"the weights of {convolution.name} depend on the frame"
     return None
+
+
+def _is_constant(argument: Any) -> bool:
+    """Whether a weight follows from other weights alone."""
+    return not isinstance(argument, fx.Node) or argument.op == "get_attr" or (
+        argument.op != "placeholder" and all(map(_is_constant, argument.all_input_nodes)))
 
 
 def _fold(graph: fx.Graph, convolution: fx.Node, norm: fx.Node) -> None:

@@ -141,6 +141,8 @@ def _is_in_place(graph_module: GraphModule, node: fx.Node) -> bool:
     if node.target in OUT_OF_PLACE or node.target is operator.setitem:
         return True
     name = getattr(node.target, "__name__", "")
+    if getattr(operator, name, None) is node.target:  # ``and_`` and ``or_`` write nowhere
+        return False
     return (name.endswith("_") and not name.endswith("__")) or _argument(node, "inplace") is True
 
 

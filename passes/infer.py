@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltaconvert.errors import FrameError
+from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
 from deltaconvert.passes.result import PassResult
@@ -68,12 +69,24 @@ def _annotate(graph_module: GraphModule, frames: list[Tensor]) -> None:
         elif node.op == "get_attr":
             node.meta.update(value=attribute(graph_module, str(node.target)), constant=True)
         elif node.op != "output":
-            constant = all(n.meta["constant"] for n in node.all_input_nodes)
-            with FlopCounterMode(display=False) as counter:
-                value = _run(graph_module, node, None if constant else mode)
-            constant = constant or not has_tensor(value)
-            node.meta.update(value=value, constant=constant,
-                             multiply_adds=counter.get_total_flops() // 2)
+            annotate(graph_module, node, mode)
+
+
+@torch.no_grad()
+def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) -> None:
+    """Give a call its value, whether that is constant, and the multiply-adds it took.
+
+    Args:
+        graph_module: of the node, for its weights.
+        node: whose inputs have theirs.
+        mode: that of the fake frames; nothing where the frames are real.
+    """
+    constant = all(n.meta["constant"] for n in node.all_input_nodes)
+    with FlopCounterMode(display=False) as counter:
+        value = _run(graph_module, node, None if constant else mode)
+    constant = constant or not has_tensor(value)
+    node.meta.update(value=value, constant=constant,
+                     multiply_adds=counter.get_total_flops() // 2)
 
 
 def attribute(graph_module: torch.nn.Module, path: str) -> Any:
@@ -142,7 +155,7 @@ def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         converts = (node.op == "call_method" and node.target in CONVERSIONS) or (
-            node.target is pad_zero and not any(node.kwargs["padding"]))  # type: ignore[arg-type]
+            node.target in (pad, pad_zero) and not any(node.kwargs["padding"]))  # type: ignore[arg-type]
         if converts and isinstance(source, fx.Node) and _alike(node, source):
             node.replace_all_uses_with(source)
             graph.erase_node(node)

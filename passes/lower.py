@@ -26,6 +26,7 @@ from deltaconvert.nodes import (
     copy_value,
 )
 from deltaconvert.operators import registry
+from deltaconvert.passes.find_selects import moves_a_tensor
 from deltaconvert.passes.partition import edges
 
 
@@ -108,7 +109,7 @@ class _Lowering:
         shapes = node.meta.get("shapes")
         # Moving numbers without computing adds no noise that a threshold could hold back,
         # and a label (a number without a difference) must never be held back.
-        exact = bool(operator and operator.moves_only) or not (
+        exact = bool(operator and operator.moves_only) or moves_a_tensor(node) or not (
             isinstance(value, Tensor) and value.is_floating_point())
         return Description(
             node.name, node.meta.get("path", ""), node.meta.get("source", ""), rule,
@@ -118,7 +119,7 @@ class _Lowering:
             multiply_adds=(operator.multiply_adds(shapes) if operator and shapes and rule == "local"
                            else node.meta["multiply_adds"] // self.lanes),
             threshold=0.0 if exact else float(own.threshold or 0.0), norm=own.norm or "max",
-            shapes=shapes)
+            shapes=shapes, advice=node.meta.get("advice", ""))
 
     def _function(self, node: fx.Node) -> Any:
         if node.op == "call_module":

@@ -13,9 +13,12 @@ from typing import Any
 
 from torch import fx
 from torch.fx import GraphModule
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from deltaconvert.operators import registry
 from deltaconvert.operators.registry import Call, Refusal
+from deltaconvert.passes.emit import emit
+from deltaconvert.passes.find_weight import WeightFinder
 from deltaconvert.passes.functionalize import (
     functionalize,
     out_of_place,
@@ -36,15 +39,16 @@ def normalize(graph_module: GraphModule) -> PassResult:
         if node.op not in ("call_function", "call_method", "call_module"):
             continue
         adapter, reason = _adapter(graph_module, node)
-        if adapter is None:
-            node.meta["reason"] = reason
-            continue
         try:
-            meaning = adapter(*node.args, **node.kwargs)
+            meaning = adapter(*node.args, **node.kwargs) if adapter else None
         except (Refusal, TypeError, ValueError) as refusal:
             node.meta["reason"] = result.refused[node.name] = str(refusal)
+            node.meta["advice"] = getattr(refusal, "advice", "")
             continue
-        _replace(graph_module.graph, node, meaning, result)
+        if meaning is None:
+            node.meta["reason"] = reason
+        else:
+            _replace(graph_module.graph, node, meaning, result)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return result
@@ -74,44 +78,23 @@ def _module_adapter(graph_module: GraphModule, node: fx.Node
                     ) -> tuple[Callable[..., Any] | None, str]:
     path = str(node.target)
     module = graph_module.get_submodule(path)
-    if getattr(module, "parametrizations", None):
-        return None, f"{type(module).__name__} has parametrized weights"
-    adapter = registry.module_spelling(type(module))
+    kind = type_before_parametrizations(module)
+    adapter = registry.module_spelling(kind)
     if adapter is None:
-        return None, f"{type(module).__name__} is not an operator that deltaconvert knows"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return None, f"{type(module).__name__} has forward hooks, which only calling it runs"
-    graph = graph_module.graph
-
-    def attribute(name: str) -> fx.Node | None:
-        if getattr(module, name) is None:
-            return None
-        with graph.inserting_before(node):
-            weight = graph.get_attr(f"{path}.{name}")
-        weight.meta.update(source=node.meta["source"], path=path)
-        return weight
+        return None, f"{kind.__name__} is not an operator that deltaconvert knows"
+    attribute = WeightFinder(graph_module.graph, node, module, path)
+    if attribute.refusal:
+        return None, attribute.refusal
     return lambda *args, **kwargs: adapter(module, attribute, *args, **kwargs), ""
 
 
 def _replace(graph: fx.Graph, node: fx.Node, meaning: Any, result: PassResult) -> None:
     if isinstance(meaning, Call):
         node.op, node.target = "call_function", meaning.function
-        node.args = tuple(_emit(graph, node, a) for a in meaning.args)
+        node.args = tuple(emit(graph, node, a, node.meta, []) for a in meaning.args)
         node.kwargs = meaning.params
         result.changed.append(f"{node.name}: {meaning.function.__name__}")
         return
     node.replace_all_uses_with(meaning)
     graph.erase_node(node)
     result.changed.append(f"{node.name}: disappeared")
-
-
-def _emit(graph: fx.Graph, before: fx.Node, argument: Any) -> Any:
-    """Write a call that an adapter nested into another's arguments."""
-    if not isinstance(argument, Call):
-        return argument
-    with graph.inserting_before(before):
-        node = graph.call_function(
-            argument.function, tuple(_emit(graph, before, a) for a in argument.args),
-            argument.params)
-    node.meta.update(before.meta)
-    return node

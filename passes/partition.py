@@ -3,8 +3,9 @@
 Before: nodes with shapes.
 After: ``meta["rule"]``, ``meta["reason"]``, and for local nodes ``meta["footprints"]``.
 
-By the operator's rule and by rank: a pointwise function of a vector behind a classifier
-has no pixels, so it runs whole. Comes after `fuse`, so that what was fused is asked once.
+By the operator's rule and by rank: a pointwise function of a vector behind a classifier has no
+pixels, so it runs whole. So do views that are no `select`: they only move numbers. Comes after
+`fuse`, so that what was fused is asked once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.fx import GraphModule
 from deltaconvert.footprint import Footprint, broadcast
 from deltaconvert.operators import registry
 from deltaconvert.operators.registry import Operator, Shapes
+from deltaconvert.passes.find_selects import only_moves
 from deltaconvert.passes.result import PassResult
 
 WEIGHTS = frozenset({"weight", "bias", "mean", "var"})
@@ -40,6 +42,9 @@ def partition(graph_module: GraphModule, lanes: int) -> PassResult:
 
 def _decide(node: fx.Node, lanes: int) -> None:
     operator = registry.find(node.target) if node.op == "call_function" else None
+    if operator is None and only_moves(node):
+        node.meta.update(rule="global", reason="", footprints=())
+        return
     if operator is None or not isinstance(node.meta["value"], Tensor):
         name = getattr(node.target, "__name__", str(node.target))
         reason = node.meta.get("reason") or f"{name} is not an operator that deltaconvert knows"
@@ -48,12 +53,13 @@ def _decide(node: fx.Node, lanes: int) -> None:
     shapes = shapes_of(node, operator)
     node.meta.update(shapes=shapes, footprints=(), reason="")
     if operator.rule == "global":
-        node.meta["rule"] = "global"
+        node.meta.update(rule="global", reason=operator.not_local(shapes) or "",
+                         advice=operator.advice)
         return
     reason = _edges_as_weights(node, operator) or _not_maps(shapes, lanes) or (
         operator.not_local(shapes))
     if reason:
-        node.meta.update(rule="global", reason=reason)
+        node.meta.update(rule="global", reason=reason, advice=operator.advice)
         return
     node.meta.update(rule="local", footprints=tuple(_footprints(operator, shapes)))
 
@@ -61,7 +67,7 @@ def _decide(node: fx.Node, lanes: int) -> None:
 def shapes_of(node: fx.Node, operator: Operator) -> Shapes:
     """Collect what an operator may ask about one of its calls."""
     value = node.meta["value"]
-    constants = {name: tuple(a.meta["value"].shape) for name, a in _bound(node, operator).items()
+    constants = {name: tuple(a.meta["value"].shape) for name, a in bound(node, operator).items()
                  if isinstance(a, fx.Node) and a.meta["constant"]
                  and isinstance(a.meta["value"], Tensor)}
     inputs = tuple(tuple(n.meta["value"].shape) if isinstance(n.meta["value"], Tensor) else ()
@@ -74,12 +80,13 @@ def edges(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if not n.meta["constant"]]
 
 
-def _bound(node: fx.Node, operator: Operator) -> dict[str, Any]:
+def bound(node: fx.Node, operator: Operator) -> dict[str, Any]:
+    """Return a call's positional arguments by the names of the parameters."""
     return dict(zip(inspect.signature(operator.function).parameters, node.args, strict=False))
 
 
 def _edges_as_weights(node: fx.Node, operator: Operator) -> str:
-    for name, argument in _bound(node, operator).items():
+    for name, argument in bound(node, operator).items():
         if name in WEIGHTS and isinstance(argument, fx.Node) and not argument.meta["constant"]:
             return f"its {name} depends on the frame"
     return ""

@@ -108,7 +108,7 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
         raise TraceError(f"{type(model).__name__}.{taken[0]} cannot keep its name, which torch.fx "
                          "takes for itself in every graph. Rename it, or convert the model as a "
                          "submodule of another.")
-    copied = copy.deepcopy(model).eval()
+    copied = private_copy(model).eval()
     tracer: Tracer = Tracer()
     shapes = None
     try:
@@ -129,6 +129,16 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
         node.meta["path"] = _path(node)
         node.meta.pop("nn_module_stack", None)
     return traced
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Copy a model, with what ``torch.nn.utils.weight_norm`` leaves in it.
+
+    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient.
+    """
+    computed = [value for module in model.modules() for value in vars(module).values()
+                if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
 def _run(tracer: Tracer, model: nn.Module) -> fx.Graph:

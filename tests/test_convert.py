@@ -147,11 +147,13 @@ def test_another_device_is_refused():
 
 def with_fallbacks() -> nn.Module:
     def forward(self, x):
-        x = F.gelu(self.conv(x))
+        x = F.grid_sample(self.conv(x), self.grid, align_corners=False)
         x = self.block(x)
         return x.cumsum(2)
-    return Model(forward, conv=nn.Conv2d(3, 4, 1),
-                 block=nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU()))
+    model = Model(forward, conv=nn.Conv2d(3, 4, 1), grid=torch.rand(2, 8, 9, 2),
+                  block=nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()))
+    model.grid.requires_grad_(False)
+    return model
 
 
 def test_strict_lists_every_fallback_with_path_line_and_reason():
@@ -161,14 +163,28 @@ def test_strict_lists_every_fallback_with_path_line_and_reason():
     assert "strict: 3 nodes" in message
     lines = message.splitlines()[1:-1]
     assert len(lines) == 3
-    for line, (path, code, reason) in zip(lines, [
-            ("gelu", "F.gelu(self.conv(x))", "gelu is not an operator"),
-            ("block.0", "self.block(x)", "GroupNorm is not an operator"),
-            ("cumsum", "return x.cumsum(2)", "cumsum is not an operator")], strict=True):
+    for line, (path, code, reason, advice) in zip(lines, [
+            ("grid_sample", "F.grid_sample(self.conv(x), self.grid",
+             "grid_sample is not an operator",
+             "nothing: where it reads depends on the numbers in the frame"),
+            ("block.0", "self.block(x)", "BatchNorm without running statistics",
+             "running statistics, as after training"),
+            ("cumsum", "return x.cumsum(2)", "cumsum is not an operator",
+             "nothing: each number depends on all before it")], strict=True):
         assert line.strip().startswith(path)
         assert reason in line
-        assert __file__ in line
+        assert f"({__file__}" in line
         assert code in line
+        assert f"to be local it takes {advice}" in line
+        assert "[0.0% of the multiply-adds]" in line
+
+
+def test_strict_says_how_much_of_the_work_a_fallback_is():
+    model = Model(lambda self, x: self.deep(self.conv(x)[:, :, None])[:, :, 0],
+                  conv=nn.Conv2d(3, 1, 1), deep=nn.Conv3d(1, 1, (1, 3, 3), padding=(0, 1, 1)))
+    with pytest.raises(UnsupportedError, match=r"deep: Conv3d is not an operator that deltaconvert "
+                       r"knows \[75.0% of the multiply-adds\].*convolutions of maps N x C x H x W"):
+        deltaconvert.convert(model, FRAME, strict=True)
 
 
 def test_strict_answers_at_the_first_frame_without_example_inputs():

@@ -12,15 +12,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-USES_TANH = """
+USES_LP_POOL = """
 import torch
 import deltaconvert
 from torch import nn
 
-delta = deltaconvert.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh()), strict=True)
-delta(torch.rand(1, 3, 8, 8))
-(node,) = [n for n in delta.stream.program.nodes if n.about.rule != "sparsify"]
-assert node.about.params["activation"] == ("tanh",), node.about.params
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LPPool2d(2, (2, 3)))
+delta = deltaconvert.convert(model, strict=True)
+frame = torch.rand(1, 3, 9, 12)
+for step in range(3):
+    torch.testing.assert_close(delta(frame), model(frame))
+    frame[..., 4:6, 5:8] += 1
+assert delta.stream.last["_1"].candidates < 9, delta.stream.last["_1"]
+assert [n.backend for n in delta.stream.program.nodes] == ["cpu"] * 3
 """
 
 
@@ -64,6 +68,6 @@ def test_the_readmes_blocks_run_in_order_in_an_empty_folder(tmp_path):
 def test_the_operator_in_contributing_is_all_that_an_operator_needs(tmp_path):
     (language, text), = blocks("CONTRIBUTING.md")
     assert language == "python"
-    (tmp_path / "tanh_operator.py").write_text(text)
+    (tmp_path / "lp_pool_operator.py").write_text(text)
     env = environment(tmp_path)
-    run([sys.executable, "-c", "import tanh_operator\n" + USES_TANH], tmp_path, env)
+    run([sys.executable, "-c", "import lp_pool_operator\n" + USES_LP_POOL], tmp_path, env)

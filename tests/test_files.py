@@ -317,12 +317,15 @@ def test_modules_of_torch_become_their_function(leaf, threshold, tmp_path):
     assert not any(node.op == "call_module" for node in loaded.graph.nodes)
 
 
-def test_an_instance_norm_still_refuses_a_frame_without_lanes(tmp_path):
+def test_norms_take_frames_without_lanes_as_their_modules_do(tmp_path):
     model = nn.Sequential(nn.InstanceNorm2d(3))
     save(deltaconvert.convert(model, backend="reference"), tmp_path / "m.delta")
-    loaded = load(tmp_path / "m.delta")
-    with pytest.raises(deltaconvert.FrameError, match="takes 4 dimensions"):
-        loaded(torch.randn(3, 8, 8))
+    frame = torch.randn(3, 8, 8)
+    torch.testing.assert_close(load(tmp_path / "m.delta")(frame), model(frame))
+    model = nn.Sequential(nn.InstanceNorm1d(3))
+    save(deltaconvert.convert(model, backend="reference"), tmp_path / "m.delta")
+    with pytest.raises(deltaconvert.FrameError, match="takes 3 dimensions"):
+        load(tmp_path / "m.delta")(torch.randn(3, 8))
 
 
 @fx.wrap
@@ -334,12 +337,12 @@ class _Unwritable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(4, 2)
-        self.mirrored = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+        self.mirrored = nn.Conv1d(3, 4, 3, padding=1, padding_mode="reflect")
         self.hooked = nn.GELU()
         self.hooked.register_forward_hook(lambda module, args, out: out + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = their_own(self.hooked(self.mirrored(x)))
+        x = their_own(self.hooked(self.mirrored(x.flatten(2))))
         x = x + torch.rand_like(x)
         tokens = x.flatten(2).permute(2, 0, 1)
         return self.attention(tokens, tokens, tokens)[0]
@@ -351,7 +354,7 @@ def test_all_that_cannot_be_written_is_listed_at_once(tmp_path):
         save(delta, tmp_path / "m.delta")
     text = str(refused.value)
     assert text.startswith("5 parts of this model cannot be written to a file")
-    assert "mirrored (Conv2d): it is not one function but 2 (pad, conv2d)" in text
+    assert "mirrored (Conv1d): it is not one function but 2 (pad, conv1d)" in text
     assert "hooked (GELU): it has forward hooks" in text
     assert ".their_own is not among the functions that a file may name" in text
     assert "rand_like is not among the functions" in text

@@ -44,7 +44,8 @@ DELTA = "paper.delta"  # in an edge's cache, which is emptied whenever its mask 
 
 # Linear as they are: no numbers of their own are added.
 _HOMOGENEOUS = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "mean", "select", "pad_zero",
-                          "resize_nearest", "reshape", "flatten"})
+                          "resize", "resize_nearest", "pixel_shuffle", "pixel_unshuffle",
+                          "reshape", "flatten"})
 _CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
 _WITH_WEIGHTS = _CONVOLUTIONS | {"batch_norm", "linear"}
 _MAX_POOLING = frozenset({"max_pool2d", "adaptive_max_pool2d"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +12,17 @@ import typer
 from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import JsonFile, parse_size
 from deltaconvert.cli.output import check_writable, write_json
+from deltaconvert.fallbacks import Fallback, fallbacks
 from deltaconvert.files import load
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.program import Program
 from deltaconvert.report import text_table
 from deltaconvert.summary import operator_name
+
+# What of each rule is told, most work first.
+TITLES = {"unknown": "unknown operators, run whole and densely",
+          "global": "run whole, and compared pixel by pixel",
+          "local": "run by the reference backend, whole"}
 
 
 def inspect(
@@ -41,6 +48,7 @@ def describe(program: Program) -> dict[str, Any]:
     total = sum(n.dense_multiply_adds for n in program.nodes)
     return {
         "nodes": [_node(node, program, total) for node in program.nodes],
+        "fallbacks": [dataclasses.asdict(f) for f in fallbacks(program.nodes)],
         "multiply_adds": total, "state_bytes": program.plan.nbytes,
         "scratch_bytes": sum(program.plan.scratch.values()),
         "config": program.config.to_dict(),
@@ -71,11 +79,11 @@ def as_text(data: dict[str, Any]) -> str:
               "-" if n["shape"] is None else "x".join(map(str, n["shape"])), f"{n['share']:.1%}",
               f"{n['state_bytes'] / 1e3:.1f}") for n in data["nodes"]]
     parts = [text_table(rows, align="l"), "", _footer(data)]
-    for title, chosen in (("unknown operators, run whole and densely", _unknown(data)),
-                          ("local operators that run whole", _whole(data)),
-                          ("run by the reference backend", _fallbacks(data))):
-        if chosen:
-            parts += ["", f"{title}:", *chosen]
+    for rule, title in TITLES.items():
+        of_rule = sorted((f for f in data["fallbacks"] if f["rule"] == rule),
+                         key=lambda f: -f["share"])
+        if of_rule:
+            parts += ["", f"{title}:", *(f"  {Fallback(**f)}" for f in of_rule)]
     settings = ", ".join(f"{name}={value}" for name, value in data["config"].items())
     return "\n".join([*parts, "", f"settings: {settings}"])
 
@@ -87,18 +95,3 @@ def _footer(data: dict[str, Any]) -> str:
     return (f"multiply-adds: {data['multiply_adds'] / 1e6:.0f} million a dense frame, {said}\n"
             f"state: {data['state_bytes'] / 1e6:.1f} MB a stream, of which working memory "
             f"{data['scratch_bytes'] / 1e6:.1f} MB")
-
-
-def _unknown(data: dict[str, Any]) -> list[str]:
-    return [f"  {n['node']}: {n['reason']} ({n['source'] or 'line unknown'})"
-            for n in data["nodes"] if n["rule"] == "unknown"]
-
-
-def _whole(data: dict[str, Any]) -> list[str]:
-    return [f"  {n['node']}: {n['reason']}" for n in data["nodes"]
-            if n["rule"] == "global" and n["reason"]]
-
-
-def _fallbacks(data: dict[str, Any]) -> list[str]:
-    return [f"  {n['node']}: {n['fallback_reason']}" for n in data["nodes"]
-            if n["fallback_reason"] and n["runs_by"] != "in place" and n["rule"] != "unknown"]

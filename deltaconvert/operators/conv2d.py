@@ -1,4 +1,7 @@
-"""Convolution with zero padding: any kernel size, stride, dilation and groups."""
+"""Convolution: any kernel size, stride, dilation and groups.
+
+What pads with something else than zeros becomes a `pad` with a convolution behind it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from deltaconvert.footprint import Footprint, identity, window
 from deltaconvert.operators.epilogue import Activation, finish
+from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.operators.registry import (
     Pair,
@@ -65,10 +69,12 @@ def _function(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
 
 @spelled_module(nn.Conv2d)
 def _module(module, attribute, input):
-    if module.padding_mode != "zeros":
-        raise Refusal(f"padding_mode={module.padding_mode!r} is not zero padding")
     padding = module.padding
-    if padding == "same":
+    if module.padding_mode != "zeros":
+        ends = module._reversed_padding_repeated_twice
+        input, padding = call(pad, input, padding=tuple(ends), mode=module.padding_mode,
+                              value=0.0), 0
+    elif padding == "same":
         ends = [_same(k, d) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
         padding = tuple(before for before, _ in ends)
         if any(before != after for before, after in ends):

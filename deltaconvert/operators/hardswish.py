@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deltaconvert.operators.registry import call, operator, spelled, spelled_module
 
 
-@operator(pixelwise=True, is_activation=True)
+@operator(pixelwise=True, channels_first=True, is_activation=True)
 def hardswish(x: Tensor) -> Tensor:
     """Swish each number, with straight lines for the sigmoid."""
     return F.hardswish(x)

@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaconvert.operators.registry import call, operator, spelled
 
 
-@operator(pixelwise=True)
+@operator(pixelwise=True, channels_first=True)
 def mul(x: Tensor, y: Tensor) -> Tensor:
     """Multiply, broadcasting."""
     return x * y

@@ -12,8 +12,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from deltaconvert.errors import RegistryError
@@ -25,7 +27,12 @@ Pair = tuple[int, int]
 
 
 class Refusal(Exception):
-    """Raised by an adapter: this call is not this operator, and why."""
+    """Raised by an adapter: this call is not this operator, why, and what would make it one."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        """Keep both; the reason is the message."""
+        super().__init__(reason)
+        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -74,16 +81,24 @@ class Operator:
         rule: ``"local"`` or ``"global"``.
         footprints: taps of each input, for local operators; ``None`` where each output
             pixel reads its own place of each input, broadcasting.
-        pixelwise: the function on gathered pixels: takes each input as ``[M, C, 1, 1]``
-            (the pixel that the footprint picks, zeros where it picks none) and the same
-            parameters. ``None`` where a pixel needs neighbours. Most pointwise operators give
-            their own function.
+        pixelwise: the function on gathered pixels: takes each input as
+            ``[M, C, taps_y, taps_x]`` (what the footprint picks for each of M output pixels:
+            mostly one pixel, ``[M, C, 1, 1]``) and the same parameters, and returns
+            ``[M, C_out, 1, 1]``. Most pointwise operators give their own function.
+        missing: the number that `pixelwise` finds where the footprint picks nothing, out of
+            the parameters.
+        weights: for a weighted sum of the taps of its one input, the weight of each:
+            ``[H_out, taps_y]`` and ``[W_out, taps_x]``, float32, laid out as the footprint.
         not_local: asked once shapes are known: a reason why this call must run whole.
         multiply_adds: of one output pixel of one lane (of a whole lane, for global ones).
         fuses: what may be fused behind it: ``"residual"``, ``"activation"``.
         is_activation: a function of one value, so that it can be fused as
             ``activation=(name, *params)``; its parameters are numbers, in order.
         moves_only: values are moved, never computed with (so a comparison is exact).
+        channels_first: an adapter for calls on ``N x H x W x C`` maps: takes the call's own
+            arguments, with such maps as ``N x C x H x W``, and returns the `call` of the same
+            meaning on these; ``None`` where there is none.
+        advice: what would make a call local that is not, if anything.
     """
 
     name: str
@@ -91,11 +106,15 @@ class Operator:
     rule: Literal["local", "global"] = "local"
     footprints: FootprintRule | None = None
     pixelwise: Callable[..., Tensor] | None = None
+    missing: Callable[[dict[str, Any]], float] = lambda params: 0.0
+    weights: Callable[[Shapes], tuple[np.ndarray, np.ndarray]] | None = None
     not_local: Refuse = lambda shapes: None
     multiply_adds: Callable[[Shapes], int] = lambda shapes: 0
     fuses: frozenset[str] = frozenset()
     is_activation: bool = False
     moves_only: bool = False
+    channels_first: Callable[..., Call] | None = None
+    advice: str = ""
 
     def __repr__(self) -> str:
         """Return the name alone: operators are unique."""
@@ -121,18 +140,21 @@ def _add(table: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def operator(*, pixelwise: Callable[..., Tensor] | bool | None = None, fuses: Sequence[str] = (),
+             channels_first: Callable[..., Call] | bool | None = None,
              **description: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the decorated canonical function; see `Operator` for the description.
 
-    ``pixelwise=True`` says that the function itself works on gathered pixels.
+    ``pixelwise=True`` says that the function itself works on gathered pixels, and
+    ``channels_first=True`` that it means the same in either layout.
 
     Raises:
         RegistryError: where the name is taken.
     """
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         on_pixels = function if pixelwise is True else (pixelwise or None)
+        same = partial(call, function) if channels_first is True else (channels_first or None)
         described = Operator(function.__name__, function, pixelwise=on_pixels,
-                             fuses=frozenset(fuses), **description)
+                             fuses=frozenset(fuses), channels_first=same, **description)
         _add(_REGISTRY.by_name, described.name, described)
         _add(_REGISTRY.by_function, function, described)
         return function

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from deltaconvert.operators.registry import call, operator, spelled, spelled_module
 
 
-@operator(pixelwise=True, is_activation=True)
+@operator(pixelwise=True, channels_first=True, is_activation=True)
 def relu(x: Tensor) -> Tensor:
     """Rectify each number."""
     return torch.relu(x)

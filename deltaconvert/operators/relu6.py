@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deltaconvert.operators.registry import call, operator, spelled, spelled_module
 
 
-@operator(pixelwise=True, is_activation=True)
+@operator(pixelwise=True, channels_first=True, is_activation=True)
 def relu6(x: Tensor) -> Tensor:
     """Rectify each number and cut it at 6."""
     return F.relu6(x)

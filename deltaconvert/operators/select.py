@@ -26,7 +26,12 @@ def _channels(x: Tensor, *, channels: Picks, rows: Picks, cols: Picks) -> Tensor
     return x if channels is None else x.index_select(1, torch.tensor(channels, device=x.device))
 
 
-@operator(footprints=_footprints, pixelwise=_channels, moves_only=True)
+def _channels_first(x, *, channels, rows, cols):
+    return call(select, x, channels=cols, rows=channels, cols=rows)
+
+
+@operator(footprints=_footprints, pixelwise=_channels, moves_only=True,
+          channels_first=_channels_first)
 def select(x: Tensor, *, channels: Picks, rows: Picks, cols: Picks) -> Tensor:
     """Pick along channels, rows and columns; ``None`` takes all as they are."""
     for dim, picks in ((1, channels), (2, rows), (3, cols)):

@@ -11,7 +11,7 @@ from deltaconvert.operators.epilogue import Activation, finish
 from deltaconvert.operators.registry import call, operator, spelled
 
 
-@operator(pixelwise=True, fuses=["activation"])
+@operator(pixelwise=True, channels_first=True, fuses=["activation"])
 def sub(x: Tensor, y: Tensor, *, alpha: float = 1, activation: Activation | None = None) -> Tensor:
     """Subtract, broadcasting, and apply the activation."""
     return finish(x - y if alpha == 1 else x - alpha * y, None, activation)

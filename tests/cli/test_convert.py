@@ -56,7 +56,7 @@ def test_strict_refuses_what_would_run_densely(cli, folder):
     assert cli(*words, "--strict").code == 2
     done = cli(*words, "--size", "32x48")
     assert done.code == 0, done.err
-    assert "unknown   2 operators, run whole and densely" in done.out
+    assert "unknown   1 operator, run whole and densely" in done.out
     assert "cummax is not an operator that deltaconvert knows" in done.out
 
 

@@ -32,7 +32,20 @@ def test_says_what_runs_densely_and_why(cli, folder):
     done = cli("inspect", "odd.delta", "--size", "32x48")
     assert done.code == 0, done.err
     assert "unknown operators, run whole and densely:" in done.out
-    assert "cummax is not an operator that deltaconvert knows" in done.out
+    (line,) = [line for line in done.out.splitlines() if "is not an operator" in line]
+    assert line.strip().startswith("4: cummax is not an operator that deltaconvert knows [0.0% of "
+                                   "the multiply-adds] (")
+    assert line.endswith("return torch.cummax(x, 1)[0]); to be local it takes nothing: each number "
+                         "depends on all before it")
+
+
+def test_the_story_is_in_the_json_too(cli, folder):
+    assert cli("convert", "plain.pth", "--model", SPEC, "--model-arg", "unknown=True", "-o",
+               "odd.delta", "--backend", "reference").code == 0
+    assert cli("inspect", "odd.delta", "--size", "32x48", "--json", "odd.json").code == 0
+    (fallback,) = json.loads((folder / "odd.json").read_text())["fallbacks"]
+    assert set(fallback) == {"node", "path", "source", "rule", "reason", "advice", "share"}
+    assert (fallback["path"], fallback["rule"], fallback["share"]) == ("4", "unknown", 0)
 
 
 def test_asks_for_the_channels_that_the_model_takes(cli, folder):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 Shape = tuple[int, ...]
 Draw = Callable[[Any], Any]
@@ -156,7 +157,11 @@ def conv_with_two_readers(draw, x):
 def activations(draw):
     slope, inplace = draw(st.floats(0.01, 0.5)), draw(st.booleans())
     return [nn.ReLU(inplace), nn.ReLU6(inplace), nn.LeakyReLU(slope, inplace),
-            nn.Hardswish(inplace), nn.Sigmoid(), nn.SiLU(inplace)]
+            nn.Hardswish(inplace), nn.Sigmoid(), nn.SiLU(inplace), nn.GELU(), nn.GELU("tanh"),
+            nn.Hardsigmoid(inplace), nn.Hardtanh(-slope, 1, inplace), nn.Tanh(),
+            nn.ELU(slope, inplace), nn.CELU(slope, inplace), nn.SELU(inplace),
+            nn.Softplus(1 + slope), nn.Mish(inplace), nn.LogSigmoid(), nn.Softsign(),
+            nn.Tanhshrink(), nn.Softshrink(slope), nn.PReLU(init=slope)]
 
 
 @step
@@ -174,8 +179,39 @@ def activation_function(draw, x):
 
 
 @step
+def pointwise_function(draw, x):
+    """Of numbers where they are well-conditioned: near a pole any network is at odds."""
+    function = one_of(draw, torch.abs, torch.exp, torch.sin, torch.square, torch.erf, torch.atan,
+                      torch.cos, torch.asinh, torch.neg, lambda x: torch.log1p(x.abs()),
+                      lambda x: (x.abs() + 1).sqrt(), lambda x: (x.abs() + 1).rsqrt_(),
+                      lambda x: torch.exp(-x.abs(), out=torch.empty_like(x)))
+    return Call(lambda self, x: function(x.clamp(-3, 3)))
+
+
+@step
+def threshold_function(draw, x):
+    """What jumps is applied to the input's own numbers, not to rounded ones."""
+    return Call(lambda self, x: self.jump(x), jump=one_of(
+        draw, nn.Threshold(10.0, 11.0), nn.Hardshrink(1e-6)))
+
+
+@step
 def softmax(draw, x):
-    return one_of(draw, nn.Softmax(1), nn.Softmax(-3), nn.Softmax(2), nn.Softmax2d())
+    return one_of(draw, nn.Softmax(1), nn.Softmax(-3), nn.Softmax(2), nn.Softmax2d(),
+                  nn.LogSoftmax(1))
+
+
+@step
+def over_channels(draw, x):
+    """Reductions, norms and gates that a pixel makes of its own channels."""
+    both = Call(lambda self, x: torch.cat([x.amax(1, True), torch.max(x, 1, keepdim=True)[0],
+                                           x.mean(1, keepdim=True)], 1))
+    return one_of(draw, both, Call(lambda self, x: x.sum(1, keepdim=True)),
+                  Call(lambda self, x: x.logsumexp(1, keepdim=True)),
+                  Call(lambda self, x: (x * x + 1).norm(dim=1, keepdim=True)),
+                  Call(lambda self, x: x.var(1, unbiased=False, keepdim=True)),
+                  Call(lambda self, x: F.normalize(x.abs() + 1, dim=1)),
+                  nn.LocalResponseNorm(3, alpha=0.5), nn.GLU(1) if x[1] % 2 == 0 else both)
 
 
 @step
@@ -209,6 +245,23 @@ def broadcast(x, y):
 def numbers(draw, x):
     return one_of(draw, Call(lambda self, x: 1 - x), Call(lambda self, x: x * 0.5 + 1),
                   Call(lambda self, x: 2 * x - 0.25))
+
+
+@step
+def two_maps(draw, x, y):
+    """Products, quotients, extremes and means, of maps and gates."""
+    if len(x) != 4 or len(y) != 4 or not broadcast(x, y):
+        return None
+    whole = [Call(lambda self, x, y: torch.stack([x, y], 2).mean(2)),
+             Call(lambda self, x, y: torch.stack([x, y, x]).amax(0)),
+             Call(lambda self, x, y: sum([x, y]) / 2)] if x == y else []
+    return one_of(draw, *whole, Call(lambda self, x, y: x / (y.abs() + 1)),
+                  Call(lambda self, x, y: torch.maximum(x, y)),
+                  Call(lambda self, x, y: torch.min(x, y)),
+                  Call(lambda self, x, y: torch.where(y > 100, x, x * y)),
+                  Call(lambda self, x, y: torch.lerp(x, y, 0.25)),
+                  Call(lambda self, x, y: torch.addcmul(x, x, y, value=0.5)),
+                  Call(lambda self, x, y: x.clamp(min=y)))
 
 
 @step
@@ -281,9 +334,40 @@ def resize_nearest(draw, x):
 
 
 @step
+def resize(draw, x):
+    """By factors whose coordinates are exact or far from it, and with the edges that both have."""
+    mode, corners = one_of(draw, "bilinear", "bicubic"), draw(st.booleans())
+    size = one_of(draw, {"scale_factor": 2}, {"scale_factor": 1.5}, {"scale_factor": (0.7, 1.3)},
+                  {"size": pair(draw, 1, 12)})
+    antialias = draw(st.booleans()) and size.get("size", (2, 2))[1] > 1 and x[3] > 1
+    return Call(lambda self, x: F.interpolate(x, **size, mode=mode, align_corners=corners,
+                                              antialias=antialias))
+
+
+@step
+def pixel_shuffle(draw, x):
+    factor = number(draw, 2, 3)
+    return one_of(draw, nn.PixelUnshuffle(factor), nn.PixelShuffle(factor),
+                  nn.Sequential(nn.Conv2d(x[1], 2 * factor ** 2, 1), nn.PixelShuffle(factor)))
+
+
+@step
 def pad_zero(draw, x):
     sides = tuple(number(draw, -1, 2) for _ in range(4))
     return Call(lambda self, x: F.pad(x, sides))
+
+
+@step
+def pad(draw, x):
+    mode = one_of(draw, "reflect", "replicate", "circular")
+    sides = tuple(number(draw, 0, 3) for _ in range(4))
+    value = draw(st.floats(-2, 2))
+    channels = (number(draw, 0, 1), 1)
+    return one_of(draw, Call(lambda self, x: F.pad(x, sides, mode)),
+                  Call(lambda self, x: F.pad(x, sides, value=value)),
+                  Call(lambda self, x: F.pad(x, (*sides, *channels), value=value)),
+                  nn.Conv2d(x[1], 3, 3, padding=sides[:2], padding_mode=mode,
+                            stride=number(draw, 1, 2)))
 
 
 # Views
@@ -304,7 +388,59 @@ def pick_pixels(draw, x):
     if min(x[2:]) < 3:
         return None
     return one_of(draw, Call(lambda self, x: x[..., 1:, :-1]), Call(lambda self, x: x.flip(3)),
-                  Call(lambda self, x: x[:, :, ::2, 1::2]), Call(lambda self, x: x.roll(1, 2)))
+                  Call(lambda self, x: x[:, :, ::2, 1::2]), Call(lambda self, x: x.roll(1, 2)),
+                  Call(lambda self, x: x.roll((1, -2), (2, 3))),
+                  Call(lambda self, x: torch.stack(x.unbind(1), 1)),
+                  Call(lambda self, x: x.unbind(3)[1].unsqueeze(3).expand(-1, -1, -1, 3)))
+
+
+@step
+def shuffle_squares(draw, x):
+    """Pixels to channels and back, written as views."""
+    if x[2] % 2 or x[3] % 2:
+        return None
+    n, c, h, w = x
+
+    def down(self, x):
+        return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(
+            n, 4 * c, h // 2, w // 2)
+    return one_of(draw, Call(down), Call(
+        lambda self, x: torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)))
+
+
+@step
+def channels_last(draw, x):
+    """What ConvNeXt and Swin write: norms, matrix products and gates on N x H x W x C."""
+    c = x[1]
+
+    def mixed(self, x):
+        y = x.permute(0, 2, 3, 1)
+        y = y + self.scale * self.mlp(self.norm(y))
+        a, b = y.chunk(2, -1) if c % 2 == 0 else (y, y)
+        y = torch.cat([y.flip(2), a * b.sigmoid()], -1) - y.mean(-1, keepdim=True)
+        return y.permute(0, 3, 1, 2)
+
+    def response(self, x):
+        y = x.movedim(1, -1)
+        size = y.norm(p=2, dim=(1, 2), keepdim=True)
+        return (y + y * size / (size.mean(-1, keepdim=True) + 1)).movedim(-1, 1)
+
+    def windows(self, x):
+        y = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        y = torch.cat([y[:, 0::2, 0::2], y[:, 1::2, 0::2], y[:, 0::2, 1::2], y[:, 1::2, 1::2]], -1)
+        return self.reduce(y.roll((1, 1), (1, 2))).permute(0, 3, 1, 2)
+    norm = one_of(draw, nn.LayerNorm(c, eps=0.1), nn.RMSNorm(c, eps=0.1), nn.Softmax(-1))
+    return one_of(
+        draw, Call(mixed, norm=norm, scale=torch.rand(c), mlp=nn.Sequential(
+            nn.Linear(c, 5), nn.GELU(), nn.Linear(5, c))),
+        Call(response), Call(windows, reduce=nn.Linear(4 * c, 3)))
+
+
+@step
+def computed_weights(draw, x):
+    conv = same_size(x[1], 3)
+    conv.weight.data.normal_(0, 0.3)
+    return one_of(draw, parametrizations.weight_norm, parametrizations.spectral_norm)(conv)
 
 
 @step
@@ -365,10 +501,38 @@ def classifier(draw, x):
 
 
 @step
+def whole_map_norm(draw, x):
+    return one_of(draw, nn.GroupNorm(divisor(draw, x[1]), x[1], eps=0.1),
+                  nn.InstanceNorm2d(x[1], eps=0.1), nn.LayerNorm(list(x[1:]), eps=0.1),
+                  nn.InstanceNorm2d(x[1], track_running_stats=True))
+
+
+@step
+def attention(draw, x):
+    def over_places(self, x):
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(x).flatten(2).chunk(3, 1)
+        weights = (q.transpose(1, 2) @ k).softmax(-1)
+        return x + (v @ weights.transpose(1, 2)).view(n, c, h, w)
+
+    def scaled(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return F.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).view(x.shape)
+    return one_of(draw, Call(over_places, qkv=nn.Conv2d(x[1], 3 * x[1], 1)), Call(scaled))
+
+
+@step
 def unknown(draw, x):
-    return one_of(draw, nn.Tanh(), nn.GroupNorm(1, x[1]), nn.GELU(),
-                  nn.Conv2d(x[1], 2, 3, padding=1, padding_mode="circular"),
-                  Call(lambda self, x: F.interpolate(x, size=(5, 6), mode="bilinear")),
+    def unpooled(self, x):
+        y, where = self.pool(x)
+        return y.sum(1, keepdim=True) + self.unpool(y, where, output_size=x.shape).mean()
+    return one_of(draw, nn.BatchNorm2d(x[1], track_running_stats=False),
+                  Call(lambda self, x: self.deep(x[:, None])[:, 0],
+                       deep=nn.Conv3d(1, 1, 3, padding=1)),
+                  Call(lambda self, x: self.line(x.flatten(2)).view(x.shape),
+                       line=nn.Conv1d(x[1], x[1], 3, padding=1)),
+                  Call(unpooled, pool=nn.MaxPool2d(2, return_indices=True),
+                       unpool=nn.MaxUnpool2d(2)),
                   Call(lambda self, x: x.cumsum(3)),
                   Call(lambda self, x: torch.max_pool2d(x, 1).amax((2, 3), keepdim=True)))
 
@@ -445,10 +609,16 @@ def networks(draw: Draw, using: Sequence[str] = (), most_steps: int = 6) -> Gene
 
 @torch.no_grad()
 def shape_of(module: nn.Module, shapes: Sequence[Shape]) -> Shape | None:
-    """Return the shape that a module makes of these; nothing where it refuses, or of extremes."""
+    """Return the shape that a module makes of these; nothing where it refuses, or of extremes.
+
+    Nor where a window of a maximum holds nothing but padding, which is minus infinity.
+    """
     try:
-        made = tuple(module(*(torch.zeros(s) for s in shapes)).shape)
+        result = module(*(torch.zeros(s) for s in shapes))
     except (RuntimeError, ValueError):
+        return None
+    made = tuple(result.shape)
+    if not result.isfinite().all():
         return None
     if 0 in made or (len(made) == 4 and (max(made[2:]) > LARGEST_SIDE or made[1] > MOST_CHANNELS)):
         return None

@@ -8,6 +8,8 @@ VALUES = [
           torch.tensor([[3.0, 1]])),
     Value("over channels", Call(lambda self, x: x.mean(1, keepdim=True)),
           [maps([[1, 2]], [[3, 6]])], maps([[2, 4]])),
+    Value("of two maps", Call(lambda self, x: torch.stack([x, x * 3], 2).mean(2)),
+          [maps([[1, 2]], [[3, 6]])], maps([[2, 4]], [[6, 12]])),
     Value("over rows", Call(lambda self, x: x.mean(2, keepdim=True)), [maps([[1, 2], [3, 6]])],
           maps([[2, 4]])),
 ]

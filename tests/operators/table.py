@@ -1,16 +1,17 @@
 """What a file of this folder holds about one operator, and how it is checked.
 
-A file is named as the operator's own in ``deltaconvert/operators`` and holds tables:
-``VALUES``, hand-made cases of small integers; ``SPELLINGS``, groups of models that all mean
-the same call; ``FOOTPRINTS``, models whose taps are found out by trying.
+A file is named as the operator and holds tables: ``VALUES``, hand-made cases of small
+integers; ``SPELLINGS``, groups of models that all mean the same call; ``FOOTPRINTS``, models
+whose taps are found out by trying. Where several operators share a file in
+``deltaconvert/operators``, the file of that name may hold ``OPERATORS`` instead: `Cases` by the
+name of the operator.
 `test_every_operator.py` finds them and runs them.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.trace import private_copy
 from tests.law.networks import Call
 
-__all__ = ["Call", "Group", "Tried", "Value", "conv", "maps", "whole"]
+__all__ = ["Call", "Cases", "Group", "Tried", "Value", "conv", "maps", "whole"]
 
 
 class One(nn.Module):
@@ -39,9 +41,14 @@ class Two(One):
         return self.inner(x, y)
 
 
+class Three(One):
+    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        return self.inner(x, y, z)
+
+
 def whole(model: nn.Module, inputs: Sequence[Any]) -> nn.Module:
     """A copy of a step as a model of that many inputs, in eval mode."""
-    return (One, Two)[len(inputs) - 1](copy.deepcopy(model)).eval()
+    return (One, Two, Three)[len(inputs) - 1](private_copy(model)).eval()
 
 
 def maps(*rows: Any) -> Tensor:
@@ -67,6 +74,7 @@ class Group:
     shapes: Sequence[tuple[int, ...]]
     models: dict[str, nn.Module]
     others: Sequence[str] = ()  # operators beside it in the program
+    becomes: str = ""  # the operator to be found, where this one is a constant of it
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,15 @@ class Tried:
     model: nn.Module
     shapes: Sequence[tuple[int, ...]]
     generic: bool = True
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The tables of one operator among several in a file."""
+
+    VALUES: Sequence[Value]
+    SPELLINGS: Sequence[Group]
+    FOOTPRINTS: Sequence[Tried] = field(default_factory=list)
 
 
 def conv(kind: type[nn.Module], weight: Tensor, bias: Sequence[float] | None = None,
@@ -126,14 +143,15 @@ def check_group(group: Group, name: str) -> None:
     for label, step in group.models.items():
         model = whole(step, group.shapes)
         frames = [torch.randn(s) for s in group.shapes]
-        node = only_node(model, name, frames, group.others)
+        node = only_node(model, group.becomes or name, frames, group.others)
         seen[label] = repr(sorted(node.about.params.items()))
         delta = deltaconvert.convert(model)
         for _ in range(2):
             with torch.no_grad():
                 dense = model(*(f.clone() for f in frames))
-            torch.testing.assert_close(delta(*frames), dense, rtol=1e-5, atol=1e-6, msg=lambda m,
-                                       label=label: f"{label}: {m}")
+            torch.testing.assert_close(
+                delta(*frames), dense, rtol=1e-5, atol=1e-6, equal_nan=True,
+                msg=lambda m, label=label: f"{label}: {m}")
             frames[0] = frames[0].clone()
             frames[0][..., :1, :2] += 1
     assert len(set(seen.values())) == 1, f"the settings differ: {seen}"

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 import deltaconvert
 from deltaconvert.operators import registry
+from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
@@ -99,8 +100,9 @@ def specialised(model: nn.Module, *frames: Tensor) -> dict[str, Any]:
     stages: dict[str, Any] = {"normalize": names(graph_module.graph)}
     results = {}
     for name, run in [("fold_batch_norm", fold_batch_norm),
-                      ("infer", lambda g: infer(g, frames)), ("fuse", fuse),
-                      ("partition", lambda g: partition(g, frames[0].shape[0]))]:
+                      ("infer", lambda g: infer(g, frames)),
+                      ("channels_first", lambda g: channels_first(g, frames[0].shape[0])),
+                      ("fuse", fuse), ("partition", lambda g: partition(g, frames[0].shape[0]))]:
         results[name] = run(graph_module)
         graph_module.graph.lint()
         stages[name] = names(graph_module.graph)

@@ -68,8 +68,8 @@ REFUSED = {
         norm=trained_norm(3)),
     "no convolution in front of it": Model(lambda self, x: self.norm(F.relu(x)),
                                            norm=trained_norm(2)),
-    "the weights of conv2d are computed": Model(
-        lambda self, x: self.norm(F.conv2d(x, self.w * 2)), w=torch.randn(3, 2, 1, 1),
+    "the weights of conv2d depend on the frame": Model(
+        lambda self, x: self.norm(F.conv2d(x, self.w * x.mean())), w=torch.randn(3, 2, 1, 1),
         norm=trained_norm(3)),
 }
 

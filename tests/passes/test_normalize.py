@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import deltaconvert
 from deltaconvert.errors import RegistryError
@@ -47,13 +46,9 @@ def test_active_dropout_stays_and_is_reported():
 
 
 REFUSALS = {
-    "padding_mode='reflect' is not zero padding": nn.Conv2d(2, 2, 3, padding=1,
-                                                            padding_mode="reflect"),
     "without running statistics": nn.BatchNorm2d(2, track_running_stats=False),
     "that also returns indices": nn.MaxPool2d(2, return_indices=True),
-    "resizing with mode='bilinear'": nn.Upsample(scale_factor=2, mode="bilinear"),
-    "GroupNorm is not an operator": nn.GroupNorm(1, 2),
-    "parametrized weights": parametrizations.weight_norm(nn.Conv2d(2, 2, 1)),
+    "Unfold is not an operator": nn.Unfold(2),
 }
 
 
@@ -69,9 +64,13 @@ def test_a_refusal_carries_its_reason(reason):
 
 
 def test_unknown_nodes_run_the_original_on_the_values():
-    for module in (nn.GroupNorm(1, 2), nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
-                   parametrizations.weight_norm(nn.Conv2d(2, 3, 1)), nn.Tanh()):
-        assert_same_outputs(Model(lambda self, x: self.m(x) * 2, m=module), frames_like(2, 2, 5, 5))
+    for module in (nn.BatchNorm2d(2, track_running_stats=False), nn.Unfold(2),
+                   nn.Conv1d(2, 3, 1), nn.Conv3d(2, 3, 1)):
+        spread = {nn.Conv1d: lambda x: x.flatten(2), nn.Conv3d: lambda x: x[:, :, None]}.get(
+            type(module), lambda x: x)
+        model = Model(lambda self, x, spread=spread: self.m(spread(x)) * 2, m=module)
+        delta = assert_same_outputs(model, frames_like(2, 2, 5, 5))
+        assert "unknown" in {n.about.rule for n in delta.stream.program.nodes}
 
 
 class Doubled(nn.Conv2d):

@@ -34,10 +34,14 @@ CASES = {
     "more lanes": (Model(lambda self, x: x.view(6, 1, 5, 6) + 1), "global",
                    "[6, 1, 5, 6] is not a map of 2 lanes"),
     "a classifier": (Model(lambda self, x: self.m(x.flatten(1)), m=nn.Linear(90, 2)), "global", ""),
-    "a norm over pixels": (Model(lambda self, x: self.m(x), m=nn.GroupNorm(1, 3)), "unknown",
-                           "GroupNorm is not an operator"),
+    "a norm over pixels": (Model(lambda self, x: self.m(x), m=nn.GroupNorm(1, 3)), "global",
+                           "its statistics are of whole maps"),
     "a method": (Model(lambda self, x: x.cumsum(2)), "unknown", "cumsum is not an operator"),
-    "a tuple": (Model(lambda self, x: torch.max(x, 1)), "unknown", "max is not an operator"),
+    "a tuple": (Model(lambda self, x: torch.max(x, 1)), "unknown",
+                "an extreme together with its indices"),
+    "parts": (Model(lambda self, x: x.chunk(3, 1)), "global", ""),
+    "one of the parts": (Model(lambda self, x: x.chunk(3, 1)[0]), "local", ""),
+    "a view": (Model(lambda self, x: x.transpose(1, 2)), "global", ""),
 }
 
 

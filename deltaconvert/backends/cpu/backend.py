@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from deltaconvert.backends.base import Buffers, Scratch, Step
-from deltaconvert.backends.cpu import convolution, pixelwise, pooling, sparsify
+from deltaconvert.backends.cpu import convolution, pixelwise, pooling, shuffle, sparsify
 from deltaconvert.backends.cpu.filters import fold
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.config import Config
@@ -28,7 +28,8 @@ class Kind(Protocol):
         """Return the step."""
 
 
-# By the operator's name; whatever else has a pixelwise function runs by that.
+# By the operator's name; whatever else has weights for its taps, or a pixelwise function, runs
+# by these.
 _KINDS: dict[str, Kind] = {
     "conv2d": convolution,
     "conv_transpose2d": convolution,
@@ -36,6 +37,7 @@ _KINDS: dict[str, Kind] = {
     "avg_pool2d": pooling,
     "adaptive_max_pool2d": pooling,
     "adaptive_avg_pool2d": pooling,
+    "pixel_shuffle": shuffle,
 }
 
 
@@ -94,7 +96,8 @@ def _kind(node: DeltaNode) -> Kind | None:
     operator = node.about.operator
     if operator is None:
         return None
-    return _KINDS.get(operator.name) or (pixelwise if operator.pixelwise else None)
+    by_description = pooling if operator.weights else pixelwise if operator.pixelwise else None
+    return _KINDS.get(operator.name) or by_description
 
 
 def _edge_refusal(edge: EdgeSpec) -> str | None:

@@ -11,8 +11,6 @@ from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap
 from deltaconvert.footprint import Footprint
 
-_ZERO = np.float32(0)
-
 
 class Gather:
     """Copies what the pixels of a footprint read.
@@ -23,12 +21,14 @@ class Gather:
         taps: which rows and columns of taps, where not all (a phase of a transposed
             convolution).
         channels: ``(first, count)`` of the channels to copy, where not all (a group).
+        missing: the number that stands for a tap outside the map.
     """
 
     def __init__(self, source: FlatMap, footprint: Footprint,
                  taps: tuple[np.ndarray, np.ndarray] | None = None,
-                 channels: tuple[int, int] | None = None) -> None:
+                 channels: tuple[int, int] | None = None, missing: float = 0.0) -> None:
         """Cut the tables and view the channels."""
+        self.missing = np.float32(missing)
         first, count = channels or (0, source.channels)
         self.data, self.step, self.channels = source.data[first:], source.step, count
         self.size_in = (source.height, source.width)
@@ -46,7 +46,7 @@ class Gather:
         return self.rows.shape[1] * self.cols.shape[1] * self.channels
 
     def __call__(self, pixels: np.ndarray, out: np.ndarray) -> None:
-        """Write row ``i`` for ``pixels[i]``; taps outside the map are zeros.
+        """Write row ``i`` for ``pixels[i]``.
 
         Args:
             pixels: int32 ``[M]``.
@@ -56,7 +56,7 @@ class Gather:
             gather_same(self.data, self.step, pixels, out)
         else:
             gather_taps(self.data, self.step, self.channels, *self.size_in, self.rows, self.cols,
-                        self.runs, pixels, out)
+                        self.runs, self.missing, pixels, out)
 
 
 def _runs(cols: np.ndarray, whole: bool) -> np.ndarray:
@@ -80,8 +80,7 @@ def gather_same(data, step, pixels, out):
 
 
 @loop
-def gather_taps(data, step, channels, height, width, rows, cols, runs, pixels,
-                out):
+def gather_taps(data, step, channels, height, width, rows, cols, runs, missing, pixels, out):
     """Copy each pixel's taps, in order."""
     height_out, width_out = rows.shape[0], cols.shape[0]
     taps_x = cols.shape[1]
@@ -95,7 +94,7 @@ def gather_taps(data, step, channels, height, width, rows, cols, runs, pixels,
             target = out[i, tap * line:(tap + 1) * line]
             source_y = rows[y, tap]
             if source_y < 0:
-                clear(target)
+                fill(target, missing)
             elif runs[x] != 0:
                 start = ((first + source_y) * width + cols[x, 0]) * step
                 copy(target, data[start:start + line])
@@ -103,7 +102,7 @@ def gather_taps(data, step, channels, height, width, rows, cols, runs, pixels,
                 for tap_x in range(taps_x):
                     part = target[tap_x * channels:(tap_x + 1) * channels]
                     if cols[x, tap_x] < 0:
-                        clear(part)
+                        fill(part, missing)
                     else:
                         start = ((first + source_y) * width + cols[x, tap_x]) * step
                         copy(part, data[start:start + channels])
@@ -117,7 +116,7 @@ def copy(target, source):
 
 
 @loop
-def clear(target):
-    """Zero a run of numbers."""
+def fill(target, number):
+    """Put one number all along a run."""
     for c in range(target.shape[0]):
-        target[c] = _ZERO
+        target[c] = number

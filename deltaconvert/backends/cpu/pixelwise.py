@@ -1,7 +1,8 @@
-"""Operators that read one pixel of each input: their own function on gathered pixels."""
+"""Operators with a function on gathered pixels: that function, on what their taps pick."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,12 +22,11 @@ from deltaconvert.nodes import DeltaNode, fill
 def refusal(node: DeltaNode) -> str | None:
     """Return why this operator must run elsewhere; found by trying it on a few pixels."""
     about = node.about
-    if any(footprint.taps != (1, 1) for footprint in about.footprints):
-        return "a pixel reads several pixels of an input"
     pixels = about.output.lanes + 1  # so that a constant with lanes of its own is noticed
-    shapes = [spec.shape for spec in about.inputs]
+    sizes = [(spec.shape[1], *footprint.taps) for spec, footprint in
+             zip(about.inputs, about.footprints, strict=True) if spec.shape is not None]
     try:
-        result = apply(node, [torch.zeros(pixels, s[1], 1, 1) for s in shapes if s is not None])
+        result = apply(node, [torch.zeros(pixels, *size) for size in sizes])
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return f"does not work on single pixels ({str(error).splitlines()[0]})"
     assert about.output.shape is not None
@@ -36,7 +36,7 @@ def refusal(node: DeltaNode) -> str | None:
 
 
 def apply(node: DeltaNode, values: Sequence[Tensor]) -> Tensor:
-    """Call an operator's pixelwise function on ``[M, C, 1, 1]`` inputs."""
+    """Call an operator's pixelwise function on ``[M, C, taps_y, taps_x]`` inputs."""
     about = node.about
     assert about.operator is not None
     assert about.operator.pixelwise is not None
@@ -44,15 +44,18 @@ def apply(node: DeltaNode, values: Sequence[Tensor]) -> Tensor:
         *fill(about.args, tuple(values)), **fill(about.params, tuple(values)))
 
 
-def _widths(node: DeltaNode) -> list[int]:
-    """Return the channels of the inputs and of the output."""
-    shapes = [*(spec.shape for spec in node.about.inputs), node.about.output.shape]
-    return [shape[1] for shape in shapes if shape is not None]
+def _width(node: DeltaNode) -> int:
+    """Return the numbers that a pixel takes: the inputs' channels times taps, and the output's."""
+    about = node.about
+    gathered = sum(spec.shape[1] * math.prod(footprint.taps) for spec, footprint in
+                   zip(about.inputs, about.footprints, strict=True) if spec.shape is not None)
+    assert about.output.shape is not None
+    return gathered + about.output.shape[1]
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     """Return the list of candidates and memory for each input's rows of a chunk."""
-    width = sum(_widths(node))
+    width = _width(node)
     return list_scratch(node) + row_scratch("gathered", chunk_rows(width), width, workers)
 
 
@@ -60,7 +63,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers,
          dense_fallback: bool) -> ChunkedStep:
     """Return the step of a pixelwise operator."""
     scratch = [buffers.scratch[f"cpu.gathered.{w}"] for w in range(workers.threads)]
-    width = sum(_widths(node))
+    width = _width(node)
     return ChunkedStep(node, buffers, Finish(node, buffers, workers.threads),
                        Pixelwise(node, buffers, scratch), workers, chunk_rows(width),
                        0.3 * width)
@@ -72,7 +75,10 @@ class Pixelwise:
     def __init__(self, node: DeltaNode, buffers: Buffers, scratch: Sequence[Tensor]) -> None:
         """Make a gather for each input."""
         self.node, self.scratch = node, scratch
-        self.gathers = [Gather(flat_map(edge.value), footprint) for edge, footprint in
+        assert node.about.operator is not None
+        missing = node.about.operator.missing(node.about.params)
+        self.gathers = [Gather(flat_map(edge.value), footprint, missing=missing)
+                        for edge, footprint in
                         zip(buffers.inputs, node.about.footprints, strict=True)]
 
     def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
@@ -81,7 +87,8 @@ class Pixelwise:
         for gather in self.gathers:
             rows = floats(self.scratch[worker][start:], len(pixels), gather.width)
             gather(pixels, rows.numpy())
-            values.append(rows[:, :, None, None])
+            taps = gather.rows.shape[1], gather.cols.shape[1]
+            values.append(rows.view(len(pixels), *taps, -1).permute(0, 3, 1, 2))
             start += 4 * rows.numel()
         new = apply(self.node, values).reshape(len(pixels), -1)
         result: np.ndarray = new.contiguous().numpy()

@@ -1,11 +1,12 @@
-"""Pooling: a loop over candidates and taps, vectorised over the channels."""
+"""Pooling and resizing: a loop over candidates and taps, vectorised over the channels."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (the compiled loops: Numba infers their types)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,9 +26,9 @@ _LOWEST = np.float32(-np.inf)
 
 
 def refusal(node: DeltaNode) -> str | None:
-    """Return why this pooling must run elsewhere."""
+    """Return why this pooling or resizing must run elsewhere."""
     one = len(node.about.inputs) == 1 and isinstance(node.about.args[0], Slot)
-    return None if one else "pooling of something else than one map"
+    return None if one else "it is of something else than one map"
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
@@ -39,16 +40,26 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers,
          dense_fallback: bool) -> ChunkedStep:
-    """Return the step of a pooling."""
+    """Return the step of a pooling or a resizing."""
     about = node.about
     source, footprint = flat_map(buffers.inputs[0].value), about.footprints[0]
     new = [buffers.scratch[f"cpu.new.{w}"] for w in range(workers.threads)]
-    assert about.operator is not None
-    divisors = None if "max" in about.operator.name else divisors_of(about, footprint)
-    produce = Pooling(source, footprint, divisors, new)
+    produce = Pooling(source, footprint, new, *_loop_of(about, footprint))
     row_ns = 0.1 * source.channels * footprint.taps[0] * footprint.taps[1]
     return ChunkedStep(node, buffers, Finish(node, buffers, workers.threads), produce, workers,
                        chunk_rows(source.channels), row_ns)
+
+
+def _loop_of(about: Description, footprint: Footprint) -> tuple[Any, tuple[np.ndarray, ...]]:
+    """Return the loop that computes a node, and the tables that it takes beside the taps."""
+    operator = about.operator
+    assert operator is not None
+    if operator.weights is not None:
+        assert about.shapes is not None
+        return weighted_rows, operator.weights(about.shapes)
+    if "max" in operator.name:
+        return max_rows, ()
+    return mean_rows, divisors_of(about, footprint)
 
 
 def divisors_of(about: Description, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
@@ -77,31 +88,29 @@ def _padded_taps(out: int, size: int, kernel: int, stride: int, padding: int) ->
 
 
 class Pooling:
-    """Computes rows of a pooling.
+    """Computes rows of a pooling or a resizing.
 
     Args:
         source: the map that is read.
         footprint: its taps.
-        divisors: of the mean, see `divisors_of`; nothing for the maximum.
         new: scratch for the rows, one a worker.
+        compute: the loop.
+        tables: what the loop takes beside the taps.
     """
 
-    def __init__(self, source: FlatMap, footprint: Footprint,
-                 divisors: tuple[np.ndarray, np.ndarray] | None, new: Sequence[Tensor]) -> None:
+    def __init__(self, source: FlatMap, footprint: Footprint, new: Sequence[Tensor],
+                 compute: Callable[..., None], tables: tuple[np.ndarray, ...]) -> None:
         """Resolve the tables."""
-        self.source, self.divisors, self.new = source, divisors, new
-        self.rows, self.cols = (
-            np.array(t, np.int32, order="C") for t in (footprint.rows, footprint.cols))
+        self.source, self.new, self.compute = source, new, compute
+        self.tables = [np.array(t, np.int32, order="C") for t in (footprint.rows, footprint.cols)]
+        self.tables += [np.array(t, np.float32, order="C") for t in tables]
 
     def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
         """See `Producer`."""
         source = self.source
         out: np.ndarray = floats(self.new[worker], len(pixels), source.channels).numpy()
-        args = (source.data, source.step, source.height, source.width, self.rows, self.cols)
-        if self.divisors is None:
-            max_rows(*args, pixels, out)
-        else:
-            mean_rows(*args, *self.divisors, pixels, out)
+        self.compute(source.data, source.step, source.height, source.width, *self.tables, pixels,
+                     out)
         return out
 
 
@@ -156,3 +165,28 @@ def mean_rows(data, step, height, width, rows, cols, row_divisors, col_divisors,
         divisor = row_divisors[y] * col_divisors[x]
         for c in range(channels):
             row[c] = row[c] / divisor
+
+
+@loop
+def weighted_rows(data, step, height, width, rows, cols, row_weights, col_weights, pixels, out):
+    """Sum weight times input over taps; a tap's weight is its row's times its column's."""
+    channels = out.shape[1]
+    height_out, width_out = rows.shape[0], cols.shape[0]
+    for i in range(pixels.shape[0]):
+        pixel = np.int64(pixels[i])
+        x = pixel % width_out
+        y = pixel // width_out % height_out
+        first = pixel // (width_out * height_out) * height
+        row = out[i]
+        for c in range(channels):
+            row[c] = _ZERO
+        for tap_y in range(rows.shape[1]):
+            if rows[y, tap_y] < 0:
+                continue
+            for tap_x in range(cols.shape[1]):
+                if cols[x, tap_x] >= 0:
+                    start = ((first + rows[y, tap_y]) * width + cols[x, tap_x]) * step
+                    source = data[start:start + channels]
+                    weight = row_weights[y, tap_y] * col_weights[x, tap_x]
+                    for c in range(channels):
+                        row[c] += weight * source[c]

@@ -1,0 +1,31 @@
+"""Write a `Call` into a graph, with the calls that are nested in its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from deltaconvert.operators.registry import Call
+
+
+def emit(graph: fx.Graph, before: fx.Node, argument: Any, meta: Mapping[str, Any],
+         made: list[fx.Node]) -> Any:
+    """Return the node that stands for a call, made in front of ``before``.
+
+    Args:
+        graph: is written into.
+        before: the nodes go in front of it.
+        argument: a call; anything else is returned as it is.
+        meta: a copy becomes each node's metadata.
+        made: gets the nodes, in order of execution.
+    """
+    if not isinstance(argument, Call):
+        return argument
+    args = tuple(emit(graph, before, a, meta, made) for a in argument.args)
+    with graph.inserting_before(before):
+        node = graph.call_function(argument.function, args, argument.params)
+    node.meta.update(meta)
+    made.append(node)
+    return node
