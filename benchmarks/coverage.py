@@ -35,6 +35,7 @@ from deltaconvert.validate import OWN_ROUNDINGS
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "build" / "coverage"
 TABLE = ROOT / "docs" / "coverage.md"
+NOT_RUN = "not measured yet"
 TOLERANCE = 1e-5  # relative RMS of a frame, float32
 
 Delta = deltaconvert.DeltaModule | deltaconvert.IslandsModule
@@ -151,6 +152,15 @@ def _file(case: Case) -> Path:
     return RESULTS / f"{case.name.replace(':', '-')}.json"
 
 
+def _result(case: Case) -> dict[str, Any]:
+    """Return a case's last result, or say that there is none."""
+    if _file(case).exists():
+        row: dict[str, Any] = json.loads(_file(case).read_text())
+        return row
+    return {"name": case.name, "kind": case.kind, "size": list(case.size), "error": None,
+            "converts": "?", "agrees": NOT_RUN}
+
+
 def run(chosen: list[Case], jobs: int) -> None:
     """Run cases in processes of their own, and print a line for each as it is done."""
     context = multiprocessing.get_context("spawn")
@@ -188,7 +198,8 @@ textured objects move over a static background.
 - **needed**: multiply-adds of the pixels that had to be computed, over dense, first frame apart.
 - **state**: values, masks and working memory of one stream.
 
-PyTorch {torch}, torchvision {torchvision}, timm {timm_version}; {rows} models, {agree} agree.
+PyTorch {torch}, torchvision {torchvision}, timm {timm_version}; {rows} models, {measured}
+measured, {agree} agree.
 """
 
 COLUMNS = ("model", "frame", "converts", "agrees", "local", "global", "unknown", "outside",
@@ -204,6 +215,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     kinds = Counter(row["kind"] for row in rows)
     agree = sum(row["agrees"].startswith(("yes", "rounding")) for row in rows)
     parts = [HEAD.format(timm=kinds["timm"], own=kinds["other"], frames=FRAMES, rows=len(rows),
+                         measured=sum(row["agrees"] != NOT_RUN for row in rows),
                          agree=agree, torch=_release(torch), torchvision=_release(torchvision),
                          timm_version=_release(timm))]
     for kind in KINDS:
@@ -255,9 +267,8 @@ def main() -> None:
               and not (options.missing and _file(c).exists())]
     if not options.table:
         run(chosen, options.jobs)
-    rows = [json.loads(_file(c).read_text()) for c in cases() if _file(c).exists()]
-    TABLE.write_text(table(rows))
-    print(f"{len(rows)} models in {TABLE.relative_to(ROOT)}")
+    TABLE.write_text(table([_result(case) for case in cases()]))
+    print(f"wrote {TABLE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

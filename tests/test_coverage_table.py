@@ -100,7 +100,7 @@ def test_the_table_has_a_line_for_each_row(monkeypatch):
     bad = {"name": "own:bad", "kind": "other", "size": [8, 8], "converts": "", "error": None,
            "agrees": "TraceError: a | b\nc"}
     text = coverage.table([good, bad])
-    assert "2 models, 1 agree." in text
+    assert "2 models, 2\nmeasured, 1 agree." in text
     assert "| bad | 8x8 | no | TraceError: a / b c |" in text
     assert "| good | 24x24 | whole | yes, " in text
     lines = [line for line in text.splitlines() if line.startswith(("| good", "| bad", "| model"))]
