@@ -3,7 +3,7 @@
 #   make demo    install into .venv, convert a network, check it on a clip made on the spot
 #   make test    linters, tests, and the built wheel tried outside this folder
 #
-# Also: make lint, make bench, make clean. On a machine with a GPU, with any Python that has torch
+# Also: make lint, make bench, make coverage, make clean. On a machine with a GPU, with any Python that has torch
 # and CuPy: make test-gpu, make bench-gpu (GPU_PYTHON=python3).
 # Another interpreter: make demo PYTHON=python3.12
 # More for pytest: make test PYTEST_ARGS="-k conv"
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 GPU_PYTHON ?= python3
 
-.PHONY: help demo test lint bench clean test-gpu bench-gpu
+.PHONY: help demo test lint bench coverage clean test-gpu bench-gpu
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -56,6 +56,10 @@ test-gpu:
 bench-gpu:
 	@mkdir -p build
 	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/gpu.py --out build/bench-gpu.json
+
+# Most of an hour: about 170 models, two at a time.
+coverage: .venv/installed-timm
+	$(BIN)/python -m benchmarks.coverage
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -38,7 +38,7 @@ def main() -> None:
     check_writable(options.json, options.plot)
     torch.set_num_threads(options.threads)
     about = machine.describe(options.threads)
-    config = Config(threads=options.threads, dense_fallback=not options.rows_only)
+    config = Config(threads=options.threads)
     shares = [share / 100 for share in options.shares]
     print(f"{machine.in_words(about)}; median of {options.rounds} rounds\n"
           f"\n{text.layer_head(shares)}")
@@ -77,7 +77,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shares", type=float, nargs="+",
                         default=[100 * share for share in layers.SHARES],
                         help="percent of the input's pixels that change")
-    parser.add_argument("--rows-only", action="store_true", help="without the dense fallback")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here, as PNG")
     return parser.parse_args()

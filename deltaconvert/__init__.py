@@ -19,7 +19,9 @@ from deltaconvert.errors import (
     UnsupportedError,
 )
 from deltaconvert.files import load, save
+from deltaconvert.islands import IslandsModule, IslandsStream
 from deltaconvert.module import DeltaModule
+from deltaconvert.pt2 import read_program
 from deltaconvert.report import Report
 from deltaconvert.stream import Stream
 from deltaconvert.validate import validate
@@ -34,6 +36,8 @@ __all__ = [
     "DeltaModule",
     "FrameError",
     "InputError",
+    "IslandsModule",
+    "IslandsStream",
     "NodeConfig",
     "Report",
     "Stream",
@@ -42,6 +46,7 @@ __all__ = [
     "UnsupportedError",
     "convert",
     "load",
+    "read_program",
     "save",
     "validate",
 ]

@@ -283,6 +283,11 @@ def _check_file(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix == ".delta":
         raise CheckpointError(f"{path} is a converted model: open it with deltaconvert.load")
+    if suffix == ".pt2":
+        raise CheckpointError(
+            f"{path} is a program of torch.export, model and weights: open it with "
+            "deltaconvert.read_program, on the command line without --model"
+        )
     if suffix != ".safetensors" and suffix not in TORCH_SUFFIXES:
         raise CheckpointError(
             f"{path}: files of weights end in .safetensors, "

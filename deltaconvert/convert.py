@@ -3,44 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from deltaconvert.config import Config
-from deltaconvert.errors import InputError
+from deltaconvert.errors import InputError, TraceError
+from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.module import DeltaModule
 from deltaconvert.program import compile_graph
+from deltaconvert.pt2 import from_program
 
 
-def convert(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None = None, *,
-            config: Config | None = None, strict: bool = False, **overrides: Any) -> DeltaModule:
+@overload
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
+            config: Config | None = None, strict: bool = False, modules: None = None,
+            **overrides: Any) -> DeltaModule: ...
+
+
+@overload
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
+            config: Config | None = None, strict: bool = False, modules: Literal["auto"],
+            **overrides: Any) -> DeltaModule | IslandsModule: ...
+
+
+@overload
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
+            config: Config | None = None, strict: bool = False, modules: Sequence[str],
+            **overrides: Any) -> IslandsModule: ...
+
+
+def convert(model: nn.Module | ExportedProgram,
+            example_inputs: Tensor | Sequence[Any] | None = None, *,
+            config: Config | None = None, strict: bool = False,
+            modules: Sequence[str] | Literal["auto"] | None = None,
+            **overrides: Any) -> DeltaModule | IslandsModule:
     """Convert a trained CNN into a module with the same outputs for video.
 
     Args:
-        model: any ``nn.Module`` that can be traced; it is copied and left untouched.
+        model: any ``nn.Module`` that can be traced, a program of ``torch.export``, or what
+            `read_program` read; it is copied and left untouched.
         example_inputs: frames like those to come, ``[N, C, H, W]``: shapes, rules and state
             bytes are then known at once (and ``strict`` answers at once). A model whose code
             branches on shapes needs them, and then takes frames of these shapes only.
         config: the settings; exact by default.
         strict: raise where an operator would run whole and densely because it is unknown.
+        modules: for a model that cannot be traced whole: the paths of the submodules to
+            convert in it (``["backbone"]``), or ``"auto"`` for the largest that can be
+            traced. The rest stays the model's own code; ``example_inputs`` are then whatever
+            the model is called with.
         **overrides: single settings of `Config`, over those of ``config``.
 
     Returns:
-        The converted model, in eval mode, on the model's device, with streams of its own.
+        The converted model, in eval mode, on the model's device, with streams of its own; an
+        `IslandsModule` where ``modules`` are given.
 
     Raises:
         TraceError: where the model cannot be traced; the message names the line.
+        InputError: for a model that is converted already, or ``modules`` that are not there.
         ConfigError: for a setting that makes no sense.
         UnsupportedError: under ``strict``, with every such node.
     """
-    if isinstance(model, DeltaModule):
+    if isinstance(model, ExportedProgram):
+        model = from_program(model)
+    if isinstance(model, (DeltaModule, IslandsModule)):
         raise InputError("this model is converted already; convert takes the dense model.")
     settings = (config or Config()).replace(**overrides)
-    frames = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
+    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
+    if modules is None or (modules == "auto" and _is_whole(model, inputs)):
+        return _convert_whole(model, inputs, settings, strict)
+    return convert_islands(model, modules, inputs, settings, strict)
+
+
+def _is_whole(model: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether a model can be traced as it is, without islands."""
+    try:
+        compile_graph(model, inputs if all(isinstance(i, Tensor) for i in inputs) else ())
+    except TraceError:
+        return False
+    return True
+
+
+def _convert_whole(model: nn.Module, frames: Sequence[Tensor], config: Config, strict: bool
+                   ) -> DeltaModule:
     graph_module = compile_graph(model, frames)
     delta = DeltaModule(graph_module.meta["root"], graph_module.graph,
-                        graph_module.meta["out_spec"], settings, strict=strict,
+                        graph_module.meta["out_spec"], config, strict=strict,
                         results=graph_module.meta["results"],
                         traced_for=graph_module.meta["traced_for"])
     if frames:

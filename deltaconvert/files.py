@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from deltaconvert.config import Config
 from deltaconvert.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from deltaconvert.graph_json import decode_graph, decode_spec, encode_graph, encode_spec
+from deltaconvert.islands import IslandsModule
 from deltaconvert.module import DeltaModule
 
 KEY = "deltaconvert"
@@ -82,9 +83,15 @@ def save(delta: DeltaModule, path: Path_) -> None:
         path: by convention ending in ``.delta``; an existing file is replaced.
 
     Raises:
-        UnsupportedError: where parts of the model have no form in a file; all are listed.
+        UnsupportedError: where parts of the model have no form in a file; all are listed. The
+            code between islands has none.
         InputError: where the file cannot be written, or ``delta`` is no converted model.
     """
+    if isinstance(delta, IslandsModule):
+        raise UnsupportedError(
+            f"between its islands {type(delta.model).__name__} runs code of its own, and a file "
+            "holds no code. Keep the weights, torch.save(delta.state_dict(), path), and convert "
+            "the model from its source each time; or save an island, delta.islands[path].")
     if not isinstance(delta, DeltaModule):
         raise InputError(f"save takes a converted model, not a {type(delta).__name__}: do "
                          "deltaconvert.save(deltaconvert.convert(model), path).")

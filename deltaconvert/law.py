@@ -29,6 +29,7 @@ from deltaconvert.state import Edge
 from deltaconvert.summary import operator_name
 
 if TYPE_CHECKING:
+    from deltaconvert.islands import IslandsModule
     from deltaconvert.module import DeltaModule
 
 BLOCK = 8  # pixels a side, of the block test at the input
@@ -138,7 +139,7 @@ class LawChecker:
         each: check every node as soon as it has run.
     """
 
-    def __init__(self, delta: DeltaModule, *, each: bool = True) -> None:
+    def __init__(self, delta: DeltaModule | IslandsModule, *, each: bool = True) -> None:
         """Start without breaches, before frame 0."""
         self.breaches: list[Breach] = []
         self.frame = -1
@@ -154,6 +155,10 @@ class LawChecker:
         self._edges.clear()
         self._nodes.clear()
         self.frame += 1
+
+    def enter(self, door: str, frame: Tensor) -> None:
+        """Tell what is about to come in at the door of an island, which only its call shows."""
+        self._inputs[door] = frame
 
     def __call__(self, node: DeltaNode, edge: Edge) -> None:
         """Take note of a node's edge, and check it."""
@@ -240,7 +245,8 @@ class LawChecker:
             int((~(excess <= slack)).sum()), TensorStats.of(expected), TensorStats.of(value))
 
 
-def check_law(delta: DeltaModule, frames: Iterable[Tensor | Sequence[Tensor]]) -> list[Breach]:
+def check_law(delta: DeltaModule | IslandsModule,
+              frames: Iterable[Tensor | Sequence[Tensor]]) -> list[Breach]:
     """Run a new stream over frames and check every node in every frame.
 
     Args:

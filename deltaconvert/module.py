@@ -47,7 +47,8 @@ class DeltaModule(nn.Module):
                  traced_for: Sequence[Sequence[int]] | None = None) -> None:
         """Take over the modules of ``root`` (a private copy) and its normalised graph.
 
-        ``traced_for`` are the only shapes of frames that the graph is right for, if any.
+        ``traced_for`` are the only shapes of frames that the graph is right for, if any; -1 in
+        them is any size.
         """
         super().__init__()
         for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -132,11 +133,18 @@ class DeltaModule(nn.Module):
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
         shapes = [tuple(f.shape) for f in frames]
-        if self.traced_for is not None and shapes != self.traced_for:
+        if not self.takes(shapes):
             raise FrameError(f"the model's code branches on shapes, so it was converted for frames "
                              f"of {self.traced_for}; these are {shapes}. Convert it again with "
                              "example_inputs of these shapes.")
         return self._version, *((tuple(f.shape), f.dtype, f.device) for f in frames)
+
+    def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether the graph is right for frames of these shapes; -1 stands for any size."""
+        def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+            return len(found) == len(wanted) and all(map(lambda f, w: w in (-1, f), found, wanted))
+        return self.traced_for is None or (len(shapes) == len(self.traced_for) and all(
+            map(fits, shapes, self.traced_for)))
 
     def _device(self) -> torch.device | None:
         first = next(iter(self.parameters()), None)

@@ -14,6 +14,7 @@ from deltaconvert.backends.base import Backend, Buffers, Step, create
 from deltaconvert.backends.rule import unite_masks
 from deltaconvert.config import Config
 from deltaconvert.errors import UnsupportedError
+from deltaconvert.exported import ExportedModel
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
@@ -100,7 +101,7 @@ def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModul
     Raises:
         TraceError: where the model cannot be traced.
     """
-    graph_module = trace(model, frames)
+    graph_module = model.traced() if isinstance(model, ExportedModel) else trace(model, frames)
     graph_module.meta["results"] = [normalize(graph_module)]
     return graph_module
 

@@ -10,23 +10,26 @@ from deltaconvert.state import NodeStats
 
 if TYPE_CHECKING:
     from deltaconvert.module import DeltaModule
+    from deltaconvert.program import Program
+    from deltaconvert.stream import Stream
 
 
-def summarize(module: DeltaModule) -> str:
-    """Describe the program of the module's own stream, with its last frame's work."""
-    program = module.stream.program
+def summarize(module: DeltaModule, stream: Stream | None = None) -> str:
+    """Describe the program of a stream (the module's own), with its last frame's work."""
+    stream = stream or module.stream
+    program = stream.program
     if program is None:
         operators = sum(n.op.startswith("call") for n in module.graph.nodes)
         return (f"{operators} canonical operators; rules, shapes and state are known after the "
                 "first frame (or give convert its example_inputs).")
-    last = module.stream.last
+    last = stream.last
     rows: list[tuple[str, ...]] = [("node", "operator", "rule", "runs by", "threshold", "output",
                                     "in", "out")]
     rows += [_row(node, last.get(node.about.name, NodeStats())) for node in program.nodes]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
              for row in rows]
-    return "\n".join([*table, "", *_footer(module, last)])
+    return "\n".join([*table, "", *_footer(program, last)])
 
 
 def operator_name(node: DeltaNode) -> str:
@@ -50,9 +53,7 @@ def _row(node: DeltaNode, work: NodeStats) -> tuple[str, ...]:
             f"{work.update_ratio_in:.1%}", f"{work.update_ratio_out:.1%}")
 
 
-def _footer(module: DeltaModule, last: dict[str, NodeStats]) -> list[str]:
-    program = module.stream.program
-    assert program is not None
+def _footer(program: Program, last: dict[str, NodeStats]) -> list[str]:
     total = NodeStats()
     for work in last.values():
         total.add(work)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, InputError
+from deltaconvert.islands import IslandsModule, IslandsProgram, IslandsStream
 from deltaconvert.law import Breach, LawChecker, as_inputs, check_law
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
@@ -57,8 +58,14 @@ class StoredModel(nn.Module):
         return pytree.tree_unflatten(self.dense(*frames), self.out_spec)
 
 
-def validate(model: nn.Module | None, delta: DeltaModule, frames: Iterable[Frame], *,
-             tolerance: Limit = None, max_abs: Limit = None, law_every: int = 10) -> Report:
+def _stored(delta: DeltaModule | IslandsModule) -> nn.Module:
+    """Return the dense model inside a converted one."""
+    return delta.model if isinstance(delta, IslandsModule) else StoredModel(delta)
+
+
+def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
+             frames: Iterable[Frame], *, tolerance: Limit = None,
+             max_abs: Limit = None, law_every: int = 10) -> Report:
     """Run dense and converted side by side over a clip and compare everything.
 
     The converted model runs in a stream of its own. The law is checked in the first frame, in
@@ -88,7 +95,7 @@ def validate(model: nn.Module | None, delta: DeltaModule, frames: Iterable[Frame
     """
     if law_every < 1:
         raise InputError(f"law_every={law_every}: give 1 to check the law in every frame, or more.")
-    run = _Run(model or StoredModel(delta), delta, tolerance, max_abs, law_every)
+    run = _Run(model or _stored(delta), delta, tolerance, max_abs, law_every)
     with _evaluating(run.model), torch.no_grad():
         for frame in frames:
             run.take(as_inputs(frame))
@@ -110,8 +117,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 class _Run:
     """One validation while it runs."""
 
-    def __init__(self, model: nn.Module, delta: DeltaModule, tolerance: Limit, max_abs: Limit,
-                 law_every: int) -> None:
+    def __init__(self, model: nn.Module, delta: DeltaModule | IslandsModule, tolerance: Limit,
+                 max_abs: Limit, law_every: int) -> None:
         self.model, self.delta, self.law_every = model, delta, law_every
         self.limits = {"tolerance": tolerance, "max_abs": max_abs}
         self.stream = delta.new_stream()
@@ -196,9 +203,11 @@ class _Run:
             self.checker.check()
 
     @property
-    def program(self) -> Program:
+    def program(self) -> Program | IslandsProgram:
         """What the converted frames are run by."""
-        assert self.stream.program is not None
+        if self.stream.program is None:
+            raise InputError("no island was called in the first frame, so there is nothing to "
+                             "validate: the model calls other submodules than those converted.")
         return self.stream.program
 
     @property
@@ -311,7 +320,8 @@ class _Output:
         if self.first is None:
             self.first = dense.clone()
         error, reference = _difference(converted, dense), _finite(dense)
-        frozen = _difference(self.first, dense)
+        # Where a frame has another number of boxes, all of it is new.
+        frozen = _difference(self.first, dense) if self.first.shape == dense.shape else reference
         self.squares.append((_mean_square(error), _mean_square(reference), _mean_square(frozen)))
         self._add_products(reference, _finite(converted))
         if error.numel():
@@ -397,7 +407,7 @@ class _Work:
     def __init__(self) -> None:
         self.by_node: dict[str, NodeStats] = {}
 
-    def add(self, stream: Stream) -> None:
+    def add(self, stream: Stream | IslandsStream) -> None:
         """Add the last frame's."""
         for name, work in stream.last.items():
             self.by_node.setdefault(name, NodeStats()).add(work)
@@ -480,7 +490,7 @@ def _nbytes(node: DeltaNode) -> int:
     return math.prod(spec.shape) * spec.dtype.itemsize if spec.shape and spec.dtype else 0
 
 
-def _settings(program: Program) -> str:
+def _settings(program: Program | IslandsProgram) -> str:
     config = program.config
     thresholds = sorted({n.about.threshold for n in program.nodes if n.about.rule != "sparsify"
                          and n.about.threshold > 0})

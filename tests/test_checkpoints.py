@@ -486,3 +486,10 @@ class TestApplyStateDict:
         assert "not in the model: 500: other.0, " in str(caught.value)
         assert "other.7 and 492 more" in str(caught.value)
         assert "other.8" not in str(caught.value)
+
+
+def test_a_program_is_no_file_of_weights(tmp_path):
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"anything")
+    with pytest.raises(CheckpointError, match=r"a program of torch\.export.* read_program"):
+        read_checkpoint(path)

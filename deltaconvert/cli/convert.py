@@ -8,15 +8,10 @@ from typing import Annotated, Any
 import typer
 
 import deltaconvert
-from deltaconvert.checkpoints import (
-    apply_state_dict,
-    build_model,
-    parse_model_args,
-    read_checkpoint,
-)
 from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import JsonFile, ModelArgs, parse_size, settings_as_flags
 from deltaconvert.cli.output import check_writable, write_json
+from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
 from deltaconvert.files import save
@@ -27,11 +22,13 @@ from deltaconvert.report import count
 @settings_as_flags()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(
-        metavar="CKPT", help="A state dict, or a training checkpoint that holds one.")],
-    model: Annotated[str, typer.Option(
-        metavar="SPEC", help="torchvision:NAME, timm:NAME or package.module:factory.")],
+        metavar="CKPT", help="A state dict, a training checkpoint that holds one, or a program "
+        "of torch.export (.pt2).")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write.")],
     config: Config,
+    model: Annotated[str | None, typer.Option(
+        metavar="SPEC", help="torchvision:NAME, timm:NAME or package.module:factory; a program "
+        "needs none.")] = None,
     model_arg: ModelArgs = None,
     size: Annotated[str | None, typer.Option(
         metavar="HxW", help="A frame's size: checks at once that the model takes it.")] = None,
@@ -45,18 +42,17 @@ def convert(
         raise InputError("--strict needs --size HxW: what runs how is known for a size.")
     extent = None if size is None else parse_size(size)
     check_writable(out, json)
-    built = build_model(model, parse_model_args(model_arg or ()))
-    found = read_checkpoint(checkpoint)
-    prefix = apply_state_dict(built, found.state)
-    delta = deltaconvert.convert(built, config=config, strict=strict)
+    source = read_source(checkpoint, model, model_arg)
+    delta = deltaconvert.convert(source.model, config=config, strict=strict)
     program = None
     if extent is not None:
         frame = example_frame(delta, extent)
         program = delta.program(delta.signature([frame]), [frame])
     save(delta, out)
-    data = {"checkpoint": str(checkpoint), "entry": found.entry, "prefix": prefix,
-            "out": str(out), "bytes": out.stat().st_size, **_described(delta, program)}
-    typer.echo(_text(data))
+    data = {"checkpoint": str(checkpoint), "entry": source.entry, "prefix": source.prefix,
+            "program": source.is_program, "out": str(out), "bytes": out.stat().st_size,
+            **_described(delta, program)}
+    typer.echo(_text(data, source.weights))
     write_json(json, data)
 
 
@@ -69,10 +65,8 @@ def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict
             "unknown": unknown, "config": delta.config.to_dict()}
 
 
-def _text(data: dict[str, Any]) -> str:
-    entry = f"its entry {data['entry']}" if data["entry"] else "the file itself is a state dict"
-    prefix = f", prefix {data['prefix']!r} taken off" if data["prefix"] else ""
-    lines = [f"weights   {data['checkpoint']}: {entry}{prefix}",
+def _text(data: dict[str, Any], weights: str) -> str:
+    lines = [f"weights   {data['checkpoint']}: {weights}",
              f"model     {data['operators']} operators, {data['parameters'] / 1e6:.2f} million "
              "parameters"]
     if data["unknown"] is not None:

@@ -9,12 +9,6 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from deltaconvert.checkpoints import (
-    apply_state_dict,
-    build_model,
-    parse_model_args,
-    read_checkpoint,
-)
 from deltaconvert.cli.frames import ModelFrames, dtype_of
 from deltaconvert.cli.options import (
     JsonFile,
@@ -24,6 +18,7 @@ from deltaconvert.cli.options import (
     settings_as_flags,
 )
 from deltaconvert.cli.output import check_writable, with_progress, write_json
+from deltaconvert.cli.sources import read_source
 from deltaconvert.clips import open_clip
 from deltaconvert.errors import InputError
 from deltaconvert.files import load
@@ -51,7 +46,7 @@ def validate(
     model: Annotated[str | None, typer.Option(
         metavar="SPEC", help="Compare with the original, not with the stored dense graph.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(
-        metavar="CKPT", help="The original's weights; with --model.")] = None,
+        metavar="CKPT", help="The original: weights with --model, or a program (.pt2).")] = None,
     model_arg: ModelArgs = None,
     tolerance: Annotated[float | None, typer.Option(
         help="Largest relative RMS error of a frame; 1e-5 where nothing is held back.")] = None,
@@ -69,7 +64,8 @@ def validate(
                           parse_numbers("--std", std), dtype_of(delta))
     original = _original(model, checkpoint, model_arg)
     original = None if original is None else original.to(dtype_of(delta))
-    against = "the stored dense graph" if original is None else f"{model} with {checkpoint}"
+    against = "the stored dense graph" if original is None else " with ".join(
+        str(part) for part in (model, checkpoint) if part is not None)
     report = compare(
         original, delta, with_progress(batches, "validating", clip.length if _bar() else None),
         tolerance=tolerance, max_abs=max_abs)
@@ -87,11 +83,10 @@ def _bar() -> bool:
 
 def _original(spec: str | None, checkpoint: Path | None, arguments: list[str] | None,
               ) -> nn.Module | None:
-    if (spec is None) != (checkpoint is None):
-        raise InputError("--model and --checkpoint go together: the original is a model's source "
-                         "and its weights. Without both, the stored dense graph is compared.")
-    if spec is None or checkpoint is None:
+    if checkpoint is None:
+        if spec is not None:
+            raise InputError("--model and --checkpoint go together: the original is a model's "
+                             "source and its weights. Without both, the stored dense graph is "
+                             "compared.")
         return None
-    model = build_model(spec, parse_model_args(arguments or ()))
-    apply_state_dict(model, read_checkpoint(checkpoint).state)
-    return model
+    return read_source(checkpoint, spec, arguments).model

@@ -1,10 +1,12 @@
 """``deltaconvert convert``."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from deltaconvert.checkpoints import build_model
 from deltaconvert.cli.options import parse_nodes, parse_size
 from deltaconvert.config import NodeConfig
 from deltaconvert.errors import InputError
@@ -100,3 +102,28 @@ def test_parsing():
     for wrong in ("640", "0x3", "ax3", "1x2x3"):
         with pytest.raises(InputError):
             parse_size(wrong)
+
+
+def test_a_program_needs_no_model(folder, cli):
+    model = build_model(SPEC)
+    model.load_state_dict(torch.load("plain.pth"))
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 3, 32, 48),)), "small.pt2")
+    done = cli("convert", "small.pt2", "-o", "small.delta", "--size", "32x48", "--json", "out.json")
+    assert done.code == 0, done.err
+    assert "weights   small.pt2: a program of torch.export\n" in done.out
+    assert json.loads(Path("out.json").read_text())["program"] is True
+    done = cli("validate", "small.delta", "--source", "synthetic", "--size", "32x48",
+               "--frames", "3", "--checkpoint", "small.pt2")
+    assert done.code == 0, done.out + done.err
+    assert "small.delta against small.pt2, on synthetic 32x48" in done.out
+    frame = torch.rand(1, 3, 32, 48)
+    torch.testing.assert_close(load("small.delta")(frame), model(frame).detach())
+
+
+def test_a_program_with_a_model_and_weights_without_one_are_refused(folder, cli):
+    Path("small.pt2").touch()
+    done = cli("convert", "small.pt2", "--model", SPEC, "-o", "small.delta")
+    assert (done.code, "leave --model and --model-arg out" in done.err) == (2, True)
+    done = cli("convert", "plain.pth", "-o", "small.delta")
+    assert (done.code, "name their model with --model" in done.err) == (2, True)
+    assert not Path("small.delta").exists()

@@ -1,0 +1,484 @@
+"""Islands: submodules that are converted inside a model that cannot be traced whole.
+
+The model's own code runs as it is, with its resizing, its anchors and its loops; calls of
+the chosen submodules are answered by their conversions. Which call it is within a frame
+counts: the third call of a head that is shared over the levels of a pyramid has a past of
+its own, that of the third call in the frames before. The law does not depend on that
+choice, as a node's value is held against its inputs' whatever came before; how much is
+computed does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import threading
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaconvert.config import Config
+from deltaconvert.errors import ConfigError, FrameError, InputError, StreamBusyError, TraceError
+from deltaconvert.module import DeltaModule
+from deltaconvert.nodes import DeltaNode
+from deltaconvert.program import compile_graph
+from deltaconvert.state import NodeStats, Observer
+from deltaconvert.stream import Stream
+from deltaconvert.summary import summarize
+
+# Of one island: calls whose batch differs from frame to frame must not fill the memory.
+MOST_PROGRAMS = 32
+
+
+class IslandsModule(nn.Module):
+    """A model of which some submodules compute only what changed.
+
+    Called as the model is. Made by `convert` with ``modules``. ``state_dict()`` is the
+    model's own; ``load_state_dict``, ``.to()`` and ``.half()`` start all streams afresh.
+    Gradients are not computed.
+
+    ``islands`` has the converted submodules by their path, ``model`` the model's copy that
+    holds them; called by itself, outside of a stream, that copy is the dense model.
+    """
+
+    islands: dict[str, DeltaModule]
+    model: nn.Module
+    stream: IslandsStream
+    config: Config
+
+    def __init__(self, model: nn.Module, islands: Mapping[str, DeltaModule],
+                 config: Config) -> None:
+        """Take over a private copy of the model; an island's root takes its submodule's place."""
+        super().__init__()
+        for path, island in islands.items():
+            _put(model, path, island._root)
+            island._root.__dict__["forward"] = _Answer(path, island._root)
+        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            setattr(self, table, getattr(model, table))
+        self.__dict__.update(model=model, islands=dict(islands), config=config)
+        self.__dict__["stream"] = IslandsStream(self)
+        self.training = False
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Compute the model's answer to the next frame of the module's own stream."""
+        return self.stream(*inputs, **named)
+
+    def new_stream(self) -> IslandsStream:
+        """Start another stream with the same weights and a past of its own."""
+        return IslandsStream(self)
+
+    def reset(self, lanes: Sequence[int] | None = None) -> None:
+        """Forget the past of the module's own stream; see `IslandsStream.reset`."""
+        self.stream.reset(lanes)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Watch every node of every island of the module's own stream."""
+        self.stream.observe(observer)
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of what ``forward`` must be given, in order."""
+        parameters = inspect.signature(type(self.model).forward).parameters
+        return [name for name, p in list(parameters.items())[1:] if p.default is p.empty
+                and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+    @property
+    def statistics(self) -> dict[str, NodeStats]:
+        """The work of the module's own stream since it was started, by node."""
+        return self.stream.totals
+
+    def with_config(self, config: Config) -> IslandsModule:
+        """Return a module that shares these weights under other settings.
+
+        Raises:
+            ConfigError: for settings of a node that is in no island.
+        """
+        _check_settings(config, list(self.islands))
+        islands = {path: island.with_config(_settings(config, path))
+                   for path, island in self.islands.items()}
+        return IslandsModule(self.model, islands, config)
+
+    def summary(self) -> str:
+        """Return a table of nodes for each call of an island in the last frame."""
+        called = [f"{label}:\n{summarize(self.islands[_path(label)], stream)}"
+                  for label, stream in self.stream.calls.items()]
+        waiting = [f"{path}: not called yet" for path in self.islands
+                   if path not in self.stream.calls]
+        return "\n\n".join([*called, *waiting])
+
+    def train(self, mode: bool = True) -> IslandsModule:
+        """Stay in eval mode: a delta network cannot be trained."""
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights as ``nn.Module`` does; derived weights follow, streams start afresh."""
+        for island in self.islands.values():
+            island._forget()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> IslandsModule:
+        for island in self.islands.values():
+            island._forget()
+        super()._apply(fn, recurse)
+        return self
+
+
+class IslandsStream:
+    """A past for every call of every island; callable like the model.
+
+    Two threads may run two streams; one stream takes one thread at a time.
+    """
+
+    def __init__(self, module: IslandsModule) -> None:
+        """Start empty; a call's buffers are allocated when it is first made."""
+        self.module = module
+        self._lock = threading.Lock()
+        self._observer: Observer | None = None
+        self._shapes: dict[str, Any] = {}
+        self._made: dict[str, int] = {}
+        self._answered: list[str] = []
+        self._relabelled: dict[tuple[str, DeltaNode], DeltaNode] = {}
+        self.calls: dict[str, Stream] = {}
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Compute the model's answer to the next frame.
+
+        Raises:
+            FrameError: an island refused its input. Islands before it have taken the frame in,
+                which later frames only cost time, not correctness.
+            StreamBusyError: another thread is inside this stream.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise StreamBusyError("this stream is running in another thread. A stream takes one "
+                                  "thread at a time: give each thread its own new_stream().")
+        self._made, self._answered = {}, []
+        token = _RUNNING.set(self)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self.module.model(*inputs, **named)
+        finally:
+            _RUNNING.reset(token)
+            self._lock.release()
+
+    def answer(self, path: str, island: DeltaModule, inputs: tuple[Any, ...],
+               named: Mapping[str, Any]) -> tuple[bool, Any]:
+        """Answer a call of an island by its conversion: whether it is, and with what.
+
+        A call whose shapes are not those of its last frame is left to the dense submodule:
+        where the batch is the boxes of the frame, there is nothing to take up again.
+        """
+        count = self._made[path] = self._made.get(path, 0) + 1
+        label = path if count == 1 else f"{path}[{count}]"
+        frames = _frames(island, inputs, named)
+        shapes = None if frames is None else [(f.shape, f.dtype, f.device) for f in frames]
+        if frames is None or self._shapes.setdefault(label, shapes) != shapes:
+            self._shapes[label] = shapes
+            return False, None
+        try:
+            return True, self._stream(label, island, frames)(*frames)
+        except FrameError as error:
+            raise FrameError(f"{label}: {error}") from error
+
+    def _stream(self, label: str, island: DeltaModule, frames: Sequence[Tensor]) -> Stream:
+        while len(island._programs) > MOST_PROGRAMS:
+            island._programs.pop(next(iter(island._programs)))
+        stream = self.calls.setdefault(label, Stream(island))
+        self._answered.append(label)
+        observer = self._observer
+        stream.observe(None if observer is None else
+                       lambda node, edge: observer(self._labelled(label, node), edge))
+        enter = getattr(observer, "enter", None)
+        if enter is not None:
+            for name, frame in zip(island.input_names, frames, strict=True):
+                enter(f"{label}:{name}", frame)
+        return stream
+
+    def _labelled(self, label: str, node: DeltaNode) -> DeltaNode:
+        """Return a node under names that are unique among all islands and their calls."""
+        key = label, node
+        if key not in self._relabelled:
+            self._relabelled[key] = _relabelled(label, node)
+        return self._relabelled[key]
+
+    def reset(self, lanes: Sequence[int] | None = None) -> None:
+        """Forget the past: the next frame is a first frame.
+
+        An island's lanes need not be the model's (an encoder may take two pictures as one
+        batch), so all lanes are forgotten, which costs time alone, whichever are asked for.
+        """
+        self.calls.clear()
+        self._shapes.clear()
+        self._relabelled.clear()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Call ``observer(node, edge)`` after every node; names are ``call:node``.
+
+        An observer with a method ``enter(name, frame)`` is told before a call what comes in.
+        """
+        self._observer = observer
+
+    @property
+    def program(self) -> IslandsProgram | None:
+        """What the last frame's calls were run by, as one."""
+        programs = {label: stream.program for label, stream in self.calls.items()
+                    if stream.program is not None}
+        if not programs:
+            return None
+        first = next(iter(programs.values()))
+        nodes = [self._labelled(label, node) for label, program in programs.items()
+                 for node in program.nodes]
+        return IslandsProgram(nodes, self.module.config, first.lanes)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of values, masks and working memory of all calls."""
+        return sum(stream.state_bytes for stream in self.calls.values())
+
+    @property
+    def last(self) -> dict[str, NodeStats]:
+        """The work of the last frame, by node."""
+        return {f"{label}:{name}": work for label in self._answered
+                for name, work in self.calls[label].last.items()}
+
+    @property
+    def totals(self) -> dict[str, NodeStats]:
+        """The work of all frames since the state was started, by node."""
+        return {f"{label}:{name}": work for label, stream in self.calls.items()
+                for name, work in stream.totals.items()}
+
+
+@dataclasses.dataclass
+class IslandsProgram:
+    """All nodes of all calls, by names that are unique among them; lanes of the first call."""
+
+    nodes: list[DeltaNode]
+    config: Config
+    lanes: int
+
+
+_RUNNING: ContextVar[IslandsStream | None] = ContextVar("_RUNNING", default=None)
+
+
+class _Answer:
+    """Stands in the place of a submodule's ``forward``.
+
+    So the submodule stays what it is: its type, its attributes, its hooks, its weights.
+    """
+
+    def __init__(self, path: str, root: nn.Module) -> None:
+        self.path, self.root = path, root
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        stream = _RUNNING.get()
+        island = None if stream is None else stream.module.islands.get(self.path)
+        if stream is not None and island is not None and island._root is self.root:
+            answered, result = stream.answer(self.path, island, inputs, named)
+            if answered:
+                return result
+        return type(self.root).forward(self.root, *inputs, **named)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Give a copy of the submodule its own dense ``forward``."""
+        root = copy.deepcopy(self.root, memo)
+        return types.MethodType(type(root).forward, root)
+
+
+def _frames(island: DeltaModule, inputs: tuple[Any, ...], named: Mapping[str, Any]
+            ) -> list[Tensor] | None:
+    """Return the inputs of a converted submodule in order; ``None`` where it takes others."""
+    names = island.input_names
+    if len(inputs) + len(named) != len(names) or set(names[len(inputs):]) != set(named):
+        return None
+    frames = [*inputs, *(named[name] for name in names[len(inputs):])]
+    if not all(isinstance(f, Tensor) and f.dim() and f.numel() for f in frames):
+        return None
+    return frames if island.takes([tuple(f.shape) for f in frames]) else None
+
+
+def _relabelled(label: str, node: DeltaNode) -> DeltaNode:
+    def named(spec: Any) -> Any:
+        return dataclasses.replace(spec, name=f"{label}:{spec.name}")
+    about = node.about
+    path = ".".join(filter(None, (_path(label), about.path)))
+    made = copy.copy(node)
+    made.__dict__["about"] = dataclasses.replace(
+        about, name=f"{label}:{about.name}", path=path, inputs=tuple(map(named, about.inputs)),
+        output=named(about.output))
+    return made
+
+
+def _path(label: str) -> str:
+    return label.partition("[")[0]
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of a submodule, wherever in the model that is."""
+    replaced = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is replaced:
+                parent._modules[name] = module
+
+
+# --- converting -------------------------------------------------------------------------
+
+
+def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequence[Any],
+                    config: Config, strict: bool) -> IslandsModule:
+    """Convert submodules in a copy of a model; see `convert`.
+
+    Args:
+        model: left untouched.
+        modules: paths, or ``"auto"``.
+        inputs: of the model, or none: the submodules are then converted for what they get.
+        config: settings for single nodes go by their path in the model.
+        strict: raise where something falls back.
+    """
+    copied = copy.deepcopy(model).eval()
+    seen = _seen(copied, inputs) if inputs else {}
+    paths = find_islands(copied, seen) if modules == "auto" else _checked(copied, modules)
+    _check_settings(config, paths)
+    islands = {}
+    for path in paths:
+        graph_module = _compiled(copied.get_submodule(path), path, seen.get(path, ()))
+        meta = graph_module.meta
+        islands[path] = DeltaModule(
+            meta["root"], graph_module.graph, meta["out_spec"], _settings(config, path),
+            strict=strict, results=meta["results"], traced_for=meta["traced_for"])
+    converted = IslandsModule(copied, islands, config)
+    if inputs:
+        converted.new_stream()(*inputs)  # compiles; the programs stay
+    return converted
+
+
+def find_islands(model: nn.Module, seen: Mapping[str, Sequence[Tensor]] = types.MappingProxyType({})
+                 ) -> list[str]:
+    """Return the paths of the largest submodules with convolutions that can be traced.
+
+    Args:
+        model: in eval mode; untouched.
+        seen: what submodules were called with, by path, if that is known: then only those
+            are taken that are called, with tensors alone.
+
+    Raises:
+        TraceError: where there are none.
+    """
+    found: list[str] = []
+    _search(model, "", seen, found, set())
+    if not found:
+        raise TraceError(f"{type(model).__name__} has no submodule with convolutions that can be "
+                         "traced: there is nothing to convert in it. deltaconvert.convert(model, "
+                         "modules=[path]) says why one cannot be.")
+    return found
+
+
+def _search(module: nn.Module, path: str, seen: Mapping[str, Sequence[Tensor]], found: list[str],
+            visited: set[int]) -> None:
+    if id(module) in visited or not _convolves(module) or _is_by_region(module):
+        return
+    visited.add(id(module))
+    if path and (not seen or path in seen) and _can_be_traced(module, seen.get(path, ())):
+        found.append(path)
+        visited.update(map(id, module.modules()))
+        return
+    for name, child in module.named_children():
+        _search(child, f"{path}.{name}" if path else name, seen, found, visited)
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in module.modules())
+
+
+def _is_by_region(module: nn.Module) -> bool:
+    """Whether a module works on regions cut out anew in each frame, as detectors' heads do.
+
+    From frame to frame there is nothing of them to take up again. It goes by the name,
+    which torchvision, detectron2 and mmdetection agree on.
+    """
+    return any("roihead" in kind.__name__.lower() for kind in type(module).__mro__)
+
+
+def _can_be_traced(module: nn.Module, frames: Sequence[Tensor]) -> bool:
+    try:
+        compile_graph(module, frames)
+    except TraceError:
+        return False
+    return True
+
+
+def _compiled(module: nn.Module, path: str, frames: Sequence[Tensor]) -> Any:
+    try:
+        return compile_graph(module, frames)
+    except TraceError as error:
+        raise TraceError(f"{path}: {error}") from error
+
+
+def _checked(model: nn.Module, modules: Sequence[str] | str) -> list[str]:
+    """Return the paths without repetition.
+
+    Raises:
+        InputError: for a path that is not there, the whole model, or one within another.
+    """
+    if isinstance(modules, str):
+        raise InputError(f"modules={modules!r}: give a list of paths, [{modules!r}], or 'auto'.")
+    paths = list(dict.fromkeys(modules))
+    if not paths:
+        raise InputError("modules=[] leaves nothing to convert: name submodules, or give 'auto'.")
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    for path in paths:
+        if path not in known or not path:
+            children = ", ".join(name for name, _ in model.named_children())
+            raise InputError(f"modules: {type(model).__name__} has no submodule {path!r}; its "
+                             f"children are {children}.")
+        inside = [p for p in paths if p.startswith(f"{path}.")]
+        if inside:
+            raise InputError(f"modules: {inside[0]} is a part of {path}, which is converted whole: "
+                             "name one of them.")
+    return paths
+
+
+def _seen(model: nn.Module, inputs: Sequence[Any]) -> dict[str, tuple[Tensor, ...]]:
+    """Run the model once and return the first inputs of each submodule that got tensors alone."""
+    seen: dict[str, tuple[Tensor, ...]] = {}
+
+    def noting(path: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = (*args, *kwargs.values())
+            if given and all(isinstance(a, Tensor) for a in given):
+                seen.setdefault(path, given)
+        return note
+    handles = [module.register_forward_pre_hook(noting(path), with_kwargs=True)
+               for path, module in model.named_modules() if path]
+    try:
+        with torch.no_grad(), _own_random_numbers():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _check_settings(config: Config, paths: Sequence[str]) -> None:
+    for pattern in config.nodes:
+        if not any(pattern.startswith(f"{path}.") for path in paths):
+            raise ConfigError(f"nodes[{pattern!r}] is in no island: begin with the path of one, "
+                              f"{', '.join(f'{path}.' for path in paths[:8])}.")
+
+
+def _settings(config: Config, path: str) -> Config:
+    """Return an island's own settings: nodes by their path within it."""
+    nodes = {pattern.removeprefix(f"{path}."): own for pattern, own in config.nodes.items()
+             if pattern.startswith(f"{path}.")}
+    return config.replace(nodes=nodes)

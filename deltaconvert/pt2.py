@@ -1,0 +1,412 @@
+"""Read programs of ``torch.export`` (``.pt2`` files), running nothing of them.
+
+``torch.export.load`` is not used on files: it unpickles what is stored, evaluates strings
+as expressions and looks functions up by the names a file gives. Here the description, which
+is JSON, is read as data: operators of ATen become calls of pure tensor functions out of a
+table (`from_aten`), weights are raw bytes, or unpickled as weights only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import operator
+import os
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import CheckpointError, UnsupportedError
+from deltaconvert.exported import ExportedModel
+from deltaconvert.files import MALFORMED, _Entry, _place
+from deltaconvert.passes import from_aten
+from deltaconvert.passes.from_aten import Meaning, NoMeaning
+from deltaconvert.passes.trace import source_line
+
+SCHEMA = 8  # the major version of the format's description
+SUFFIX = ".pt2"
+
+DTYPES = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64,
+          6: torch.float16, 7: torch.float32, 8: torch.float64, 12: torch.bool,
+          13: torch.bfloat16}
+MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d,
+                  4: torch.preserve_format}
+
+
+def read_program(path: str | os.PathLike[str]) -> ExportedModel:
+    """Read a program that ``torch.export.save`` wrote, without executing anything of it.
+
+    Returns:
+        A dense model for `convert`, on the CPU. It takes the shapes that it was exported for.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no such program, of a version that is
+            not known, or holds more than tensors.
+        UnsupportedError: it calls what has no counterpart here; all of that is listed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}. Give a file of torch.export.save ({SUFFIX}).")
+    return _read(path, str(path))
+
+
+def from_program(program: torch.export.ExportedProgram) -> ExportedModel:
+    """Turn an exported program in memory into a model, on the program's device.
+
+    Raises:
+        UnsupportedError: see `read_program`.
+    """
+    memory = io.BytesIO()
+    torch.export.save(program, memory)
+    memory.seek(0)
+    device = next((t.device for t in program.state_dict.values()), torch.device("cpu"))
+    return _read(memory, "the program").to(device)
+
+
+def _read(file: Path | io.BytesIO, name: str) -> ExportedModel:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _Reader(_Archive(archive, name)).model()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{name} is damaged or no program of torch.export: {error}. Copy or "
+                              "export it again.") from error
+    except MALFORMED as error:
+        raise CheckpointError(f"{name} is no program of torch.export.save as this deltaconvert "
+                              f"knows it ({type(error).__name__}: {error!s:.200}). Export it with "
+                              f"PyTorch {torch.__version__.partition('+')[0]}.") from error
+
+
+class _Archive:
+    """The members of a file by their names without the folder that all lie in."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self.archive, self.name = archive, name
+        names = archive.namelist()
+        roots = {n.partition("/")[0] for n in names}
+        prefix = f"{roots.pop()}/" if len(roots) == 1 else ""
+        self.members = {n.removeprefix(prefix): n for n in names}
+        if self._text("byteorder", "little") != "little":
+            raise CheckpointError(f"{name} was written on a big-endian machine: export it again "
+                                  "on a little-endian one.")
+
+    def _text(self, member: str, missing: str) -> str:
+        return self.read(member).decode().strip() if member in self.members else missing
+
+    def read(self, member: str) -> bytes:
+        return self.archive.read(self.members[member])
+
+    def description(self) -> dict[str, Any]:
+        """Return the JSON of the program.
+
+        Raises:
+            CheckpointError: where there is none, or of another version.
+        """
+        for member in ("models/model.json", "serialized_exported_program.json"):
+            if member in self.members:
+                found: dict[str, Any] = json.loads(self.read(member))
+                version = found["schema_version"]["major"]
+                if version != SCHEMA:
+                    raise CheckpointError(
+                        f"{self.name} has the schema version {version}, this deltaconvert reads "
+                        f"{SCHEMA}: export it again with another PyTorch, or update deltaconvert.")
+                return found
+        kind = "a compiled package (AOTInductor), which is machine code" if any(
+            "aotinductor" in m for m in self.members) else "no program of torch.export.save"
+        raise CheckpointError(f"{self.name} holds {kind}. Write the program with "
+                              "torch.export.save(torch.export.export(model, inputs), 'model.pt2').")
+
+    def tensors(self, folder: str) -> dict[str, Tensor]:
+        """Return the tensors of ``weights`` or ``constants``, tied ones as one."""
+        older = {"weights": "serialized_state_dict.pt", "constants": "serialized_constants.pt"}
+        for member in (f"data/{folder}/model.pt", older[folder]):
+            if member in self.members:
+                return dict(self._unpickled(member))
+        config = json.loads(self.read(f"data/{folder}/model_{folder}_config.json"))["config"]
+        made: dict[str, Tensor] = {}
+        found = {}
+        for name, told in config.items():
+            key = json.dumps([told["path_name"], told["tensor_meta"]])
+            if key not in made:
+                made[key] = self._tensor(f"data/{folder}/{told['path_name']}", told)
+            found[name] = made[key]
+        return found
+
+    def _tensor(self, member: str, told: Mapping[str, Any]) -> Tensor:
+        if told["use_pickle"]:
+            tensor = self._unpickled(member)
+            if not isinstance(tensor, Tensor):
+                raise CheckpointError(f"{self.name}: {member} is no tensor but an object, which "
+                                      "was not opened: that would run code of the file.")
+            return tensor.detach()
+        meta, data = told["tensor_meta"], bytearray(self.read(member))
+        sizes, strides = ([int(s["as_int"]) for s in meta[key]] for key in ("sizes", "strides"))
+        dtype = DTYPES[meta["dtype"]]
+        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return torch.as_strided(flat, sizes, strides, int(meta["storage_offset"]["as_int"]))
+
+    def _unpickled(self, member: str) -> Any:
+        try:
+            return torch.load(io.BytesIO(self.read(member)), map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file makes PyTorch raise nearly any type
+            raise CheckpointError(
+                f"{self.name}: {member} holds more than weights, or is damaged, and was not "
+                "opened: unpickling objects runs code that comes with the file. Where you trust "
+                "it, export the model again without custom objects.") from error
+
+
+class _Reader:
+    """A graph being built from its description."""
+
+    def __init__(self, archive: _Archive) -> None:
+        program = archive.description()["graph_module"]
+        self.archive = archive
+        self.told, self.signature = program["graph"], program["signature"]
+        self.calls = program["module_call_graph"][0]["signature"]
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.values: dict[str, fx.Node] = {}
+        self.shapes: list[tuple[int, ...]] = []
+        self.problems: list[str] = []
+
+    def model(self) -> ExportedModel:
+        """Read all of it."""
+        self._inputs()
+        read = self._names_read()
+        for node in self.told["nodes"]:
+            self._node(node, read)
+        if self.problems:
+            raise UnsupportedError(
+                f"{self.archive.name} has {len(self.problems)} calls that cannot be converted:\n"
+                + "\n".join(f"  {problem}" for problem in dict.fromkeys(self.problems))
+                + "\nExport a part of the model without them, or convert it from its source.")
+        outputs = self._outputs()
+        self.graph.output(outputs)
+        self.graph.lint()
+        return ExportedModel(self.root, self.graph, self._out_spec(len(outputs)), self.shapes)
+
+    # --- inputs and weights
+
+    def _inputs(self) -> None:
+        weights = self.archive.tensors("weights") | self.archive.tensors("constants")
+        made: dict[int, nn.Parameter] = {}
+        for spec in self.signature["input_specs"]:
+            (kind, about), = spec.items()
+            if kind == "user_input":
+                self._user_input(about["arg"])
+            elif kind == "parameter":
+                tensor = weights[about["parameter_name"]]
+                parameter = made.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
+                self._weight(about["arg"]["name"], about["parameter_name"], "parameter", parameter)
+            elif kind == "buffer":
+                name = about["buffer_name"]
+                self._weight(about["arg"]["name"], name,
+                             "buffer" if about["persistent"] else "temporary", weights[name])
+            elif kind == "tensor_constant":
+                name = about["tensor_constant_name"]
+                self._weight(about["arg"]["name"], name, "constant", weights[name])
+            elif kind != "constant_input":  # a number that the program was exported with
+                self.problems.append(f"an input is a {kind}, which is more than a tensor")
+
+    def _user_input(self, argument: Mapping[str, Any]) -> None:
+        (kind, about), = argument.items()
+        if kind == "as_none":
+            return
+        if kind != "as_tensor":
+            self.problems.append(f"an input is no tensor ({kind.removeprefix('as_')})")
+            return
+        name = about["name"]
+        self.values[name] = self.graph.placeholder(name)
+        sizes = self.told["tensor_values"][name]["sizes"]
+        self.shapes.append(tuple(int(s["as_int"]) if "as_int" in s else -1 for s in sizes))
+
+    def _weight(self, name: str, target: str, kind: Any, tensor: Tensor) -> None:
+        _place(self.root, _Entry(target, kind, target, None), tensor)
+        self.values[name] = node = self.graph.get_attr(target)
+        node.meta.update(path=target, source="")
+
+    def _names_read(self) -> set[str]:
+        """Return every name that an argument or an output refers to."""
+        read: set[str] = set()
+
+        def collect(value: Any) -> None:
+            if isinstance(value, dict):
+                read.update(v for k, v in value.items() if k in ("name", "as_name")
+                            and isinstance(v, str))
+                value = list(value.values())
+            for part in value if isinstance(value, list) else ():
+                collect(part)
+        for node in self.told["nodes"]:
+            collect([given["arg"] for given in node["inputs"]])
+        collect(self.told["outputs"])
+        return read
+
+    # --- nodes
+
+    def _node(self, node: Mapping[str, Any], read: set[str]) -> None:
+        outputs = [name for given in node["outputs"] for name in _output_names(given)]
+        try:
+            found = self._meaning(node, not any(name in read for name in outputs[1:]))
+        except NoMeaning as refusal:
+            stack = source_line(node["metadata"].get("stack_trace")) or "line unknown"
+            self.problems.append(f"{node['target']}: {refusal} ({stack})")
+            for name in outputs:  # so that what reads it can be looked at, too
+                self.values[name] = self.graph.placeholder(f"missing_{name}")
+            return
+        if found is not None:
+            self._add(found, node, outputs)
+
+    def _meaning(self, node: Mapping[str, Any], only_first: bool) -> Meaning | None:
+        target = str(node["target"])
+        given = {i["name"]: self._argument(i["arg"]) for i in node["inputs"]}
+        if not target.startswith("torch.ops."):
+            return from_aten.of_numbers(target, tuple(given.values()))
+        name, _, overload = target.removeprefix("torch.ops.aten.").rpartition(".")
+        if not target.startswith("torch.ops.aten.") or not name.isidentifier():
+            raise NoMeaning("it is an operator of an extension, and not of PyTorch")
+        given = _with_defaults(name, overload, given)
+        if name in ("conv1d", "conv2d", "conv3d") and isinstance(given.get("padding"), str):
+            return self._padded(name, given)
+        return from_aten.meaning(name, given, only_first)
+
+    def _padded(self, name: str, given: dict[str, Any]) -> Meaning:
+        """Spell out the padding of a convolution with ``padding="same"``."""
+        rank = int(name[4])
+        if given["padding"] == "same":
+            weight = given["weight"]
+            if weight.op != "get_attr":
+                raise NoMeaning("padding='same' with weights that are computed")
+            steps = given.get("dilation", [1])
+            steps = list(steps) * (rank if len(steps) == 1 else 1)
+            sides = from_aten.same_padding(_found(self.root, weight.target).shape, steps)
+            if any(sides):
+                given["input"] = self.graph.call_function(F.pad, (given["input"], sides))
+                given["input"].meta.update(path="", source="")
+        given["padding"] = 0
+        return Meaning(getattr(F, name), tuple(given.values()), {})
+
+    def _add(self, found: Meaning, node: Mapping[str, Any], outputs: list[str]) -> None:
+        op = "call_method" if isinstance(found.target, str) else "call_function"
+        name = outputs[0] if outputs else None
+        made = self.graph.create_node(op, found.target, found.args, found.kwargs, name=name)
+        about = {"source": source_line(node["metadata"].get("stack_trace")),
+                 "path": _module_path(node["metadata"].get("nn_module_stack", ""))}
+        made.meta.update(about)
+        several = len(outputs) > 1 or any("as_tensors" in o for o in node["outputs"])
+        if not several or found.first:
+            self.values.update(dict.fromkeys(outputs[:1], made))
+            return
+        for index, part in enumerate(outputs):
+            self.values[part] = self.graph.call_function(operator.getitem, (made, index))
+            self.values[part].meta.update(about)
+
+    def _argument(self, argument: Mapping[str, Any]) -> Any:
+        """Return an argument; tensors and sizes are nodes.
+
+        Raises:
+            NoMeaning: for graphs (control flow), custom objects, and what is not known.
+        """
+        (kind, content), = argument.items()
+        if kind in ("as_none", "as_layout"):
+            return None
+        if kind in ("as_int", "as_bool", "as_string", "as_ints", "as_bools", "as_strings",
+                    "as_int_lists"):
+            return content
+        if kind in ("as_float", "as_floats"):  # JSON has no infinity: that is a string
+            return [float(c) for c in content] if kind == "as_floats" else float(content)
+        if kind in ("as_tensor", "as_name"):
+            return self.values[content["name"] if kind == "as_tensor" else content]
+        if kind in ("as_tensors",):
+            return [self.values[c["name"]] for c in content]
+        if kind in ("as_sym_ints", "as_sym_floats", "as_sym_bools", "as_optional_tensors"):
+            return [self._argument(c) for c in content]
+        if kind in ("as_sym_int", "as_sym_float", "as_sym_bool", "as_optional_tensor"):
+            return self._argument(content)
+        if kind == "as_scalar_type":
+            return DTYPES[content]
+        if kind == "as_memory_format":
+            return MEMORY_FORMATS[content]
+        if kind == "as_device":
+            return torch.device("cpu") if content["type"] == "cpu" else torch.device("cuda")
+        what = "a branch or a loop" if kind == "as_graph" else kind.removeprefix("as_")
+        raise NoMeaning(f"it takes {what}")
+
+    # --- outputs
+
+    def _outputs(self) -> list[Any]:
+        """Return what the caller gets; a frame written into stays as it was, as in `trace`."""
+        kinds = [kind for spec in self.signature["output_specs"] for kind in spec]
+        if wrong := sorted(set(kinds) - {"user_output", "user_input_mutation"}):
+            raise UnsupportedError(
+                f"{self.archive.name} changes its own state as it runs ({', '.join(wrong)}): "
+                "export the model in eval mode, model.eval().")
+        return [self._argument(argument) for argument, kind in zip(
+            self.told["outputs"], kinds, strict=True) if kind == "user_output"]
+
+    def _out_spec(self, outputs: int) -> pytree.TreeSpec:
+        _, spec = json.loads(self.calls["out_spec"])
+        order, made = pytree.tree_flatten(_structure(spec, iter(range(outputs))))
+        if order != list(range(outputs)):
+            raise ValueError("the structure of its outputs does not fit them")
+        return made
+
+
+def _found(root: nn.Module, path: Any) -> Any:
+    value: Any = root
+    for part in str(path).split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _output_names(output: Mapping[str, Any]) -> list[str]:
+    (kind, content), = output.items()
+    if kind == "as_tensor":
+        return [str(content["name"])]
+    if kind in ("as_tensors", "as_optional_tensors"):
+        return [name for part in content for name in _output_names(
+            part if "as_tensor" in part or "as_none" in part else {"as_tensor": part})]
+    if kind in ("as_sym_int", "as_sym_float", "as_sym_bool"):
+        return _output_names(content)
+    return [str(content)] if kind == "as_name" else [""] if kind == "as_none" else []
+
+
+def _with_defaults(name: str, overload: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments in the order of the schema, with defaults where some are left out."""
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None or overload not in packet.overloads():
+        raise NoMeaning("this PyTorch has no such operator")
+    arguments = list(getattr(packet, overload)._schema.arguments)
+    positional = [a for a in arguments if not a.kwarg_only]
+    last = max((i for i, a in enumerate(positional) if a.name in given), default=-1)
+    ordered = {a.name: given.get(a.name, a.default_value)
+               for a in positional[:last + 1]}
+    return ordered | {a.name: given[a.name] for a in arguments if a.kwarg_only and a.name in given}
+
+
+def _module_path(stack: str) -> str:
+    """Return the innermost module's path from ``key,path,type;key,path,type``."""
+    parts = stack.rpartition(";")[2].split(",")
+    return parts[1] if len(parts) > 2 else ""
+
+
+def _structure(spec: Mapping[str, Any], places: Any) -> Any:
+    """Return nested containers with the number of each output in its place."""
+    kind, children = spec["type"], spec["children_spec"]
+    if kind is None:
+        return next(places)
+    parts = [_structure(child, places) for child in children]
+    if kind in ("builtins.tuple", "builtins.list"):
+        return tuple(parts) if kind == "builtins.tuple" else parts
+    if kind in ("builtins.dict", "collections.OrderedDict"):
+        keys = json.loads(spec["context"])
+        made = zip(keys, parts, strict=True)
+        return dict(made) if kind == "builtins.dict" else OrderedDict(made)
+    raise UnsupportedError(f"the program returns a {kind}, whose class is not in the file. Export "
+                           "a model that returns tuples, lists and dicts.")
