@@ -3,8 +3,8 @@
 #   make demo    install into .venv, convert a network, check it on a clip made on the spot
 #   make test    linters, tests, and the built wheel tried outside this folder
 #
-# Also: make lint, make bench, make coverage, make clean. On a machine with a GPU, with any Python that has torch
-# and CuPy: make test-gpu, make bench-gpu (GPU_PYTHON=python3).
+# Also: make lint, make bench, make coverage, make clean. On a machine with a GPU, with any
+# Python that has torch and CuPy: make test-gpu, make bench-gpu (GPU_PYTHON=python3).
 # Another interpreter: make demo PYTHON=python3.12
 # More for pytest: make test PYTEST_ARGS="-k conv"
 
