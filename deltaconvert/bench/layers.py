@@ -306,7 +306,9 @@ class _ShareStep:
         """Run two frames and compare each with dense; remember the work."""
         for _ in range(2):
             self.run.change(self.mask, self.pixels)
-            self.work = self.run.step()
+            work = self.run.step()
+            assert work is not None  # only a GPU's steps count later
+            self.work = work
             self.run.check()
 
     def timed(self, before: int) -> float:
