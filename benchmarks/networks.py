@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.calibrate import batch_norm_statistics
-from deltaconvert.checkpoints import build_model
 from deltaconvert.clips import synthetic
+from deltaconvert.model_specs import build_model
 from deltaconvert.state import NodeStats
 
 

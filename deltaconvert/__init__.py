@@ -10,16 +10,22 @@ from deltaconvert.config import Config, NodeConfig
 from deltaconvert.convert import convert
 from deltaconvert.errors import (
     CheckpointError,
+    ClipError,
     ConfigError,
     DeltaConvertError,
     FrameError,
     InputError,
+    MismatchError,
+    NotFiniteError,
+    PickleError,
     StreamBusyError,
     TraceError,
     UnsupportedError,
+    WriteError,
 )
 from deltaconvert.files import load, save
 from deltaconvert.module import DeltaModule
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.report import Report
 from deltaconvert.stream import Stream
 from deltaconvert.validate import validate
@@ -28,18 +34,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "ClipError",
     "Config",
     "ConfigError",
     "DeltaConvertError",
     "DeltaModule",
     "FrameError",
     "InputError",
+    "MismatchError",
     "NodeConfig",
+    "NotFiniteError",
+    "PickleError",
+    "Preprocessing",
     "Report",
     "Stream",
     "StreamBusyError",
     "TraceError",
     "UnsupportedError",
+    "WriteError",
     "convert",
     "load",
     "save",

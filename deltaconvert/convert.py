@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
 from deltaconvert.module import DeltaModule
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import compile_graph
 
 
 def convert(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None = None, *,
-            config: Config | None = None, strict: bool = False, **overrides: Any) -> DeltaModule:
+            config: Config | None = None, strict: bool = False,
+            preprocessing: Preprocessing | None = None, **overrides: Any) -> DeltaModule:
     """Convert a trained CNN into a module with the same outputs for video.
 
     Args:
@@ -24,6 +26,8 @@ def convert(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None =
             branches on shapes needs them, and then takes frames of these shapes only.
         config: the settings; exact by default.
         strict: raise where an operator would run whole and densely because it is unknown.
+        preprocessing: how pictures become frames; kept with the model, and in its file, for
+            whoever feeds it pictures: the command line does.
         **overrides: single settings of `Config`, over those of ``config``.
 
     Returns:
@@ -42,7 +46,7 @@ def convert(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None =
     delta = DeltaModule(graph_module.meta["root"], graph_module.graph,
                         graph_module.meta["out_spec"], settings, strict=strict,
                         results=graph_module.meta["results"],
-                        traced_for=graph_module.meta["traced_for"])
+                        traced_for=graph_module.meta["traced_for"], preprocessing=preprocessing)
     if frames:
         delta.program(delta.signature(frames), frames)
     return delta

@@ -15,13 +15,11 @@ The passes from `fold_batch_norm` on run again when the model is used.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from deltaconvert.atomic import written_whole
 from deltaconvert.config import Config
 from deltaconvert.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from deltaconvert.graph_json import decode_graph, decode_spec, encode_graph, encode_spec
 from deltaconvert.module import DeltaModule
+from deltaconvert.preprocessing import Preprocessing
 
 KEY = "deltaconvert"
 VERSION = 1
@@ -83,7 +83,8 @@ def save(delta: DeltaModule, path: Path_) -> None:
 
     Raises:
         UnsupportedError: where parts of the model have no form in a file; all are listed.
-        InputError: where the file cannot be written, or ``delta`` is no converted model.
+        WriteError: where the file cannot be written.
+        InputError: where ``delta`` is no converted model.
     """
     if not isinstance(delta, DeltaModule):
         raise InputError(f"save takes a converted model, not a {type(delta).__name__}: do "
@@ -96,11 +97,14 @@ def save(delta: DeltaModule, path: Path_) -> None:
         "config": delta.config.to_dict(),
         "strict": delta.strict,
         "traced_for": delta.traced_for,
+        "preprocessing": delta.preprocessing and delta.preprocessing.to_dict(),
         "tensors": [vars(entry) for entry in entries],
     }
     # What load would refuse is not written.
     decode_graph(model["graph"], [entry.name for entry in entries])  # type: ignore[arg-type]
-    _write_whole(Path(os.path.realpath(path)), _pack(model, tensors))
+    data = _pack(model, tensors)
+    with written_whole(Path(path)) as partial:
+        partial.write_bytes(data)
 
 
 def load(path: Path_) -> DeltaModule:
@@ -316,23 +320,6 @@ def _check_version(version: Any, path: Path_) -> None:
                               f"reads up to {VERSION}. Update it: pip install -U deltaconvert")
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there, so that it is never seen half-written."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Give a path in a folder "
-                         f"that exists, is writable and has {len(data)} bytes left.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
 # --- the module -------------------------------------------------------------------------
 
 
@@ -349,7 +336,12 @@ def _assemble(model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DeltaM
     if traced_for is not None:
         traced_for = [tuple(int(size) for size in shape) for shape in traced_for]
     return DeltaModule(root, graph, out_spec, _config(model["config"]), strict=strict,
-                       traced_for=traced_for)
+                       traced_for=traced_for, preprocessing=_preprocessing(model))
+
+
+def _preprocessing(model: Mapping[str, Any]) -> Preprocessing | None:
+    told = model.get("preprocessing")
+    return None if told is None else Preprocessing.from_dict(told)
 
 
 def _config(data: Any) -> Config:

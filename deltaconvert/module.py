@@ -13,6 +13,7 @@ from deltaconvert.config import Config
 from deltaconvert.errors import FrameError, UnsupportedError
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.result import PassResult
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program, specialize
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
@@ -34,6 +35,7 @@ class DeltaModule(nn.Module):
     strict: bool
     results: list[PassResult]
     traced_for: list[tuple[int, ...]] | None
+    preprocessing: Preprocessing | None
     stream: Stream
     _root: nn.Module
     _programs: dict[Any, Program]
@@ -42,10 +44,12 @@ class DeltaModule(nn.Module):
     def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
                  config: Config, *, strict: bool = False,
                  results: Sequence[PassResult] = (),
-                 traced_for: Sequence[Sequence[int]] | None = None) -> None:
+                 traced_for: Sequence[Sequence[int]] | None = None,
+                 preprocessing: Preprocessing | None = None) -> None:
         """Take over the modules of ``root`` (a private copy) and its normalised graph.
 
-        ``traced_for`` are the only shapes of frames that the graph is right for, if any.
+        ``traced_for`` are the only shapes of frames that the graph is right for, if any;
+        ``preprocessing`` says how pictures become frames, where it is known.
         """
         super().__init__()
         for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -54,7 +58,7 @@ class DeltaModule(nn.Module):
         self.__dict__.update(_root=root, graph=graph, out_spec=out_spec, config=config,
                              strict=strict, results=list(results),
                              traced_for=traced_for and [tuple(s) for s in traced_for],
-                             _programs={}, _version=0)
+                             preprocessing=preprocessing, _programs={}, _version=0)
         self.__dict__["stream"] = Stream(self)
         self.training = False
 
@@ -101,7 +105,8 @@ class DeltaModule(nn.Module):
     def with_config(self, config: Config) -> DeltaModule:
         """Return a module that shares these weights under other settings."""
         return DeltaModule(self._root, self.graph, self.out_spec, config, strict=self.strict,
-                           results=self.results, traced_for=self.traced_for)
+                           results=self.results, traced_for=self.traced_for,
+                           preprocessing=self.preprocessing)
 
     def train(self, mode: bool = True) -> DeltaModule:
         """Stay in eval mode: a delta network cannot be trained."""

@@ -82,7 +82,7 @@ class SparsifyStep(Protocol):
     """The step of a door in, in two parts, so that a refused frame changes nothing."""
 
     def examine(self, frame: torch.Tensor) -> None:
-        """Raise `FrameError` if the frame holds NaN or infinity; change no value."""
+        """Raise `NotFiniteError` if the frame holds NaN or infinity; change no value."""
 
     def __call__(self, frame: torch.Tensor) -> Work:
         """Apply the rule to the frame that was examined last."""
@@ -107,3 +107,8 @@ def create(name: str, config: Config, device: torch.device) -> Backend:
         raise ConfigError(f"backend={name!r}: choose auto, {', '.join(sorted(_MODULES))}.")
     backend: Backend = importlib.import_module(_MODULES[name]).create(config)
     return backend
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, those that cannot run here included."""
+    return sorted(_MODULES)

@@ -6,25 +6,32 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 import deltaconvert
-from deltaconvert.checkpoints import (
-    apply_state_dict,
-    build_model,
-    parse_model_args,
-    read_checkpoint,
-)
+from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import example_frame
-from deltaconvert.cli.options import JsonFile, ModelArgs, parse_size, settings_as_flags
-from deltaconvert.cli.output import check_writable, write_json
+from deltaconvert.cli.options import (
+    JsonFile,
+    ModelArgs,
+    TrustPickle,
+    flags_of,
+    parse_size,
+    settings_as_flags,
+)
+from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.cli.pictures import Channels
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
 from deltaconvert.files import save
+from deltaconvert.model_specs import build_model, parse_model_args, preprocessing_of
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
 from deltaconvert.report import count
 
 
 @settings_as_flags()
+@flags_of(Channels, "channels")
 def convert(
     checkpoint: Annotated[Path, typer.Argument(
         metavar="CKPT", help="A state dict, or a training checkpoint that holds one.")],
@@ -32,7 +39,9 @@ def convert(
         metavar="SPEC", help="torchvision:NAME, timm:NAME or package.module:factory.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write.")],
     config: Config,
+    channels: Channels,
     model_arg: ModelArgs = None,
+    trust_pickle: TrustPickle = False,
     size: Annotated[str | None, typer.Option(
         metavar="HxW", help="A frame's size: checks at once that the model takes it.")] = None,
     strict: Annotated[bool, typer.Option(
@@ -46,18 +55,32 @@ def convert(
     extent = None if size is None else parse_size(size)
     check_writable(out, json)
     built = build_model(model, parse_model_args(model_arg or ()))
-    found = read_checkpoint(checkpoint)
+    found = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
     prefix = apply_state_dict(built, found.state)
-    delta = deltaconvert.convert(built, config=config, strict=strict)
+    preprocessing, whose = _preprocessing(channels, model, built)
+    delta = deltaconvert.convert(built, config=config, strict=strict,
+                                 preprocessing=preprocessing)
     program = None
     if extent is not None:
         frame = example_frame(delta, extent)
         program = delta.program(delta.signature([frame]), [frame])
     save(delta, out)
     data = {"checkpoint": str(checkpoint), "entry": found.entry, "prefix": prefix,
-            "out": str(out), "bytes": out.stat().st_size, **_described(delta, program)}
-    typer.echo(_text(data))
+            "out": str(out), "bytes": out.stat().st_size,
+            "preprocessing": preprocessing and preprocessing.to_dict(),
+            **_described(delta, program)}
+    say(_text(data, f"{preprocessing} ({whose})"))
     write_json(json, data)
+
+
+def _preprocessing(channels: Channels, spec: str, model: nn.Module
+                   ) -> tuple[Preprocessing | None, str]:
+    """Settle how pictures become frames, and who says so."""
+    preset = preprocessing_of(spec, model)
+    if channels.given or preset is None:
+        return channels.preprocessing(None), (
+            "as given" if channels.given else "--channel-order, --mean and --std say otherwise")
+    return preset, f"the preset of {spec.partition(':')[0]}; --mean 0 --std 1 for none"
 
 
 def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict[str, Any]:
@@ -69,12 +92,12 @@ def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict
             "unknown": unknown, "config": delta.config.to_dict()}
 
 
-def _text(data: dict[str, Any]) -> str:
+def _text(data: dict[str, Any], frames: str) -> str:
     entry = f"its entry {data['entry']}" if data["entry"] else "the file itself is a state dict"
     prefix = f", prefix {data['prefix']!r} taken off" if data["prefix"] else ""
     lines = [f"weights   {data['checkpoint']}: {entry}{prefix}",
              f"model     {data['operators']} operators, {data['parameters'] / 1e6:.2f} million "
-             "parameters"]
+             "parameters", f"frames    {frames}"]
     if data["unknown"] is not None:
         lines.append(f"unknown   {count(len(data['unknown']), 'operator')}, run whole and densely")
         lines += [f"          {u['node']}: {u['reason']} ({u['source'] or 'line unknown'})"

@@ -10,7 +10,7 @@ import typer
 
 from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import JsonFile, parse_size
-from deltaconvert.cli.output import check_writable, write_json
+from deltaconvert.cli.output import check_writable, say, write_json
 from deltaconvert.files import load
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.program import Program
@@ -31,8 +31,8 @@ def inspect(
     frame = example_frame(delta, extent)
     program = delta.program(delta.signature([frame]), [frame])
     data = describe(program) | {"file": str(converted), "frame": list(frame.shape)}
-    typer.echo(f"{converted}, for frames of {'x'.join(map(str, frame.shape))}\n")
-    typer.echo(as_text(data))
+    say(f"{converted}, for frames of {'x'.join(map(str, frame.shape))}\n")
+    say(as_text(data))
     write_json(json, data)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import deltaconvert
 from deltaconvert.cli import app as app_module
@@ -15,8 +16,12 @@ from deltaconvert.config import Config
 
 
 def test_version(cli):
+    cuda = torch.cuda.is_available()
+    backend, device = ("reference", torch.cuda.get_device_name()) if cuda else ("cpu", "cpu")
     done = cli("--version")
-    assert (done.code, done.out) == (0, f"deltaconvert {deltaconvert.__version__}\n")
+    assert done.code == 0
+    assert done.out == (f"deltaconvert {deltaconvert.__version__}, torch {torch.__version__}, "
+                        f"backend {backend}, device {device}\n")
 
 
 def test_help_lists_the_commands_and_the_exit_codes(cli):
@@ -69,7 +74,8 @@ def test_python_m_deltaconvert():
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-m", "deltaconvert", "--version"], env=environment,
                           capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"deltaconvert {deltaconvert.__version__}\n")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"deltaconvert {deltaconvert.__version__}, torch ")
 
 
 def test_importing_the_package_imports_no_command_line():

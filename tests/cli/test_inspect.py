@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from deltaconvert.checkpoints import build_model
+from deltaconvert.model_specs import build_model
 from tests.cli.conftest import SPEC
 
 

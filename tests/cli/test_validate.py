@@ -7,7 +7,8 @@ import torch
 
 from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.clips import synthetic
-from deltaconvert.errors import InputError
+from deltaconvert.errors import ConfigError
+from deltaconvert.preprocessing import Preprocessing
 from tests.cli.conftest import SPEC
 
 CLIP = ("--source", "synthetic:active_share=0.1", "--size", "32x48", "--frames", "5")
@@ -60,9 +61,9 @@ def test_frames_are_made_as_the_model_takes_them(cli, converted):
     (("--channel-order", "gray"), "fails on inputs of the shapes"),
     (("--channel-order", "hsv"), "choose one of rgb, bgr, gray"),
     (("--mean", "a"), "give numbers with commas between"),
-    (("--mean", "1,2"), "--mean has 2 numbers, the frames have 3 channels"),
+    (("--mean", "1,2"), "mean has 2 numbers, the frames have 3 channels"),
     (("--std", "0"), "give numbers above 0"),
-    (("--model", SPEC), "--model and --checkpoint go together"),
+    (("--model", SPEC), "--model and --baseline go together"),
     (("--backend", "nonsense"), "choose auto"),
 ])
 def test_refusals(cli, converted, words, said):
@@ -75,13 +76,13 @@ def test_refusals(cli, converted, words, said):
 def test_frames_in_numbers():
     clip = synthetic((16, 24), 1, active_share=0)
     (rgb,) = clip
-    (bgr,) = ModelFrames(clip, "bgr", [0.1, 0.2, 0.3], [2.0])
+    (bgr,) = ModelFrames(clip, Preprocessing("bgr", (0.1, 0.2, 0.3), (2.0,)))
     mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
     assert torch.equal(bgr[0], (rgb[[2, 1, 0]] - mean) / 2)
-    (gray,) = ModelFrames(clip, "gray", dtype=torch.float64)
+    (gray,) = ModelFrames(clip, Preprocessing("gray"), torch.float64)
     assert gray.shape == (1, 1, 16, 24)
     assert gray.dtype == torch.float64
     expected = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
     assert torch.allclose(gray[0, 0].float(), expected, atol=1e-6)
-    with pytest.raises(InputError, match="choose one of"):
-        ModelFrames(clip, "yuv")
+    with pytest.raises(ConfigError, match="choose one of"):
+        Preprocessing("yuv")
