@@ -28,6 +28,7 @@ td.long{white-space:normal;min-width:14rem}
 thead th{border-bottom:1px solid var(--line)}tbody tr:nth-child(even){background:var(--stripe)}
 figure{margin:.8rem 0;background:#fff;border:1px solid var(--line);border-radius:.4rem;
 padding:.3rem}figure svg{display:block;width:100%;height:auto}
+.paper{background:#fff;padding:.5rem}
 figcaption{color:#5b6570;font-size:.85rem;padding:.2rem .4rem}
 pre{overflow-x:auto;background:var(--stripe);padding:.7rem;border-radius:.4rem;font-size:.85rem}
 """
@@ -93,7 +94,18 @@ class Figure:
         return f"<figure>{self.svg}<figcaption>{escape(self.caption)}</figcaption></figure>"
 
 
-Part = Table | Text | Lines | Figure
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing at its own size, in a box that scrolls by itself where the screen is narrow."""
+
+    svg: str
+
+    def html(self) -> str:
+        """Return the drawing."""
+        return f'<div class="scroll paper">{self.svg}</div>'
+
+
+Part = Table | Text | Lines | Figure | Drawing
 
 
 @dataclass(frozen=True)
