@@ -85,6 +85,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     """
     path = index_in(Path(path))
     _check_file(path)
+    found: object
     if path.name.endswith(INDEX_SUFFIX):
         found = _read_shards(path, trust_pickle)
     elif path.suffix.lower() == ".safetensors":

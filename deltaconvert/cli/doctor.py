@@ -50,8 +50,9 @@ PACKAGES = (
 def doctor(json: JsonFile = None) -> None:
     """Say what is installed, which backends work here, what is missing and how to get it."""
     check_writable(json)
-    data = {"system": system(), "packages": [_examine(p) for p in PACKAGES],
-            "backends": [_try_backend(name) for name in backend_names()]}
+    data: dict[str, Any] = {
+        "system": system(), "packages": [_examine(p) for p in PACKAGES],
+        "backends": [_try_backend(name) for name in backend_names()]}
     broken = [p for p in data["packages"] if p["state"] != GOOD and not p["optional"]]
     broken += [b for b in data["backends"] if b["state"] == BROKEN]
     say(_text(data))

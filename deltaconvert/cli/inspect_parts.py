@@ -90,7 +90,8 @@ def add_work(nodes: list[dict[str, Any]], measured: tuple[Work, int]) -> dict[st
 
 def work_text(data: dict[str, Any]) -> str:
     """Lay out the work of a clip by node, and where masks grow."""
-    rows = [("node", "changed in", "changed out", "growth", "needed", "computed", "amplification")]
+    rows: list[tuple[str, ...]] = [
+        ("node", "changed in", "changed out", "growth", "needed", "computed", "amplification")]
     rows += [_row(node) for node in data["nodes"]]
     grown = sorted((n for n in data["nodes"] if n["work"]["growth"] > GROWTH),
                    key=lambda n: n["work"]["update_ratio_in"] - n["work"]["update_ratio_out"])

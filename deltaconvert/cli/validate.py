@@ -68,8 +68,8 @@ def validate(
 ) -> None:
     """Run the dense and the converted network side by side over a clip; exit 1 if they differ."""
     check_writable(json, report)
-    limits = {"tolerance": parse_limits("--tolerance", tolerance),
-              "max_abs": parse_limits("--max-abs", max_abs)}
+    allowed = parse_limits("--tolerance", tolerance)
+    allowed_abs = parse_limits("--max-abs", max_abs)
     clip = pictures.open(source)
     delta = load(converted)
     delta = delta.with_config(delta.config.replace(**config))
@@ -79,7 +79,8 @@ def validate(
     until_broken = UntilBroken(frames)
     # Only for a bar is it worth reading a video through for its length.
     length = clip.length if shows_progress() else None
-    found = compare(original, delta, with_progress(until_broken, "validating", length), **limits)
+    found = compare(original, delta, with_progress(until_broken, "validating", length),
+                    tolerance=allowed, max_abs=allowed_abs)
     said = f"{converted} against {against}, on {clip.name} {clip.size[0]}x{clip.size[1]}"
     data = {"converted": str(converted), "against": against, "clip": clip.name,
             "size": list(clip.size), "preprocessing": frames.preprocessing.to_dict(),

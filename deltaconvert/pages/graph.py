@@ -60,6 +60,7 @@ def _lines(node: Mapping[str, Any]) -> tuple[str, str]:
         second.append(f"threshold {node['threshold']:g}")
     if "work" in node:
         second.append(f"changed {node['work']['update_ratio_out']:.0%}")
+    second += [node[why] for why in ("reason", "fallback_reason") if node[why]]
     return f"{node['node']}: {node['operator']}", ", ".join(second)
 
 
@@ -146,7 +147,7 @@ def _edge(edge: tuple[int, int], lane: int | None, left: int) -> str:
 def _box(box: Box, row: int, left: int) -> str:
     y = ROW_PX * row + 4
     first, second = (escape(line if len(line) < 96 else line[:95] + "…") for line in box.lines)
-    return (f'<g><title>{escape(f"{box.name} ({box.rule})")}</title>'
+    return (f'<g><title>{escape(f"{box.lines[0]} ({box.rule}): {box.lines[1]}")}</title>'
             f'<rect x="{left}" y="{y}" width="{BOX_PX}" height="{ROW_PX - 12}" rx="4" '
             f'fill="{COLOURS[box.rule]}" stroke="#94a3b8"/>'
             f'<text x="{left + 6}" y="{y + 12}" font-size="12" fill="#111">{first}</text>'

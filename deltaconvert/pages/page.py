@@ -21,7 +21,7 @@ h1{font-size:1.4rem;margin:.2rem 0}h2{font-size:1.1rem;margin:1.8rem 0 .5rem}
 p{margin:.4rem 0}.soft{color:var(--soft)}
 .verdict{display:inline-block;padding:.15rem .7rem;border-radius:1rem;color:#fff;font-weight:600}
 .good{background:var(--good)}.bad{background:var(--bad)}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:.4rem}
+.scroll{overflow-x:auto;margin:.6rem 0;border:1px solid var(--line);border-radius:.4rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem;overflow-wrap:normal}
 th,td{padding:.35rem .6rem;text-align:left;white-space:nowrap;font-variant-numeric:tabular-nums}
 td.long{white-space:normal;min-width:14rem}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIZE_INCHES = (4.8, 2.7)  # on a phone's 360 px a letter of 9 pt is then still 9 px high
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+STYLE: Any = {  # matplotlib's own type lists every setting by name
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.3, "svg.fonttype": "none",
          "svg.hashsalt": "deltaconvert", "lines.linewidth": 1.2,
          "font.family": "sans-serif"}

@@ -12,7 +12,7 @@ from deltaconvert.running.summary import ClipSummary, RunSummary
 
 def run_page(summary: RunSummary, subtitle: str) -> str:
     """Return a run's summary as a page: tables, and times and update ratios by call."""
-    clips = [("clip", "size", "frames", "files", "")]
+    clips: list[tuple[str, ...]] = [("clip", "size", "frames", "files", "")]
     clips += [_row(clip) for clip in summary.clips]
     later = summary.calls > len(summary.first_ms)
     sections = [

@@ -118,8 +118,9 @@ class OverlayVideo:
         canvas.paste(image, (0, 0))
         text = ImageDraw.Draw(canvas)
         text.text((2, height), said, fill="white")
+        nearest = Image.Resampling.NEAREST
         for column, (name, share) in enumerate(stages.items()):
-            heat = Image.fromarray(heated(share)).resize((panel, panel_height), Image.NEAREST)
+            heat = Image.fromarray(heated(share)).resize((panel, panel_height), nearest)
             canvas.paste(heat, (column * panel, height + 2 * TEXT_PX))
             text.text((column * panel + 2, height + TEXT_PX), f"{name} {float(share.mean()):.0%}",
                       fill="white")

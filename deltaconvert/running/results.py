@@ -79,8 +79,9 @@ class NpzFile:
         for name, tensor in outputs:
             array = _as_numpy(tensor)
             if self.frames == 0:
-                file = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
-                self._waiting[name] = file, array.dtype, array.shape
+                fresh: IO[bytes] = tempfile.TemporaryFile(  # noqa: SIM115
+                    dir=self.path.parent)
+                self._waiting[name] = fresh, array.dtype, array.shape
             file, dtype, shape = self._waiting[name]
             if (array.dtype, array.shape) != (dtype, shape):
                 raise InputError(

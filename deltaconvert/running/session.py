@@ -107,11 +107,12 @@ class Session:
         return update_ratio
 
     def _sample(self, batch: Batch, delta_ms: float) -> None:
-        assert self.dense is not None
+        dense = self.dense
+        assert dense is not None
         with torch.inference_mode():
             if not self.sampled:  # the first call allocates, and is nobody's usual one
-                self.dense(batch.frame)
-            _, ms = timed(lambda: self.dense(batch.frame), [batch.frame])
+                dense(batch.frame)
+            _, ms = timed(lambda: dense(batch.frame), [batch.frame])
         self.sampled.append((ms, delta_ms))
 
     def finished(self, done: Sequence[Done]) -> None:
