@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from deltaconvert.cli.frames import ModelFrames
+from deltaconvert.cli.validate import parse_limits
 from deltaconvert.clips import synthetic
-from deltaconvert.errors import ConfigError
+from deltaconvert.errors import ConfigError, InputError
 from deltaconvert.preprocessing import Preprocessing
 from tests.cli.conftest import SPEC
+from tests.clips.files import noise_picture, truncate, write_video
 
 CLIP = ("--source", "synthetic:active_share=0.1", "--size", "32x48", "--frames", "5")
 
@@ -86,3 +88,59 @@ def test_frames_in_numbers():
     assert torch.allclose(gray[0, 0].float(), expected, atol=1e-6)
     with pytest.raises(ConfigError, match="choose one of"):
         Preprocessing("yuv")
+
+
+def test_bisect_says_which_node_is_the_first(cli, converted, tmp_path, monkeypatch):
+    done = cli("validate", converted, *CLIP, "--bisect", "--json", tmp_path / "a.json")
+    assert done.code == 0, done.out + done.err
+    assert "bisect: all 3 nodes keep the law in all 5 frames" in done.out
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert data["bisect"]["breach"] is None
+    assert len(data["bisect"]["errors"]) == 3
+
+
+def test_a_limit_for_each_output():
+    assert parse_limits("--tolerance", None) is None
+    assert parse_limits("--tolerance", ["0.5"]) == 0.5
+    assert parse_limits("--tolerance", ["boxes=0.5", "0=1e-3"]) == {"boxes": 0.5, "0": 1e-3}
+    for wrong, said in ((["a"], "give a number, or OUTPUT=NUMBER"),
+                        (["1", "out=2"], "give one number for all outputs, or OUTPUT=NUMBER")):
+        with pytest.raises(InputError, match=said):
+            parse_limits("--tolerance", wrong)
+
+
+def test_limits_by_output_are_held(cli, converted):
+    assert cli("validate", converted, *CLIP, "--tolerance", "out=1e-3").code == 0
+    done = cli("validate", converted, *CLIP, "--max-abs", "boxes=1")
+    assert done.code == 2
+    assert "max_abs names boxes; the outputs are out" in done.err
+
+
+def test_another_seed_is_another_clip(cli, converted, tmp_path):
+    for seed in (0, 1):
+        assert cli("validate", converted, *CLIP, "--seed", seed, "--json",
+                   tmp_path / f"{seed}.json").code == 0
+    one, two = (json.loads((tmp_path / f"{s}.json").read_text())["outputs"] for s in (0, 1))
+    assert one[0]["frozen_rms"] != two[0]["frozen_rms"]
+
+
+def test_report_is_one_page(cli, converted, tmp_path):
+    done = cli("validate", converted, *CLIP, "--report", tmp_path / "a.html")
+    assert done.code == 0, done.err
+    page = (tmp_path / "a.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "PASSED" in page
+    assert page.count("<svg") == 2
+    assert cli("validate", converted, *CLIP, "--report", tmp_path / "no" / "a.html").code == 2
+
+
+def test_what_was_decoded_counts(cli, converted, tmp_path):
+    clip = truncate(write_video(tmp_path / "a.avi", [noise_picture(s) for s in range(12)]), 0.6)
+    done = cli("validate", converted, "--source", clip, "--json", tmp_path / "a.json")
+    assert done.code == 2
+    assert "PASSED" in done.out
+    assert "error: " in done.err
+    assert "breaks off after" in done.err
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert 0 < data["frames"] < 12
+    assert "breaks off after" in data["broken"]
