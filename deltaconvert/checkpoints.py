@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -200,41 +201,54 @@ def _read_trusted(path: Path) -> object:
             "packages that it was saved with must be installed") from error
 
 
-class _Ignored(dict):  # type: ignore[type-arg]
+class _Ignored:
     """Stands for an object of a training framework that holds settings or statistics."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__()
+        pass
 
     def __setstate__(self, state: object) -> None:
         """Take the state for nothing."""
 
 
+class _IgnoredDict:
+    """Stands for a dict of a framework's own kind; entries go into one of Python's."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        """Make the dict that PyTorch's unpickler fills."""
+        return OrderedDict()
+
+
 # What frameworks keep beside the weights, and what stands for it: nothing of theirs is
 # imported. Namespaces hold the arguments of a training script.
 IGNORED = (
-    "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath",
-    "pathlib.PurePosixPath",
-    "mmengine.logging.history_buffer.HistoryBuffer", "mmengine.config.config.ConfigDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "lightning.pytorch.utilities.parsing.AttributeDict",
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "argparse.Namespace", "datetime.datetime", "datetime.timedelta",
+    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "pathlib._local.PurePosixPath",
+    "mmengine.logging.history_buffer.HistoryBuffer",
     "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode",
-    "typing.Any", "datetime.datetime", "datetime.timedelta",
+    "typing.Any",
+    # NumPy's own numbers and arrays, in its older and newer places.
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray", "numpy.dtype",
 )
-# NumPy's own numbers and arrays, in its older and newer places.
-NUMPY = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-         "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-         "numpy.ndarray", "numpy.dtype")
+IGNORED_DICTS = (
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "mmengine.config.config.ConfigDict", "addict.addict.Dict",
+)
 
 
 def _plain_data() -> list[Any]:
     """Return what may be unpickled beside tensors, as pairs of a stand-in and a name."""
-    return [(type("Ignored", (_Ignored,), {}), name) for name in IGNORED + NUMPY]
+    # A class each: PyTorch warns of one that goes by several names.
+    return [(type("Ignored", (base,), {}), name)
+            for base, names in ((_Ignored, IGNORED), (_IgnoredDict, IGNORED_DICTS))
+            for name in names]
 
 
 def _check_unpacked_size(path: Path) -> None:
