@@ -129,7 +129,9 @@ def load(path: Path_) -> DeltaModule:
     model, tensors = _unpack(data, path)
     del data  # the tensors are copies: a large model is in memory twice no longer than needed
     try:
-        return _assemble(model, tensors)
+        delta = _assemble(model, tensors)
+        delta.loaded_from = str(path)
+        return delta
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from None
     except MALFORMED as error:
@@ -174,7 +176,10 @@ def read_header(path: Path_) -> Header:
         raise _cut_off(path, size, 8 + len(text) + end)
     if not isinstance(told.get("model"), dict):
         raise _damaged(path, "its header holds no description of a model")
-    tensors = {name: (str(t["dtype"]), list(t["shape"])) for name, t in header.items()}
+    try:
+        tensors = {name: (str(t["dtype"]), list(t["shape"])) for name, t in header.items()}
+    except MALFORMED as error:
+        raise _damaged(path, "its list of tensors cannot be read") from error
     return Header(told["version"], str(told.get("sha256")), told["model"], tensors, size, end)
 
 

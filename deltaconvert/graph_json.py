@@ -553,6 +553,7 @@ def decode_graph(records: list[Record], weights: Iterable[str]) -> fx.Graph:
         raise CheckpointError("its graph does not return a list.")
     graph.output(results)
     graph.lint()
+    graph.python_code("self")  # raises where FX cannot write a call, which says what is wrong
     return graph
 
 

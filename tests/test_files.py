@@ -623,6 +623,7 @@ CALLS = {
     "input": (call(op="input", target="x=print(1)"), "an input cannot be called 'x=print"),
     "input self": (call(op="input", target="self"), "an input cannot be called 'self'"),
     "input twice": (call(op="input", target="input"), "an input cannot be called 'input'"),
+    "too few arguments": (call(target="operator.add"), "malformed"),
     "not a record": (call(args=7, target="torch.relu"), "malformed"),
 }
 
@@ -693,6 +694,18 @@ def test_a_description_that_is_not_right(attack, path):
         load(path)
 
 
+def test_a_graph_that_no_model_has_is_told_when_it_is_compiled(path):
+    def shorten(model):
+        record = next(r for r in model["graph"] if r["target"] == "conv2d")
+        record["kwargs"]["stride"] = {"tuple": [1]}
+
+    edited(path, shorten)
+    delta = load(path)
+    with pytest.raises(CheckpointError, match=r"m\.delta describes a model that cannot be compiled "
+                                              r"\(IndexError: .*\)\. Convert the model again"):
+        delta(clip(1, 3, 8, 8)[0])
+
+
 def test_deep_nesting_is_refused(path):
     deep: list[Any] = []
     for _ in range(400):
@@ -749,6 +762,8 @@ def test_read_header_reads_no_tensor(path, monkeypatch):
      "not a converted model"),
     (raw({"__metadata__": {"deltaconvert": '{"version": 1}'}}, b""), "no description of a model"),
     (raw({"__metadata__": {"deltaconvert": '{"version": 9}'}}, b""), "format version 9"),
+    (raw({"__metadata__": {"deltaconvert": '{"version": 1, "model": {}}'},
+          "a": {"dtype": "F32", "data_offsets": [0, 0]}}, b""), "list of tensors cannot be read"),
 ])
 def test_a_header_that_is_none(data, message, tmp_path):
     (tmp_path / "m.delta").write_bytes(data)
