@@ -3,14 +3,14 @@
 #   make demo    install into .venv, convert a network, check it on a clip made on the spot
 #   make test    linters, tests, and the built wheel tried outside this folder
 #
-# Also: make lint, make bench, make clean. Another interpreter: make demo PYTHON=python3.12
+# Also: make lint, make bench, make fuzz (ten minutes), make soak (an hour), make clean. Another interpreter: make demo PYTHON=python3.12
 # More for pytest: make test PYTEST_ARGS="-k conv"
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench fuzz soak clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -36,6 +36,15 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/networks.py
+
+SECONDS_OF_FUZZ ?= 600
+SECONDS_OF_SOAK ?= 3600
+
+fuzz: .venv/installed-dev
+	$(BIN)/python -m tests.fuzzing --seconds $(SECONDS_OF_FUZZ)
+
+soak: .venv/installed-dev
+	$(BIN)/python -m tests.soak --seconds $(SECONDS_OF_SOAK)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
