@@ -43,7 +43,7 @@ from deltaconvert.operators import registry
 from deltaconvert.validate import StoredModel
 
 ROOT = Path(__file__).resolve().parents[1]
-HANG_S = 20
+HANG_S = 60
 BATCH = 400  # cases a worker process
 ALLOWANCE_BYTES = 1 << 30  # of address space, over what the imports took
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen",
