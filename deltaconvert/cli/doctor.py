@@ -15,9 +15,10 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.backends.base import backend_names
+from deltaconvert.backends.base import backend_names, create
 from deltaconvert.cli.options import JsonFile
 from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.config import Config
 from deltaconvert.report import text_table
 
 GOOD, MISSING, BROKEN = "ok", "missing", "broken"
@@ -73,10 +74,13 @@ def system() -> dict[str, Any]:
 
 def versions(own: str) -> str:
     """Return what ``--version`` shows: one line."""
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else "cpu"
-    return (f"deltaconvert {own}, torch {torch.__version__}, backend "
-            f"{'reference' if cuda else 'cpu'}, device {device}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    try:
+        backend = create("auto", Config(), device).name
+    except Exception as error:  # whatever a broken installation raises
+        backend = f"broken ({type(error).__name__}: see deltaconvert doctor)"
+    return f"deltaconvert {own}, torch {torch.__version__}, backend {backend}, device {name}"
 
 
 def _examine(package: Package) -> dict[str, Any]:

@@ -79,9 +79,7 @@ class NpzFile:
         for name, tensor in outputs:
             array = _as_numpy(tensor)
             if self.frames == 0:
-                fresh: IO[bytes] = tempfile.TemporaryFile(  # noqa: SIM115
-                    dir=self.path.parent)
-                self._waiting[name] = fresh, array.dtype, array.shape
+                self._waiting[name] = self._temporary(), array.dtype, array.shape
             file, dtype, shape = self._waiting[name]
             if (array.dtype, array.shape) != (dtype, shape):
                 raise InputError(
@@ -93,6 +91,12 @@ class NpzFile:
             except OSError as error:
                 raise unwritable(self.path, error) from error
         self.frames += 1
+
+    def _temporary(self) -> IO[bytes]:
+        try:
+            return tempfile.TemporaryFile(dir=self.path.parent)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def finish(self) -> Path | None:
         """Put the file in its place; None where there was no frame.

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import deltaconvert
+from deltaconvert.backends.base import create
 from deltaconvert.cli import app as app_module
 from deltaconvert.cli import main
 from deltaconvert.cli.output import coloured, verdict
@@ -20,7 +21,9 @@ from deltaconvert.config import Config
 
 def test_version(cli):
     cuda = torch.cuda.is_available()
-    backend, device = ("reference", torch.cuda.get_device_name()) if cuda else ("cpu", "cpu")
+    device = torch.device("cuda" if cuda else "cpu")
+    backend = create("auto", Config(), device).name
+    device = torch.cuda.get_device_name() if cuda else "cpu"
     done = cli("--version")
     assert done.code == 0
     assert done.out == (f"deltaconvert {deltaconvert.__version__}, torch {torch.__version__}, "
