@@ -711,7 +711,9 @@ def test_deep_nesting_is_refused(path):
     for _ in range(400):
         deep = [deep]
     edited(path, with_call(target="torch.relu", args=deep * 2))
-    load(path)  # this deep is still read, and nothing is run
+    with pytest.raises(CheckpointError, match=r"malformed \(RecursionError"):
+        load(path)  # FX could not write it as code
+    edited(path, lambda model: model["graph"].pop(-2))
     model, tensors = files._unpack(path.read_bytes(), path)
     model["graph"][0]["path"] = "HERE"
     header = {"version": 1, "model": model}
