@@ -405,6 +405,16 @@ def test_what_save_refuses(make, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_does_not_tell_where_its_author_keeps_the_model(tmp_path):
+    save(deltaconvert.convert(_Heads(), backend="reference"), tmp_path / "m.delta")
+    text = (tmp_path / "m.delta").read_bytes()
+    assert str(ROOT).encode() not in text
+    model, _ = files._unpack(text, "m")
+    sources = {record["source"] for record in model["graph"] if "source" in record}
+    assert any(s.startswith("tests/test_files.py:") and "self.body(x)" in s for s in sources)
+    assert gj.without_folders("no line known") == "no line known"
+
+
 # --- arguments --------------------------------------------------------------------------
 
 VALUES = [
