@@ -346,14 +346,22 @@ def test_a_folder_without_permission(cli, converted, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [1.5, 2.5, 3.5, 5.0])
 def test_ctrl_c_at_any_moment(converted, folder, delay_s):
-    """While it imports Python itself ends the process by the signal, which shells call 130."""
+    """While it imports Python itself ends the process by the signal, which shells call 130.
+
+    Or loses it, where it comes in a callback of the import system; then as a user one asks again.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "deltaconvert", "run", "small.delta", "--source",
          "synthetic:frames=100000", "--size", "32x48"], cwd=folder, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=20)
+    except subprocess.TimeoutExpired as waiting:
+        assert b"Exception ignored in: <function _get_module_lock" in (waiting.stderr or b"")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT), err
     for results in folder.glob("runs/*"):
         assert sorted(p.name for p in results.iterdir()) == ["summary.json", "synthetic.npz"]
