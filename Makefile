@@ -3,9 +3,9 @@
 #   make demo    install into .venv, convert a network, check it on a clip made on the spot
 #   make test    linters, tests, and the built wheel tried outside this folder
 #
-# Also: make lint, make bench, make coverage, make clean. On a machine with a GPU, with any
-# Python that has torch and CuPy: make test-gpu, make bench-gpu (GPU_PYTHON=python3).
-# Another interpreter: make demo PYTHON=python3.12
+# Also: make lint, make bench, make coverage, make fuzz (ten minutes), make soak (an hour), make
+# clean. On a machine with a GPU, with any Python that has torch and CuPy: make test-gpu, make
+# bench-gpu (GPU_PYTHON=python3). Another interpreter: make demo PYTHON=python3.12
 # More for pytest: make test PYTEST_ARGS="-k conv"
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 GPU_PYTHON ?= python3
 
-.PHONY: help demo test lint bench coverage clean test-gpu bench-gpu
+.PHONY: help demo test lint bench coverage fuzz soak clean test-gpu bench-gpu
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -60,6 +60,15 @@ bench-gpu:
 # Most of an hour: about 170 models, two at a time.
 coverage: .venv/installed-timm
 	$(BIN)/python -m benchmarks.coverage
+
+SECONDS_OF_FUZZ ?= 600
+SECONDS_OF_SOAK ?= 3600
+
+fuzz: .venv/installed-dev
+	$(BIN)/python -m tests.fuzzing --seconds $(SECONDS_OF_FUZZ)
+
+soak: .venv/installed-dev
+	$(BIN)/python -m tests.soak --seconds $(SECONDS_OF_SOAK)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.calibrate import batch_norm_statistics
-from deltaconvert.checkpoints import build_model
 from deltaconvert.clips import synthetic
+from deltaconvert.model_specs import build_model
 from tests import families
 
 FRAMES = 5

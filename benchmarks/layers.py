@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from deltaconvert.atomic import written_whole
 from deltaconvert.bench import layers, machine, plots, text
-from deltaconvert.checkpoints import build_model
-from deltaconvert.cli.output import check_writable, write_json, write_whole
+from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.config import Config
+from deltaconvert.model_specs import build_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for examples/
 
@@ -66,7 +67,8 @@ def main() -> None:
         "networks": {name: [r.to_dict() for r in found] for name, found in results.items()}})
     if options.plot:
         figure = plots.layer_efficiency({name: found for name, found in results.items() if found})
-        write_whole(options.plot, lambda part: figure.savefig(part, format="png", dpi=100))
+        with written_whole(options.plot) as partial:
+            figure.savefig(partial, format="png", dpi=100)
 
 
 def parse() -> argparse.Namespace:

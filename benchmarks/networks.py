@@ -26,15 +26,18 @@ import torch
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.atomic import written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
 from deltaconvert.bench.fidelity import Judge, Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
-from deltaconvert.checkpoints import apply_state_dict, build_model, read_checkpoint
+from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
-from deltaconvert.cli.output import check_writable, write_json, write_whole
+from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import Clip, open_clip, synthetic
 from deltaconvert.config import Config
+from deltaconvert.model_specs import build_model
+from deltaconvert.preprocessing import ChannelOrder, Preprocessing
 from deltaconvert.report import text_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +69,7 @@ class Network:
     active: tuple[float, ...] = (0.03,)
     clip: str = ""
     weights: str = ""
-    order: str = "rgb"
+    order: ChannelOrder = "rgb"
     settings: dict[str, Any] = field(default_factory=dict)
     judge: Callable[[nn.Module, Sequence[Tensor]], Judge] = Truth
 
@@ -178,13 +181,14 @@ class Bench:
                          frames=self.options.frames)
 
     def _frames(self, clip: Clip) -> list[Tensor]:
-        return list(self._prepared(clip))
+        return list(ModelFrames(clip, self.preprocessing))
 
-    def _prepared(self, clip: Clip) -> ModelFrames:
-        return ModelFrames(clip, self.network.order)
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.network.order)
 
     def _unrelated(self) -> list[Tensor]:
-        return unrelated(self.network.size, self._prepared(self.clips[0]).prepare)
+        return unrelated(self.network.size, lambda picture: self.preprocessing(picture)[None])
 
     def _model(self) -> nn.Module:
         """Build it; without weights, BatchNorm statistics come from the busiest clip."""
@@ -231,8 +235,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], folder: Path) -> None:
                "speedup.png": plots.speedup(swept) if swept else None}
     for file, figure in figures.items():
         if figure is not None:
-            write_whole(folder / file, lambda part, figure=figure: figure.savefig(
-                part, format="png", dpi=100))
+            with written_whole(folder / file) as partial:
+                figure.savefig(partial, format="png", dpi=100)
 
 
 def parse() -> argparse.Namespace:

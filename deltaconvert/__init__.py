@@ -10,17 +10,23 @@ from deltaconvert.config import Config, NodeConfig
 from deltaconvert.convert import convert
 from deltaconvert.errors import (
     CheckpointError,
+    ClipError,
     ConfigError,
     DeltaConvertError,
     FrameError,
     InputError,
+    MismatchError,
+    NotFiniteError,
+    PickleError,
     StreamBusyError,
     TraceError,
     UnsupportedError,
+    WriteError,
 )
 from deltaconvert.files import load, save
 from deltaconvert.islands import IslandsModule, IslandsStream
 from deltaconvert.module import DeltaModule
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.pt2 import read_program
 from deltaconvert.report import Report
 from deltaconvert.stream import Stream
@@ -30,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "ClipError",
     "Config",
     "ConfigError",
     "DeltaConvertError",
@@ -38,12 +45,17 @@ __all__ = [
     "InputError",
     "IslandsModule",
     "IslandsStream",
+    "MismatchError",
     "NodeConfig",
+    "NotFiniteError",
+    "PickleError",
+    "Preprocessing",
     "Report",
     "Stream",
     "StreamBusyError",
     "TraceError",
     "UnsupportedError",
+    "WriteError",
     "convert",
     "load",
     "read_program",

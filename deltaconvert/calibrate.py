@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deltaconvert.checkpoints import build_model
 from deltaconvert.errors import InputError
+from deltaconvert.model_specs import build_model
 
 CALIBRATION_FRAMES = 6
 

@@ -1,22 +1,20 @@
-"""From what a user has, a model's name and a file of weights, to a model that holds them.
+"""Files of weights, and weights into a model.
 
-A file of weights is data: nothing stored in it is ever executed. Building a model does
-run code, namely the library or module that the user names.
+A file of weights is data: nothing stored in it is ever executed, unless the user says that
+it is trusted.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
+import json
 import logging
+import mmap
 import os
 import pickle
 import re
-import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,197 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.errors import CheckpointError, InputError
+from deltaconvert.errors import CheckpointError, MismatchError, PickleError
 from deltaconvert.passes.trace import private_copy
+from deltaconvert.words import MOST_LISTED, a_kind, capped
 
 logger = logging.getLogger(__name__)
-
-# --- models by name ---------------------------------------------------------------------
-
-SPEC_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
-# `torchvision:segmentation.fcn_resnet50` is how the documentation spells it; torchvision's
-# own registry is flat.
-_TORCHVISION_NAMESPACE = re.compile(
-    r"^(models\.)?((segmentation|detection|video|quantization|optical_flow)\.)?"
-)
-
-
-def build_model(spec: str, model_args: Mapping[str, object] | None = None) -> nn.Module:
-    """Build the model that a specification names, in eval mode and without pretrained weights.
-
-    Args:
-        spec: `torchvision:resnet50`, any name that torchvision's registry has, detection,
-            segmentation and video included; `timm:NAME`; or `package.module:factory`, a
-            class or function. The current folder is searched last for the module, so that
-            a file in it cannot hide an installed package.
-        model_args: keyword arguments for the builder.
-
-    Raises:
-        InputError: the package is missing, the name is unknown, the builder raises, or
-            what it returns is not a module.
-    """
-    source, separator, name = spec.partition(":")
-    if not (source and separator and name):
-        raise InputError(f"a model is named {SPEC_FORMS}, got {spec!r}")
-    arguments = dict(model_args or {})
-    if source == "torchvision":
-        model = _build_torchvision(name, arguments)
-    elif source == "timm":
-        model = _build_timm(name, arguments)
-    else:
-        model = _build_from_module(source, name, arguments)
-    return model.eval()
-
-
-def parse_model_args(items: Iterable[str]) -> dict[str, object]:
-    """Read `name=value` items: values as Python literals (`10`, `[1, 2]`, `None`), else words.
-
-    Raises:
-        InputError: no name, a name twice, or `true`, `false`, `none` in small letters,
-            which as words would all count as true.
-    """
-    arguments: dict[str, object] = {}
-    for item in items:
-        name, separator, text = item.partition("=")
-        if not (separator and name.isidentifier()):
-            raise InputError(f"a model argument is name=value, got {item!r}")
-        if name in arguments:
-            raise InputError(f"the model argument {name!r} is given twice")
-        arguments[name] = _literal_or_word(name, text)
-    return arguments
-
-
-def _literal_or_word(name: str, text: str) -> object:
-    if text in ("true", "false", "none", "null"):
-        literal = "None" if text.startswith("n") else text.capitalize()
-        raise InputError(
-            f"{name}={text}: Python writes {name}={literal}; the word is {name}=\"'{text}'\""
-        )
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _build_torchvision(name: str, arguments: dict[str, object]) -> nn.Module:
-    models = _import_library("torchvision").models
-    name = _TORCHVISION_NAMESPACE.sub("", name)
-    known = models.list_models()
-    if name not in known:
-        raise InputError(f"torchvision has no model {name!r}{_nearest(name, known)}")
-    accepted = inspect.signature(models.get_model_builder(name)).parameters
-    # A detector's builder downloads a backbone unless this second switch is off as well.
-    without = {key: None for key in ("weights", "weights_backbone") if key in accepted}
-    return _call(f"torchvision:{name}", models.get_model_builder(name), {**without, **arguments})
-
-
-def _build_timm(name: str, arguments: dict[str, object]) -> nn.Module:
-    timm = _import_library("timm")
-    if not timm.is_model(name):
-        raise InputError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}")
-
-    def create(**options: object) -> nn.Module:
-        return timm.create_model(name, **options)
-
-    return _call(f"timm:{name}", create, {"pretrained": False, **arguments})
-
-
-def _import_library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"models of {name} need the package {name} ({error}). Do: pip install {name}"
-        ) from error
-
-
-def _build_from_module(module: str, factory: str, arguments: dict[str, object]) -> nn.Module:
-    spec = f"{module}:{factory}"
-    # The factory may import more from its folder, so it is called with that on the path.
-    with _current_folder_last():
-        found = _find_factory(_import_module(module), factory, spec)
-        if isinstance(found, nn.Module):
-            raise InputError(f"{spec} is a model already; name a function or class that makes one")
-        return _call(spec, found, arguments)
-
-
-@contextmanager
-def _current_folder_last() -> Iterator[None]:
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _import_module(module: str) -> Any:
-    if not all(part.isidentifier() for part in module.split(".")):
-        dotted = re.sub(r"\.py$", "", module).strip("./\\").replace("/", ".").replace("\\", ".")
-        raise InputError(
-            f"{module!r} is not a module's name; from the folder that holds it, write "
-            f"{dotted}:factory"
-        )
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise _module_not_found(module, error) from error
-    except (Exception, SystemExit) as error:  # a script without a main guard may exit
-        raise InputError(f"importing {module} raised {_described(error)}") from error
-
-
-def _module_not_found(module: str, error: ModuleNotFoundError) -> InputError:
-    missing = error.name or str(error)
-    if module == missing or module.startswith(f"{missing}."):
-        return InputError(
-            f"no module {missing!r}: it is neither installed nor in the current folder "
-            f"({os.getcwd()}). Models are named {SPEC_FORMS}"
-        )
-    return InputError(f"{module} imports {missing!r}, which is not installed: pip install it")
-
-
-def _find_factory(module: Any, factory: str, spec: str) -> Any:
-    found = module
-    for part in factory.split("."):
-        if not hasattr(found, part):
-            names = [name for name in dir(found) if not name.startswith("_")]
-            where = getattr(module, "__file__", None) or "its folder"
-            raise InputError(f"{spec}: no {part!r} in {where}{_nearest(part, names)}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise InputError(f"{spec} is {_a(found)}, not a function or class that makes a model")
-    return found
-
-
-def _call(spec: str, factory: Callable[..., object], arguments: dict[str, object]) -> nn.Module:
-    try:
-        model = factory(**arguments)
-    except (Exception, SystemExit) as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise InputError(
-            f"{spec} was called with ({given}) and raised {_described(error)}. Arguments are "
-            "given as model_args, on the command line as --model-arg name=value"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{spec} returned {_a(model)}, not a torch.nn.Module")
-    return model
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _a(value: object) -> str:
-    kind = type(value).__name__
-    return "None" if value is None else f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """Names that may have been meant, as the end of a message."""
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
 
 # --- files of weights -------------------------------------------------------------------
 
@@ -253,30 +65,79 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return read_checkpoint(path).state
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> Checkpoint:
     """Read a state dict, or find it in a training checkpoint, without executing anything.
 
     `.safetensors` files and those of `torch.save` (.pt, .pth, .ckpt, .bin, .tar) are read,
-    the latter with PyTorch's unpickler for weights only. Where a checkpoint holds averaged
-    weights (`model_ema`, `ema` ...) beside the plain ones, the averaged are taken.
+    the latter with PyTorch's unpickler for weights only; and weights in several such files,
+    by their index (`model.safetensors.index.json`) or by the folder that holds it. Where a
+    checkpoint holds averaged weights (`model_ema`, `ema` ...) beside the plain ones, the
+    averaged are taken.
+
+    Args:
+        path: of the file, the index or the folder.
+        trust_pickle: where a file of `torch.save` holds objects, run the code that makes
+            them, whatever it is. Models among them give their state dicts.
 
     Raises:
-        CheckpointError: the file is missing, empty, damaged or of another kind, needs more
-            than tensors to be unpickled, or holds no state dict or several.
+        PickleError: the file would run code, and is not trusted.
+        CheckpointError: the file is missing, empty, damaged or of another kind, or holds no
+            state dict or several.
     """
-    path = Path(path)
+    path = index_in(Path(path))
     _check_file(path)
-    if path.suffix.lower() == ".safetensors":
+    found: object
+    if path.name.endswith(INDEX_SUFFIX):
+        found = _read_shards(path, trust_pickle)
+    elif path.suffix.lower() == ".safetensors":
         found = _read_safetensors(path)
     else:
-        found = _read_torch(path)
+        found = _read_torch(path, trust_pickle)
     checkpoint = _locate(found, path)
     if checkpoint.entry:
         logger.info("%s: using the entry %s", path, checkpoint.entry)
     return checkpoint
 
 
+INDEX_SUFFIX = ".index.json"
+
+
+def index_in(path: Path) -> Path:
+    """Return the index of the shards in a folder; any other path as it is."""
+    found = sorted(path.glob(f"*{INDEX_SUFFIX}")) if path.is_dir() else []
+    if len(found) > 1:
+        raise CheckpointError(f"{path} holds several indices: give the one you mean, "
+                              f"{' or '.join(p.name for p in found)}")
+    return found[0] if found else path
+
+
+def _read_shards(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
+    """Read the tensors that an index lists, each from the file beside it that it names."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        by_file: dict[str, list[str]] = {}
+        for name, file in listed.items():
+            by_file.setdefault(file, []).append(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no index of weights, which has a \"weight_map\" from "
+                              f"names to files ({type(error).__name__}): download it again"
+                              ) from error
+    state: dict[str, Tensor] = {}
+    for file, names in by_file.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{path} names the file {file!r:.80}: shards lie beside it")
+        shard = read_checkpoint(path.parent / file, trust_pickle=trust_pickle).state
+        missing = [name for name in names if name not in shard]
+        if missing:
+            raise CheckpointError(f"{path.parent / file} lacks {capped(missing)}, which "
+                                  f"{path.name} says it holds: download both again")
+        state |= {name: shard[name] for name in names}
+    return state
+
+
 def _check_file(path: Path) -> None:
+    if path.name.endswith(INDEX_SUFFIX) and path.is_file():
+        return
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise CheckpointError(f"{path} {what}. Give a file of weights: .safetensors, .pt or .pth")
@@ -318,16 +179,104 @@ def _read_safetensors(path: Path) -> object:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(path: Path, trust_pickle: bool) -> object:
     if _is_torchscript(path):
         raise CheckpointError(
             f"{path} is a TorchScript program, not weights. Where you trust it, keep the weights "
             "alone: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
         )
+    _check_unpacked_size(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_plain_data()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes PyTorch raise nearly any type
-        raise _unreadable(path, error) from error
+        refused = _unreadable(path, error)
+        if not (trust_pickle and isinstance(refused, PickleError)):
+            raise refused from error
+    return _read_trusted(path)
+
+
+def _read_trusted(path: Path) -> object:
+    logger.warning("%s: unpickling it runs the code that it names, because it is trusted", path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # whatever the code in it raises
+        raise CheckpointError(
+            f"{path} was trusted, and unpickling it raised {type(error).__name__}: {error}. The "
+            "packages that it was saved with must be installed") from error
+
+
+class _Ignored:
+    """Stands for an object of a training framework that holds settings or statistics."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        """Take the state for nothing."""
+
+
+class _IgnoredDict:
+    """Stands for a dict of a framework's own kind; entries go into one of Python's."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        """Make the dict that PyTorch's unpickler fills."""
+        return OrderedDict()
+
+
+# What frameworks keep beside the weights, and what stands for it: nothing of theirs is
+# imported. Namespaces hold the arguments of a training script.
+IGNORED = (
+    "argparse.Namespace", "datetime.datetime", "datetime.timedelta",
+    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "pathlib._local.PurePosixPath",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode",
+    "typing.Any",
+    # NumPy's own numbers and arrays, in its older and newer places.
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray", "numpy.dtype",
+)
+IGNORED_DICTS = (
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "mmengine.config.config.ConfigDict", "addict.addict.Dict",
+)
+
+
+def _plain_data() -> list[Any]:
+    """Return what may be unpickled beside tensors, as pairs of a stand-in and a name."""
+    # A class each: PyTorch warns of one that goes by several names.
+    return [(type("Ignored", (base,), {}), name)
+            for base, names in ((_Ignored, IGNORED), (_IgnoredDict, IGNORED_DICTS))
+            for name in names]
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Refuse files that are small on the disk and large in memory; torch.save packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        unpacked = 0
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes and would unpack to "
+                              f"{unpacked}: torch.save compresses nothing, so something else "
+                              "wrote it. Get it from where it was made, or save it anew")
+    if _holds(path, b"\nbytearray\n"):
+        raise CheckpointError(f"{path} makes byte arrays of any size as it is read, which weights "
+                              "do not need. Get it from where it was made")
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    if path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(text) >= 0
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -335,7 +284,7 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
 
 
@@ -343,11 +292,11 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     text = str(error)
     needed = re.search(r"GLOBAL (\S+)", text)
     if isinstance(error, pickle.UnpicklingError) and needed:
-        return CheckpointError(
+        return PickleError(
             f"{path} holds more than weights, namely {needed[1]}, and was not opened: "
-            "unpickling objects runs code that comes with the file. Where you trust it, load it "
-            "where it was trained and keep the weights alone: "
-            "torch.save(model.state_dict(), 'weights.pt')"
+            "unpickling objects runs code that comes with the file. Where you trust it, say so "
+            "(--trust-pickle, trust_pickle=True); or load it where it was trained and keep the "
+            "weights alone: torch.save(model.state_dict(), 'weights.pt')"
         )
     last_line = (text.strip() or "unexpected end").splitlines()[-1]
     detail = "not a file of torch.save" if "Weights only" in text else last_line
@@ -358,6 +307,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _locate(found: object, path: Path) -> Checkpoint:
+    found = _opened(found)
     if _is_state_dict(found):
         return Checkpoint(_plain(found), "")
     for name in AVERAGED_ENTRIES + PLAIN_ENTRIES:
@@ -372,7 +322,7 @@ def _locate(found: object, path: Path) -> Checkpoint:
 
 def _entry(found: object, name: str, depth: int = 2) -> Checkpoint | None:
     """The state dict in an entry, or in an entry of it: some keep `ema` -> `module`."""
-    inner = found.get(name) if isinstance(found, Mapping) else None
+    inner = _opened(found.get(name)) if isinstance(found, Mapping) else None
     if _is_state_dict(inner):
         return Checkpoint(_plain(inner), name)
     for further in PLAIN_ENTRIES if depth > 1 else ():
@@ -380,6 +330,11 @@ def _entry(found: object, name: str, depth: int = 2) -> Checkpoint | None:
         if deeper is not None:
             return Checkpoint(deeper.state, f"{name}.{deeper.entry}")
     return None
+
+
+def _opened(found: object) -> object:
+    """The state dict of a model that a trusted file holds; anything else as it is."""
+    return found.state_dict() if isinstance(found, nn.Module) else found
 
 
 def _is_state_dict(found: object) -> bool:
@@ -405,7 +360,7 @@ def _no_state_dict(found: object, candidates: list[str], path: Path) -> Checkpoi
             f"{path} holds several state dicts ({', '.join(candidates)}): save the one you mean "
             "alone, torch.save(checkpoint[NAME], 'weights.pt')"
         )
-    what = _described_dict(found) if isinstance(found, Mapping) else _a(found)
+    what = _described_dict(found) if isinstance(found, Mapping) else a_kind(found)
     return CheckpointError(
         f"no state dict in {path}, which holds {what}. A state dict maps names to tensors: "
         "torch.save(model.state_dict(), 'weights.pt')"
@@ -414,10 +369,10 @@ def _no_state_dict(found: object, candidates: list[str], path: Path) -> Checkpoi
 
 def _described_dict(found: Mapping[Any, object]) -> str:
     """The entries but for tensors, which are only counted."""
-    others = [f"{name!r}: {_a(value)}" for name, value in found.items() if not _is_tensor(value)]
+    others = [f"{name!r}: {a_kind(v)}" for name, v in found.items() if not _is_tensor(v)]
     tensors = len(found) - len(others)
     counted = [f"{tensors} tensors"] if tensors else []
-    return f"a dict of {_capped(counted + others)}" if found else "an empty dict"
+    return f"a dict of {capped(counted + others)}" if found else "an empty dict"
 
 
 def _is_tensor(value: object) -> bool:
@@ -426,14 +381,12 @@ def _is_tensor(value: object) -> bool:
 
 # --- weights into a model ---------------------------------------------------------------
 
-MOST_LISTED = 8
-
-
 def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Put a state dict into a model; every tensor must find its place.
 
     Prefixes that training wrappers add to every name (`module.`, `model.`, `_orig_mod.`)
-    are taken off where the model's own names do not have them. Two counters that only
+    are taken off where the model's own names do not have them; a model that is one attribute
+    of a training module (`net.`) is taken out of it. Two counters that only
     training needs are left out of account: a missing `num_batches_tracked`, and the
     `n_averaged` that an averaged model adds.
 
@@ -441,16 +394,18 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
         The prefix that was taken off, empty where none was.
 
     Raises:
-        CheckpointError: tensors are missing, left over or of another shape; all of them
+        MismatchError: tensors are missing, left over or of another shape; all of them
             are told at once, and the model is as it was.
     """
     expected = model.state_dict()
     given, prefix = strip_prefixes(state, expected)
+    if not prefix:
+        given, prefix = _within_attribute(given, expected)
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
     given = {**counters, **given}
     problems = _mismatches(expected, given)
     if problems and not _loads_into_copy(model, given):
-        raise CheckpointError(
+        raise MismatchError(
             "the weights do not fit the model:\n"
             + "\n".join(f"  {p}" for p in problems)
             + "\nBuild the model with the arguments it was trained with (model_args, "
@@ -480,6 +435,28 @@ def strip_prefixes(
     return stripped, taken
 
 
+def _within_attribute(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+                      ) -> tuple[dict[str, Tensor], str]:
+    """Take the model out of a training module that holds it as an attribute of any name.
+
+    What the training module holds beside it (a loss with weights, a metric) is left out, and
+    that is logged. Without one prefix under which all of the model lies, nothing changes.
+    """
+    needed = [name for name in expected if not name.endswith("num_batches_tracked")]
+    if not needed or needed[0] in state:
+        return dict(state), ""
+    for name in state:
+        prefix = name.removesuffix(needed[0])
+        if prefix != name and prefix.endswith(".") and all(prefix + n in state for n in needed):
+            others = [n for n in state if not n.startswith(prefix)]
+            if others:
+                logger.warning("left out what lies beside the model, %s: %s", prefix,
+                               capped(others))
+            return {n.removeprefix(prefix): t for n, t in state.items()
+                    if n.startswith(prefix)}, prefix
+    return dict(state), ""
+
+
 def _common_prefix(names: Iterable[str], expected: Sequence[str]) -> str:
     names = list(names)
     for prefix in WRAPPER_PREFIXES:
@@ -500,17 +477,12 @@ def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
         if name in given and given[name].shape != tensor.shape
     ]
     kinds = (("missing", missing), ("not in the model", left_over), ("of another shape", shapes))
-    return [f"{kind}: {len(found)}: {_capped(found)}" for kind, found in kinds if found]
+    return [f"{kind}: {len(found)}: {capped(found)}" for kind, found in kinds if found]
 
 
 def _near(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, n=1)
     return f" (near {close[0]})" if close else ""
-
-
-def _capped(items: Sequence[str]) -> str:
-    more = len(items) - MOST_LISTED
-    return ", ".join(items[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _loads_into_copy(model: nn.Module, state: Mapping[str, Tensor]) -> bool:

@@ -12,6 +12,7 @@ from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.module import DeltaModule
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import compile_graph
 from deltaconvert.pt2 import from_program
 
@@ -20,13 +21,14 @@ from deltaconvert.pt2 import from_program
 def convert(model: nn.Module | ExportedProgram,
             example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: None = None,
-            **overrides: Any) -> DeltaModule: ...
+            preprocessing: Preprocessing | None = None, **overrides: Any) -> DeltaModule: ...
 
 
 @overload
 def convert(model: nn.Module | ExportedProgram,
             example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False, modules: Literal["auto"],
+            preprocessing: Preprocessing | None = None,
             **overrides: Any) -> DeltaModule | IslandsModule: ...
 
 
@@ -41,6 +43,7 @@ def convert(model: nn.Module | ExportedProgram,
             example_inputs: Tensor | Sequence[Any] | None = None, *,
             config: Config | None = None, strict: bool = False,
             modules: Sequence[str] | Literal["auto"] | None = None,
+            preprocessing: Preprocessing | None = None,
             **overrides: Any) -> DeltaModule | IslandsModule:
     """Convert a trained CNN into a module with the same outputs for video.
 
@@ -56,6 +59,8 @@ def convert(model: nn.Module | ExportedProgram,
             convert in it (``["backbone"]``), or ``"auto"`` for the largest that can be
             traced. The rest stays the model's own code; ``example_inputs`` are then whatever
             the model is called with.
+        preprocessing: how pictures become frames; kept with the model, and in its file, for
+            whoever feeds it pictures: the command line does. Not with islands.
         **overrides: single settings of `Config`, over those of ``config``.
 
     Returns:
@@ -75,7 +80,10 @@ def convert(model: nn.Module | ExportedProgram,
     settings = (config or Config()).replace(**overrides)
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
     if modules is None or (modules == "auto" and _is_whole(model, inputs)):
-        return _convert_whole(model, inputs, settings, strict)
+        return _convert_whole(model, inputs, settings, strict, preprocessing)
+    if preprocessing is not None:
+        raise InputError("preprocessing is kept with a model that is converted whole; a model with "
+                         "islands is called with what the original takes.")
     return convert_islands(model, modules, inputs, settings, strict)
 
 
@@ -88,13 +96,13 @@ def _is_whole(model: nn.Module, inputs: Sequence[Any]) -> bool:
     return True
 
 
-def _convert_whole(model: nn.Module, frames: Sequence[Tensor], config: Config, strict: bool
-                   ) -> DeltaModule:
+def _convert_whole(model: nn.Module, frames: Sequence[Tensor], config: Config, strict: bool,
+                   preprocessing: Preprocessing | None) -> DeltaModule:
     graph_module = compile_graph(model, frames)
     delta = DeltaModule(graph_module.meta["root"], graph_module.graph,
                         graph_module.meta["out_spec"], config, strict=strict,
                         results=graph_module.meta["results"],
-                        traced_for=graph_module.meta["traced_for"])
+                        traced_for=graph_module.meta["traced_for"], preprocessing=preprocessing)
     if frames:
         delta.program(delta.signature(frames), frames)
     return delta

@@ -23,8 +23,28 @@ class CheckpointError(InputError):
     """A file of weights or a compiled model cannot be used."""
 
 
+class PickleError(CheckpointError):
+    """A file of weights would run code when it is read, and was not opened."""
+
+
+class MismatchError(CheckpointError):
+    """Weights whose names or shapes are not the model's."""
+
+
+class ClipError(InputError):
+    """A video or a folder of pictures cannot be read, breaks off, or changes its size."""
+
+
+class WriteError(InputError):
+    """A file or folder cannot be written: missing, not permitted, or the disk is full."""
+
+
 class FrameError(InputError):
     """A frame was refused; the stream is as it was before the call."""
+
+
+class NotFiniteError(FrameError):
+    """A frame holds NaN or infinity; the stream is as it was before the call."""
 
 
 class StreamBusyError(DeltaConvertError):

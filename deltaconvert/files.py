@@ -15,30 +15,33 @@ The passes from `fold_batch_norm` on run again when the model is used.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deltaconvert.atomic import written_whole
 from deltaconvert.config import Config
 from deltaconvert.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from deltaconvert.graph_json import decode_graph, decode_spec, encode_graph, encode_spec
 from deltaconvert.islands import IslandsModule
 from deltaconvert.module import DeltaModule
+from deltaconvert.preprocessing import Preprocessing
 
 KEY = "deltaconvert"
 VERSION = 1
-LARGEST_HEADER = 100_000_000  # bytes: the limit of safetensors itself
+# Bytes. Parsed, a description takes many times its length; a network of 240 operators has
+# 0.3 MB of it.
+LARGEST_HEADER = 16_000_000
 # FX writes names into source code, quoted where they are no identifiers.
 NAME_PART = re.compile(r"[\w +/:@-]{1,200}")
 DEEPEST_NAME = 64  # parts
@@ -85,7 +88,8 @@ def save(delta: DeltaModule, path: Path_) -> None:
     Raises:
         UnsupportedError: where parts of the model have no form in a file; all are listed. The
             code between islands has none.
-        InputError: where the file cannot be written, or ``delta`` is no converted model.
+        WriteError: where the file cannot be written.
+        InputError: where ``delta`` is no converted model.
     """
     if isinstance(delta, IslandsModule):
         raise UnsupportedError(
@@ -103,11 +107,14 @@ def save(delta: DeltaModule, path: Path_) -> None:
         "config": delta.config.to_dict(),
         "strict": delta.strict,
         "traced_for": delta.traced_for,
+        "preprocessing": delta.preprocessing and delta.preprocessing.to_dict(),
         "tensors": [vars(entry) for entry in entries],
     }
     # What load would refuse is not written.
     decode_graph(model["graph"], [entry.name for entry in entries])  # type: ignore[arg-type]
-    _write_whole(Path(os.path.realpath(path)), _pack(model, tensors))
+    data = _pack(model, tensors)
+    with written_whole(Path(path)) as partial:
+        partial.write_bytes(data)
 
 
 def load(path: Path_) -> DeltaModule:
@@ -126,15 +133,63 @@ def load(path: Path_) -> DeltaModule:
         CheckpointError: the file is missing, damaged, cut off, of another kind or a newer
             version, or names something it may not.
     """
-    model, tensors = _unpack(_read(Path(path)), path)
+    with _opened(Path(path)) as (file, head, _):
+        data = head + file.read()
+    model, tensors = _unpack(data, path)
+    del data  # the tensors are copies: a large model is in memory twice no longer than needed
     try:
-        return _assemble(model, tensors)
+        delta = _assemble(model, tensors)
+        delta.loaded_from = str(path)
+        return delta
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from None
     except MALFORMED as error:
         raise CheckpointError(f"{path} was not written by deltaconvert.save: its description of "
                               f"the model is malformed ({type(error).__name__}: {error!s:.200})."
                               ) from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself in its header, before any weight is read.
+
+    Args:
+        version: of the format.
+        sha256: of the description and the tensors, as written; not checked here, since that
+            needs the tensors.
+        model: the description, see the top of this module.
+        tensors: dtype (as safetensors calls it) and shape, by name.
+        nbytes: of the whole file.
+        tensor_nbytes: of the tensors.
+    """
+
+    version: int
+    sha256: str
+    model: dict[str, Any]
+    tensors: dict[str, tuple[str, list[int]]]
+    nbytes: int
+    tensor_nbytes: int
+
+
+def read_header(path: Path_) -> Header:
+    """Read the header of a ``.delta`` file; the weights are left on the disk.
+
+    Raises:
+        CheckpointError: as `load`, but for what only the weights can tell.
+    """
+    path = Path(path)
+    with _opened(path) as (file, head, size):
+        text = head[8:] + file.read(int.from_bytes(head[:8], "little") - 1)
+    header, told, end = _parse_header(text, path)
+    if 8 + len(text) + end > size:
+        raise _cut_off(path, size, 8 + len(text) + end)
+    if not isinstance(told.get("model"), dict):
+        raise _damaged(path, "its header holds no description of a model")
+    try:
+        tensors = {name: (str(t["dtype"]), list(t["shape"])) for name, t in header.items()}
+    except MALFORMED as error:
+        raise _damaged(path, "its list of tensors cannot be read") from error
+    return Header(told["version"], str(told.get("sha256")), told["model"], tensors, size, end)
 
 
 # --- tensors to write -------------------------------------------------------------------
@@ -234,7 +289,7 @@ def _pack(model: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int 
     packed: bytes = to_bytes(dict(tensors), {KEY: json.dumps(told, allow_nan=False)})
     if int.from_bytes(packed[:8], "little") > LARGEST_HEADER:
         raise UnsupportedError("the description of this model is too large for a safetensors "
-                               f"file, whose header holds {LARGEST_HEADER} bytes.")
+                               f"file: a header holds at most {LARGEST_HEADER} bytes.")
     return packed
 
 
@@ -249,13 +304,14 @@ def _checksum(model: Mapping[str, Any], version: int, tensors: Mapping[str, Tens
     return digest.hexdigest()
 
 
-def _read(path: Path) -> bytes:
-    """Read a file whose beginning is that of a safetensors file."""
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], bytes, int]]:
+    """Open a file whose beginning is that of a safetensors file; give that, and its size."""
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
-            _check_head(head, path, os.fstat(file.fileno()).st_size)
-            return head + file.read()
+            head, size = file.read(9), os.fstat(file.fileno()).st_size
+            _check_head(head, path, size)
+            yield file, head, size
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist. Give a file that deltaconvert.save "
                               "wrote.") from None
@@ -277,16 +333,12 @@ def _check_head(head: bytes, path: Path, size: int) -> None:
         raise _cut_off(path, size, 8 + header)
 
 
-def _unpack(data: bytes, path: Path_) -> tuple[Any, dict[str, Tensor]]:
-    """Return the description and the tensors of a file that is whole and undamaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
-    start = 8 + int.from_bytes(data[:8], "little")
+def _parse_header(text: bytes, path: Path_) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return a header's tensors, what deltaconvert says in it, and where the last tensor ends."""
     try:
-        header = json.loads(data[8:start])
+        header = json.loads(text)
         metadata = header.pop("__metadata__", {})
-        needed = start + max((t["data_offsets"][1] for t in header.values()), default=0)
+        end = max((int(t["data_offsets"][1]) for t in header.values()), default=0)
         told = json.loads(metadata[KEY]) if KEY in metadata else None
     except MALFORMED as error:
         raise _damaged(path, "its header cannot be read") from error
@@ -294,8 +346,18 @@ def _unpack(data: bytes, path: Path_) -> tuple[Any, dict[str, Tensor]]:
         raise CheckpointError(f"{path} is a safetensors file but not a converted model. Build its "
                               "model, load these weights, convert it, and save the result.")
     _check_version(told.get("version"), path)
-    if needed > len(data):
-        raise _cut_off(path, len(data), needed)
+    return header, told, end
+
+
+def _unpack(data: bytes, path: Path_) -> tuple[Any, dict[str, Tensor]]:
+    """Return the description and the tensors of a file that is whole and undamaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    start = 8 + int.from_bytes(data[:8], "little")
+    _, told, end = _parse_header(data[8:start], path)
+    if start + end > len(data):
+        raise _cut_off(path, len(data), start + end)
     try:
         tensors = from_bytes(data)
         checksum = _checksum(told["model"], VERSION, tensors)
@@ -323,23 +385,6 @@ def _check_version(version: Any, path: Path_) -> None:
                               f"reads up to {VERSION}. Update it: pip install -U deltaconvert")
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there, so that it is never seen half-written."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Give a path in a folder "
-                         f"that exists, is writable and has {len(data)} bytes left.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
 # --- the module -------------------------------------------------------------------------
 
 
@@ -356,7 +401,12 @@ def _assemble(model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DeltaM
     if traced_for is not None:
         traced_for = [tuple(int(size) for size in shape) for shape in traced_for]
     return DeltaModule(root, graph, out_spec, _config(model["config"]), strict=strict,
-                       traced_for=traced_for)
+                       traced_for=traced_for, preprocessing=_preprocessing(model))
+
+
+def _preprocessing(model: Mapping[str, Any]) -> Preprocessing | None:
+    told = model.get("preprocessing")
+    return None if told is None else Preprocessing.from_dict(told)
 
 
 def _config(data: Any) -> Config:

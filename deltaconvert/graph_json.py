@@ -21,6 +21,7 @@ import operator
 import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -377,6 +378,8 @@ class _Writer:
 
     def _add(self, node: fx.Node, record: Record, meta: Mapping[str, Any]) -> None:
         told = {key: str(meta[key]) for key in TOLD if meta.get(key)}
+        if "source" in told:
+            told["source"] = without_folders(told["source"])
         self.records.append({**record, **told})
         self.refer[node] = {"node": record["name"]}
 
@@ -439,6 +442,15 @@ class _Writer:
             name += "_"
         self.taken.add(name)
         return name
+
+
+def without_folders(source: str) -> str:
+    """Shorten ``file:line: code`` to the file and its folder.
+
+    A file is handed on; where its author keeps the model is nobody's business.
+    """
+    found = re.match(r"(.*?)(:\d+: .*)", source, re.DOTALL)
+    return "/".join(PurePath(found[1]).parts[-2:]) + found[2] if found else source
 
 
 def _target(node: fx.Node) -> tuple[str, str]:
@@ -553,6 +565,7 @@ def decode_graph(records: list[Record], weights: Iterable[str]) -> fx.Graph:
         raise CheckpointError("its graph does not return a list.")
     graph.output(results)
     graph.lint()
+    graph.python_code("self")  # raises where FX cannot write a call, which says what is wrong
     return graph
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.config import Config
-from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.errors import CheckpointError, FrameError, UnsupportedError
 from deltaconvert.fallbacks import fallbacks
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.result import PassResult
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program, specialize
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
@@ -36,6 +37,8 @@ class DeltaModule(nn.Module):
     results: list[PassResult]
     traced_for: list[tuple[int, ...]] | None
     input_names: list[str]  # in order
+    preprocessing: Preprocessing | None
+    loaded_from: str | None
     stream: Stream
     _root: nn.Module
     _programs: dict[Any, Program]
@@ -44,11 +47,12 @@ class DeltaModule(nn.Module):
     def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
                  config: Config, *, strict: bool = False,
                  results: Sequence[PassResult] = (),
-                 traced_for: Sequence[Sequence[int]] | None = None) -> None:
+                 traced_for: Sequence[Sequence[int]] | None = None,
+                 preprocessing: Preprocessing | None = None) -> None:
         """Take over the modules of ``root`` (a private copy) and its normalised graph.
 
         ``traced_for`` are the only shapes of frames that the graph is right for, if any; -1 in
-        them is any size.
+        them is any size. ``preprocessing`` says how pictures become frames, where it is known.
         """
         super().__init__()
         for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -57,7 +61,8 @@ class DeltaModule(nn.Module):
         self.__dict__.update(_root=root, graph=graph, out_spec=out_spec, config=config,
                              strict=strict, results=list(results),
                              traced_for=traced_for and [tuple(s) for s in traced_for],
-                             _programs={}, _version=0)
+                             preprocessing=preprocessing, loaded_from=None, _programs={},
+                             _version=0)
         self.__dict__["input_names"] = [n.name for n in graph.nodes if n.op == "placeholder"]
         self.__dict__["stream"] = Stream(self)
         self.training = False
@@ -99,8 +104,11 @@ class DeltaModule(nn.Module):
 
     def with_config(self, config: Config) -> DeltaModule:
         """Return a module that shares these weights under other settings."""
-        return DeltaModule(self._root, self.graph, self.out_spec, config, strict=self.strict,
-                           results=self.results, traced_for=self.traced_for)
+        made = DeltaModule(self._root, self.graph, self.out_spec, config, strict=self.strict,
+                           results=self.results, traced_for=self.traced_for,
+                           preprocessing=self.preprocessing)
+        made.loaded_from = self.loaded_from
+        return made
 
     def train(self, mode: bool = True) -> DeltaModule:
         """Stay in eval mode: a delta network cannot be trained."""
@@ -150,6 +158,16 @@ class DeltaModule(nn.Module):
         first = next(iter(self.parameters()), None)
         return None if first is None else first.device
 
+    def _specialize(self, frames: Sequence[Tensor]) -> Program:
+        try:
+            return specialize(self._root, self.graph, frames, self.config)
+        except IMPOSSIBLE as error:
+            if self.loaded_from is None:
+                raise
+            raise CheckpointError(
+                f"{self.loaded_from} describes a model that cannot be compiled "
+                f"({type(error).__name__}: {error!s:.200}). Convert the model again.") from error
+
     def program(self, signature: Any, frames: Sequence[Tensor]) -> Program:
         """Return the program for a signature, compiling it where it is new.
 
@@ -158,11 +176,16 @@ class DeltaModule(nn.Module):
             UnsupportedError: under ``strict``, where something falls back.
         """
         if signature not in self._programs:
-            program = specialize(self._root, self.graph, frames, self.config)
+            program = self._specialize(frames)
             if self.strict:
                 _refuse_fallbacks(program.nodes)
             self._programs[signature] = program
         return self._programs[signature]
+
+
+# What the passes raise on calls that no model makes, which only a file can describe.
+IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError,
+              AssertionError)
 
 
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:

@@ -34,7 +34,7 @@ class OutputReport:
             frame 0: what a network that sees no change would have had.
         tolerance: largest ``worst_relative_rms`` allowed; ``None`` where none is set.
         max_abs_allowed: largest ``max_abs`` allowed; ``None`` where none is set.
-        frame_rms: each frame's RMS error.
+        frame_rms, frame_frozen_rms: each frame's RMS error, and the frozen output's.
     """
 
     name: str
@@ -51,6 +51,7 @@ class OutputReport:
     tolerance: float | None
     max_abs_allowed: float | None
     frame_rms: list[float]
+    frame_frozen_rms: list[float]
 
     @property
     def judged(self) -> bool:
@@ -138,6 +139,7 @@ class Report:
         speed: times.
         state_bytes: of the converted model's stream.
         activation_bytes: of all values that the same graph computes in a dense frame.
+        frame_ratio_input, frame_ratio_nodes: the update ratios of each frame, the first too.
     """
 
     frames: int
@@ -157,6 +159,8 @@ class Report:
     speed: SpeedReport
     state_bytes: int
     activation_bytes: int
+    frame_ratio_input: list[float]
+    frame_ratio_nodes: list[float]
 
     @property
     def judged(self) -> bool:
@@ -203,8 +207,8 @@ class Report:
                 f"{self.settings}")
         parts = [head, "", _outputs_table(self.outputs)]
         if self.frames > 1:
-            parts += ["", _stages_table(self.stages)]
-        parts += ["", text_table(self._lines(), align="l"), *map(str, self.breaches[:1])]
+            parts += ["", stages_table(self.stages)]
+        parts += ["", text_table(self.lines(), align="l"), *map(str, self.breaches[:1])]
         if len(self.breaches) > 1:
             parts.append(f"  ({len(self.breaches) - 1} more nodes after it break the law in that "
                          "frame, perhaps as a consequence)")
@@ -219,7 +223,8 @@ class Report:
             return "FAILED"
         return "PASSED" if self.judged else "PASSED (the law alone)"
 
-    def _lines(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
+        """Return the figures that are not tables, a label and a text each."""
         speed = self.speed
         holds = "broken" if self.breaches else "holds"
         lines = [
@@ -242,14 +247,20 @@ class Report:
 
 
 def _outputs_table(outputs: Sequence[OutputReport]) -> str:
-    rows = [("output", "max abs", "max rel", "RMS", "rel RMS", "worst frame", "slope", "cosine",
-             "frozen RMS", "frozen rel", "allowed", "")]
+    return text_table(outputs_rows(outputs))
+
+
+def outputs_rows(outputs: Sequence[OutputReport]) -> list[tuple[str, ...]]:
+    """Return the outputs' figures as rows of a table, with its header."""
+    rows: list[tuple[str, ...]] = [
+        ("output", "max abs", "max rel", "RMS", "rel RMS", "worst frame", "slope", "cosine",
+         "frozen RMS", "frozen rel", "allowed", "")]
     rows += [(o.name, f"{o.max_abs:.2e}", f"{o.max_relative:.2e}", f"{o.rms:.2e}",
               f"{o.relative_rms:.2e}", f"{o.worst_relative_rms:.2e} at {o.worst_frame}",
               f"{o.slope:+.1e}", f"{o.cosine:.6f}", f"{o.frozen_rms:.2e}",
               f"{o.frozen_relative_rms:.2e}", _allowed(o),
               ("ok" if o.passed else "too far off") if o.judged else "") for o in outputs]
-    return text_table(rows)
+    return rows
 
 
 def _allowed(output: OutputReport) -> str:
@@ -258,11 +269,18 @@ def _allowed(output: OutputReport) -> str:
     return ", ".join(limits) or "-"
 
 
-def _stages_table(stages: Sequence[StageReport]) -> str:
-    rows = [("resolution", "nodes", "changed", "dense work", "needed", "computed")]
+def stages_table(stages: Sequence[StageReport]) -> str:
+    """Lay out the work by resolution."""
+    return text_table(stages_rows(stages))
+
+
+def stages_rows(stages: Sequence[StageReport]) -> list[tuple[str, ...]]:
+    """Return the work by resolution as rows of a table, with its header."""
+    rows: list[tuple[str, ...]] = [
+        ("resolution", "nodes", "changed", "dense work", "needed", "computed")]
     rows += [(s.scale, str(s.nodes), f"{s.update_ratio:.1%}", f"{s.dense_share:.1%}",
               f"{s.needed:.1%}", f"{s.scheduled:.1%}") for s in stages]
-    return text_table(rows)
+    return rows
 
 
 def text_table(rows: Sequence[Sequence[str]], align: str = "r") -> str:

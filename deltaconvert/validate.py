@@ -14,15 +14,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, InputError
-from deltaconvert.islands import IslandsModule, IslandsProgram, IslandsStream
+from deltaconvert.islands import IslandsModule, IslandsProgram
 from deltaconvert.law import Breach, LawChecker, as_inputs, check_law
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.outputs import named_outputs
 from deltaconvert.passes.trace import private_copy
 from deltaconvert.program import Program
-from deltaconvert.report import OutputReport, Report, SpeedReport, StageReport
-from deltaconvert.state import NodeStats
-from deltaconvert.stream import Stream
+from deltaconvert.report import OutputReport, Report, SpeedReport
+from deltaconvert.work import Work, ratio
 
 __all__ = ["Breach", "LawChecker", "Report", "StoredModel", "check_law", "validate"]
 
@@ -125,7 +125,9 @@ class _Run:
         self.checker = LawChecker(delta, each=False)
         self.stream.observe(self.checker)
         self.outputs: list[_Output] = []
-        self.work = _Work()
+        self.work = Work()
+        self.ratios_input: list[float] = []
+        self.ratios_nodes: list[float] = []
         self.dense_ms: list[float] = []
         self.delta_ms: list[float] = []
         self.law_frames: set[int] = set()
@@ -142,17 +144,24 @@ class _Run:
         if len(inputs) == len(self.delta.input_names):  # else the stream has the better message
             self.checker.begin(*inputs)
         for_dense = [f.clone() if isinstance(f, Tensor) else f for f in inputs]
-        converted, ms = _timed(lambda: self.stream(*inputs), inputs)
+        converted, ms = timed(lambda: self.stream(*inputs), inputs)
         self.delta_ms.append(ms)
-        dense, ms = _timed(lambda: self._dense(for_dense), inputs)
+        dense, ms = timed(lambda: self._dense(for_dense), inputs)
         self.dense_ms.append(ms)
         self._compare(dense, converted, inputs)
-        if len(self.dense_ms) > 1:
-            self.work.add(self.stream)
+        self._count_work()
         goes_wrong = any(o.goes_wrong for o in self.outputs)
         if self.checker.frame % self.law_every == 0 or (goes_wrong and not self.went_wrong):
             self._check_law()
         self.went_wrong = self.went_wrong or goes_wrong
+
+    def _count_work(self) -> None:
+        frame = Work()
+        frame.add(self.stream)
+        self.ratios_input.append(frame.input_ratio(self.program.nodes))
+        self.ratios_nodes.append(frame.mean_ratio(self.program.nodes))
+        if len(self.dense_ms) > 1:
+            self.work.add(self.stream)
 
     def _dense(self, inputs: Sequence[Tensor]) -> Any:
         try:
@@ -164,7 +173,7 @@ class _Run:
                 f"{str(error).splitlines()[0]}. Is it the model that was converted?") from error
 
     def _compare(self, dense: Any, converted: Any, inputs: Sequence[Any]) -> None:
-        wanted, found = _named(dense), _named(converted)
+        wanted, found = named_outputs(dense), named_outputs(converted)
         if [n for n, _ in wanted] != [n for n, _ in found]:
             raise InputError(
                 f"the dense model returns {[n for n, _ in wanted]}, the converted one "
@@ -233,15 +242,16 @@ class _Run:
         return Report(
             frames=len(self.dense_ms), lanes=self.program.lanes,
             dtype=str(self._frame_dtype).removeprefix("torch."), exact=self.exact,
-            settings=_settings(self.program), outputs=[o.report() for o in self.outputs],
+            settings=settings_in_words(self.program), outputs=[o.report() for o in self.outputs],
             breaches=list(self.checker.breaches), law_frames=len(self.law_frames),
             law_nodes=self.checker.nodes_seen, update_ratio_input=work.input_ratio(nodes),
-            update_ratio_nodes=work.mean_ratio(nodes), needed=_ratio(total.needed, total.dense),
-            scheduled=_ratio(total.scheduled, total.dense), stages=work.stages(nodes),
+            update_ratio_nodes=work.mean_ratio(nodes), needed=ratio(total.needed, total.dense),
+            scheduled=ratio(total.scheduled, total.dense), stages=work.stages(nodes),
             speed=SpeedReport(dense_ms, delta_ms, self.dense_ms[0], self.delta_ms[0],
                               torch.get_num_threads()),
             state_bytes=self.stream.state_bytes,
-            activation_bytes=sum(_nbytes(node) for node in nodes))
+            activation_bytes=sum(_nbytes(node) for node in nodes),
+            frame_ratio_input=self.ratios_input, frame_ratio_nodes=self.ratios_nodes)
 
 
 def _own_roundings(model: nn.Module, inputs: Sequence[Any],
@@ -253,8 +263,8 @@ def _own_roundings(model: nn.Module, inputs: Sequence[Any],
     try:
         raised = [f.double() if isinstance(f, Tensor) and f.is_floating_point() else f
                   for f in inputs]
-        exact = _named(private_copy(model).double()(*raised))
-        ratios = [_ratio(math.sqrt(_mean_square(_difference(value, reference))),
+        exact = named_outputs(private_copy(model).double()(*raised))
+        ratios = [ratio(math.sqrt(_mean_square(_difference(value, reference))),
                          math.sqrt(_mean_square(_finite(reference))))
                   for (_, value), (_, reference) in zip(dense, exact, strict=True)]
         return [ratio if math.isfinite(ratio) else 0.0 for ratio in ratios]
@@ -266,22 +276,8 @@ def _limit(limit: Limit, name: str) -> float | None:
     return limit.get(name) if isinstance(limit, Mapping) else limit
 
 
-def _named(outputs: Any) -> list[tuple[str, Tensor]]:
-    """Return the tensors in an output with their places; numbers count as tensors."""
-    leaves, _ = pytree.tree_flatten_with_path(outputs)
-    named = [(".".join(map(_key, path)) or "out", leaf) for path, leaf in leaves]
-    return [(name, torch.as_tensor(leaf)) for name, leaf in named
-            if isinstance(leaf, (Tensor, int, float))]
-
-
-def _key(key: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
-def _timed(call: Callable[[], Result], inputs: Sequence[Any]) -> tuple[Result, float]:
+def timed(call: Callable[[], Result], inputs: Sequence[Any]) -> tuple[Result, float]:
+    """Return a call's result and its milliseconds, on the device that the inputs are on."""
     device = next((f.device for f in inputs if isinstance(f, Tensor)), torch.device("cpu"))
     _wait(device)
     start = time.perf_counter()
@@ -328,9 +324,9 @@ class _Output:
             largest = float(error.abs().max())
             self.max_abs = _larger(self.max_abs, largest)
             self.max_relative = _larger(self.max_relative,
-                                        _ratio(largest, float(reference.abs().max())))
+                                        ratio(largest, float(reference.abs().max())))
         so_far = math.sqrt(statistics.fmean(s[1] for s in self.squares))
-        rms = _ratio(math.sqrt(self.squares[-1][0]), so_far)
+        rms = ratio(math.sqrt(self.squares[-1][0]), so_far)
         self.goes_wrong = not ((self.tolerance is None or rms <= self.tolerance) and (
             self.max_abs_allowed is None or self.max_abs <= self.max_abs_allowed))
 
@@ -349,11 +345,12 @@ class _Output:
         lengths = math.sqrt(dense * converted)
         return OutputReport(
             name=self.name, max_abs=self.max_abs, max_relative=self.max_relative, rms=error,
-            relative_rms=_ratio(error, size), worst_frame=worst,
-            worst_relative_rms=_ratio(rms[worst], size), slope=slope(rms),
+            relative_rms=ratio(error, size), worst_frame=worst,
+            worst_relative_rms=ratio(rms[worst], size), slope=slope(rms),
             cosine=both / lengths if lengths else math.nan, frozen_rms=frozen,
-            frozen_relative_rms=_ratio(frozen, size), tolerance=self.tolerance,
-            max_abs_allowed=self.max_abs_allowed, frame_rms=rms)
+            frozen_relative_rms=ratio(frozen, size), tolerance=self.tolerance,
+            max_abs_allowed=self.max_abs_allowed, frame_rms=rms,
+            frame_frozen_rms=[math.sqrt(frozen) for _, _, frozen in self.squares])
 
 
 def _numbers(value: Tensor) -> Tensor:
@@ -386,12 +383,6 @@ def _larger(one: float, other: float) -> float:
     return other if other > one or math.isnan(other) else one
 
 
-def _ratio(part: float, whole: float) -> float:
-    if whole == 0:
-        return 0.0 if part == 0 else math.inf
-    return part / whole
-
-
 def slope(values: Sequence[float]) -> float:
     """Return the least-squares slope of values against their index; 0 for fewer than two."""
     middle, mean = (len(values) - 1) / 2, statistics.fmean(values)
@@ -401,96 +392,13 @@ def slope(values: Sequence[float]) -> float:
     return sum((i - middle) * (v - mean) for i, v in enumerate(values)) / spread
 
 
-class _Work:
-    """Each node's work, over all frames but the first."""
-
-    def __init__(self) -> None:
-        self.by_node: dict[str, NodeStats] = {}
-
-    def add(self, stream: Stream | IslandsStream) -> None:
-        """Add the last frame's."""
-        for name, work in stream.last.items():
-            self.by_node.setdefault(name, NodeStats()).add(work)
-
-    def of(self, nodes: Iterable[DeltaNode]) -> list[NodeStats]:
-        """Return the work of some nodes."""
-        return [self.by_node.get(node.about.name, NodeStats()) for node in nodes]
-
-    def total(self, nodes: Iterable[DeltaNode] | None = None) -> NodeStats:
-        """Add up the work of some nodes, or of all."""
-        total = NodeStats()
-        for work in self.by_node.values() if nodes is None else self.of(nodes):
-            total.add(work)
-        return total
-
-    def input_ratio(self, nodes: Sequence[DeltaNode]) -> float:
-        """Return the share of the inputs' pixels that changed."""
-        return self.total(n for n in nodes if n.about.rule == "sparsify").update_ratio_out
-
-    def mean_ratio(self, nodes: Sequence[DeltaNode]) -> float:
-        """Return the mean over the nodes of the share of their pixels that changed."""
-        ratios = [w.update_ratio_out for w in self.of(n for n in nodes
-                                                      if n.about.rule != "sparsify")]
-        return statistics.fmean(ratios) if ratios else 0.0
-
-    def stages(self, nodes: Sequence[DeltaNode]) -> list[StageReport]:
-        """Sum up by resolution, the largest first."""
-        groups: dict[str, list[DeltaNode]] = {}
-        for node, scale in zip(nodes, scales(nodes), strict=True):
-            if node.about.rule != "sparsify":
-                groups.setdefault(scale, []).append(node)
-        whole = self.total().dense
-        made = []
-        for scale, members in sorted(groups.items(), key=lambda item: _scale_order(item[0])):
-            total = self.total(members)
-            made.append(StageReport(
-                scale, len(members), total.update_ratio_out, _ratio(total.dense, whole),
-                _ratio(total.needed, total.dense), _ratio(total.scheduled, total.dense)))
-        return made
-
-
-OTHER = "other"
-
-
-def scales(nodes: Sequence[DeltaNode]) -> list[str]:
-    """Return each node's resolution against the largest input's: ``1``, ``1/2``, ``x2``.
-
-    ``other`` is what is not a map, and a map of one pixel.
-    """
-    doors = [n.about.output.shape for n in nodes
-             if n.about.rule == "sparsify" and n.about.output.is_map]
-    size = max(((s[2], s[3]) for s in doors if s is not None), default=(0, 0))
-    return [_scale(node, size) for node in nodes]
-
-
-def _scale(node: DeltaNode, size: tuple[int, int]) -> str:
-    spec = node.about.output
-    if not spec.is_map or spec.pixels == 1 or 0 in size or spec.shape is None:
-        return OTHER
-    found = spec.shape[2:]
-    if found[0] > size[0]:
-        return f"x{round(found[0] / size[0])}"
-    for power in range(9):  # odd sizes are rounded up or down at each halving
-        exact = [n / 2**power for n in size]
-        if all(math.floor(e) <= n <= math.ceil(e) for e, n in zip(exact, found, strict=True)):
-            return f"1/{2**power}" if power else "1"
-    return f"1/{round(size[0] / found[0])}"
-
-
-def _scale_order(scale: str) -> tuple[bool, float]:
-    if scale == OTHER:
-        return True, 0.0
-    if scale.startswith("x"):
-        return False, -float(scale[1:])
-    return False, float(scale.rpartition("/")[2]) - 0.5  # "1" before "1/2"
-
-
 def _nbytes(node: DeltaNode) -> int:
     spec = node.about.output
     return math.prod(spec.shape) * spec.dtype.itemsize if spec.shape and spec.dtype else 0
 
 
-def _settings(program: Program | IslandsProgram) -> str:
+def settings_in_words(program: Program | IslandsProgram) -> str:
+    """Say which thresholds and backends a program has."""
     config = program.config
     thresholds = sorted({n.about.threshold for n in program.nodes if n.about.rule != "sparsify"
                          and n.about.threshold > 0})

@@ -1,6 +1,5 @@
 """Models by name, and weights out of every kind of file a user may come with."""
 
-import argparse
 import logging
 import os
 import sys
@@ -15,13 +14,12 @@ from torch import nn
 
 from deltaconvert.checkpoints import (
     apply_state_dict,
-    build_model,
     load_state_dict,
-    parse_model_args,
     read_checkpoint,
     strip_prefixes,
 )
 from deltaconvert.errors import CheckpointError, InputError
+from deltaconvert.model_specs import build_model, parse_model_args
 
 
 def net(width: int = 4) -> nn.Sequential:
@@ -344,10 +342,10 @@ class TestUnreadableFiles:
         assert Path("executed").exists()
 
     def test_a_pickled_object_is_named(self, tmp_path):
-        path = saved(tmp_path / "w.pt", {"model": marked(1), "args": argparse.Namespace(lr=1)})
+        path = saved(tmp_path / "w.pt", {"model": marked(1), "loss": nn.CrossEntropyLoss()})
         with pytest.raises(CheckpointError) as caught:
             read_checkpoint(path)
-        assert "holds more than weights, namely argparse.Namespace, and was not opened" in str(
+        assert "namely torch.nn.modules.loss.CrossEntropyLoss, and was not opened" in str(
             caught.value
         )
 

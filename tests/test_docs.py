@@ -1,4 +1,4 @@
-"""The examples in README.md and CONTRIBUTING.md run as they stand."""
+"""The examples in README.md, CONTRIBUTING.md and the docs run as they stand."""
 
 from __future__ import annotations
 
@@ -63,6 +63,18 @@ def test_the_readmes_blocks_run_in_order_in_an_empty_folder(tmp_path):
         if language == "bash":
             run(["bash", "-euc", text], folder, env)
     assert (folder / "resnet18.delta").stat().st_size > 40e6
+
+
+@pytest.mark.slow
+def test_the_command_lines_blocks_run_in_order_in_an_empty_folder(tmp_path):
+    env = environment(tmp_path)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for language, text in blocks("docs/command-line.md"):
+        assert language == "bash"
+        run(["bash", "-euc", text], folder, env)
+    for name in ("run.html", "check.html", "graph.html", "graph.dot", "runs/run1/summary.json"):
+        assert (folder / name).is_file()
 
 
 def test_the_operator_in_contributing_is_all_that_an_operator_needs(tmp_path):

@@ -408,6 +408,16 @@ def test_what_save_refuses(make, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_does_not_tell_where_its_author_keeps_the_model(tmp_path):
+    save(deltaconvert.convert(_Heads(), backend="reference"), tmp_path / "m.delta")
+    text = (tmp_path / "m.delta").read_bytes()
+    assert str(ROOT).encode() not in text
+    model, _ = files._unpack(text, "m")
+    sources = {record["source"] for record in model["graph"] if "source" in record}
+    assert any(s.startswith("tests/test_files.py:") and "self.body(x)" in s for s in sources)
+    assert gj.without_folders("no line known") == "no line known"
+
+
 # --- arguments --------------------------------------------------------------------------
 
 VALUES = [
@@ -626,6 +636,7 @@ CALLS = {
     "input": (call(op="input", target="x=print(1)"), "an input cannot be called 'x=print"),
     "input self": (call(op="input", target="self"), "an input cannot be called 'self'"),
     "input twice": (call(op="input", target="input"), "an input cannot be called 'input'"),
+    "too few arguments": (call(target="operator.add"), "malformed"),
     "not a record": (call(args=7, target="torch.relu"), "malformed"),
 }
 
@@ -696,12 +707,26 @@ def test_a_description_that_is_not_right(attack, path):
         load(path)
 
 
+def test_a_graph_that_no_model_has_is_told_when_it_is_compiled(path):
+    def shorten(model):
+        record = next(r for r in model["graph"] if r["target"] == "conv2d")
+        record["kwargs"]["stride"] = {"tuple": [1]}
+
+    edited(path, shorten)
+    delta = load(path)
+    with pytest.raises(CheckpointError, match=r"m\.delta describes a model that cannot be compiled "
+                                              r"\(IndexError: .*\)\. Convert the model again"):
+        delta(clip(1, 3, 8, 8)[0])
+
+
 def test_deep_nesting_is_refused(path):
     deep: list[Any] = []
     for _ in range(400):
         deep = [deep]
     edited(path, with_call(target="torch.relu", args=deep * 2))
-    load(path)  # this deep is still read, and nothing is run
+    with pytest.raises(CheckpointError, match=r"malformed \(RecursionError"):
+        load(path)  # FX could not write it as code
+    edited(path, lambda model: model["graph"].pop(-2))
     model, tensors = files._unpack(path.read_bytes(), path)
     model["graph"][0]["path"] = "HERE"
     header = {"version": 1, "model": model}
@@ -709,3 +734,73 @@ def test_deep_nesting_is_refused(path):
     save_file(tensors, path, {"deltaconvert": text})
     with pytest.raises(CheckpointError, match="its header cannot be read"):
         load(path)
+
+
+# --- headers alone, and memory ----------------------------------------------------------
+
+
+def raw(header: dict[str, Any], tensors: bytes) -> bytes:
+    """The bytes of a safetensors file with any header."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+@pytest.mark.parametrize("offsets", [[0, 16], [4, 20], [0, 12]])
+def test_tensors_that_overlap_or_leave_gaps(offsets, path):
+    """All that load reads is what the file says it is: no byte is in two tensors."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:8 + size])
+    moved = next(t for name, t in header.items() if t.get("data_offsets", [0])[0] > 0)
+    moved["data_offsets"] = offsets
+    path.write_bytes(raw(header, data[8 + size:]))
+    with pytest.raises(CheckpointError, match=r"m\.delta is damaged: "):
+        load(path)
+
+
+def test_read_header_reads_no_tensor(path, monkeypatch):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 64  # damage that only the weights show
+    path.write_bytes(data)
+    header = files.read_header(path)
+    assert header.tensors["0.weight"] == ("F32", [4, 3, 3, 3])
+    assert [r["op"] for r in header.model["graph"]][-1] == "output"
+    with pytest.raises(CheckpointError, match="do not match its checksum"):
+        load(path)
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"", "is empty"), (b"PK\x03\x04 and more", r"is not a \.delta file"),
+    ((10**9).to_bytes(8, "little") + b"{", f"claims a header of {10**9} bytes"),
+    ((9).to_bytes(8, "little") + b"{no json}", "its header cannot be read"),
+    (raw({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+     "not a converted model"),
+    (raw({"__metadata__": {"deltaconvert": '{"version": 1}'}}, b""), "no description of a model"),
+    (raw({"__metadata__": {"deltaconvert": '{"version": 9}'}}, b""), "format version 9"),
+    (raw({"__metadata__": {"deltaconvert": '{"version": 1, "model": {}}'},
+          "a": {"dtype": "F32", "data_offsets": [0, 0]}}, b""), "list of tensors cannot be read"),
+])
+def test_a_header_that_is_none(data, message, tmp_path):
+    (tmp_path / "m.delta").write_bytes(data)
+    with pytest.raises(CheckpointError, match=message):
+        files.read_header(tmp_path / "m.delta")
+
+
+MEASURE = """
+import resource, sys, torch
+from deltaconvert import load
+load(sys.argv[1])  # imports, and what is allocated once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load(sys.argv[2])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_loading_takes_no_more_than_twice_the_files_memory(path, tmp_path):
+    large = tmp_path / "large.delta"
+    save(deltaconvert.convert(nn.Linear(4000, 4000), backend="reference"), large)
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(path), str(large)], text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2.1 * large.stat().st_size

@@ -13,7 +13,8 @@ from deltaconvert.clips import synthetic
 from deltaconvert.errors import FrameError, InputError
 from deltaconvert.law import LawChecker, check_law
 from deltaconvert.report import text_table
-from deltaconvert.validate import StoredModel, scales, slope, validate
+from deltaconvert.validate import StoredModel, slope, validate
+from deltaconvert.work import scales
 
 
 class Small(nn.Module):

@@ -88,7 +88,7 @@ class SparsifyStep(Protocol):
     """The step of a door in, in two parts, so that a refused frame changes nothing."""
 
     def examine(self, frame: torch.Tensor) -> None:
-        """Raise `FrameError` if the frame holds NaN or infinity; change no value."""
+        """Raise `NotFiniteError` if the frame holds NaN or infinity; change no value."""
 
     def __call__(self, frame: torch.Tensor) -> Work | None:
         """Apply the rule to the frame that was examined last."""
@@ -130,3 +130,8 @@ def choose(device: torch.device) -> tuple[str, str]:
         return "cpu", ""
     reason = importlib.import_module(_MODULES["cuda"]).unavailable(device)
     return ("reference", reason) if reason else ("cuda", "")
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, those that cannot run here included."""
+    return sorted(_MODULES)

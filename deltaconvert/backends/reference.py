@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaconvert.backends.base import Buffers, Scratch, Step, Work
 from deltaconvert.backends.rule import apply_rule, change_norm, nothing_changed, run_needed
 from deltaconvert.config import Config
-from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.errors import NotFiniteError, UnsupportedError
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge, State
 
@@ -121,7 +121,7 @@ class ReferenceSparsify:
         """Refuse NaN and infinity.
 
         Raises:
-            FrameError: naming the lane and how many numbers are not finite.
+            NotFiniteError: naming the lane and how many numbers are not finite.
         """
         if frame.is_floating_point() and not frame.isfinite().all():
             refuse_not_finite(self.node, frame)
@@ -155,11 +155,11 @@ def refuse_not_finite(node: DeltaNode, frame: Tensor) -> None:
     """Raise the error for a frame with NaN or infinity.
 
     Raises:
-        FrameError: always.
+        NotFiniteError: always.
     """
     bad = ~frame.isfinite()
     lanes = bad.flatten(1).any(1).nonzero().flatten().tolist() if frame.dim() > 1 else [0]
-    raise FrameError(
+    raise NotFiniteError(
         f"input {node.about.name!r} holds {int(bad.sum())} numbers that are NaN or infinite "
         f"(lanes {lanes}). The frame was refused and the stream is as it was; check the decoder "
         "and the normalisation, or skip the frame.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import typing
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -13,7 +15,10 @@ import deltaconvert
 from deltaconvert.cli.bench import bench
 from deltaconvert.cli.convert import convert
 from deltaconvert.cli.demo import demo
-from deltaconvert.cli.inspect import inspect
+from deltaconvert.cli.doctor import doctor, versions
+from deltaconvert.cli.inspect import inspect as inspect_command
+from deltaconvert.cli.output import STDOUT, complain, saying
+from deltaconvert.cli.run import run
 from deltaconvert.cli.validate import validate
 from deltaconvert.errors import DeltaConvertError
 
@@ -23,40 +28,58 @@ app = typer.Typer(
     help="Compiles a trained CNN into one that computes only what changed from frame to frame.",
     epilog="Exit codes: 0 done and passed, 1 the check failed, 2 wrong usage or input, "
            "3 not supported, 130 interrupted.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode=None)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print the package's own errors as one message, and exit with their code."""
+    """Give a command --quiet; print the package's own errors as one message, and exit so."""
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(quiet: bool = False, **given: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with saying(quiet or given.get("json") == STDOUT):
+                return command(**given)
         except DeltaConvertError as error:
-            typer.echo(f"error: {error}", err=True)
+            complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
+        except MemoryError:
+            complain("error: there is not enough memory. Give smaller frames (--size), fewer "
+                     "lanes, or a machine with more.")
+            raise typer.Exit(DeltaConvertError.exit_code) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+            complain("interrupted")
             raise typer.Exit(INTERRUPTED) from None
+
+    hints = typing.get_type_hints(command, include_extras=True)
+    own = [p.replace(annotation=hints.get(p.name, p.annotation),
+                     kind=inspect.Parameter.KEYWORD_ONLY)
+           for p in inspect.signature(command).parameters.values()]
+    flag = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False,
+                             annotation=Quiet)
+    wrapped.__signature__ = inspect.Signature([*own, flag])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*own, flag]}
     return wrapped
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"deltaconvert {deltaconvert.__version__}")
+        typer.echo(versions(deltaconvert.__version__))
         raise typer.Exit
 
 
 @app.callback()
 def start(
     version: Annotated[bool, typer.Option(
-        "--version", help="Show the version and exit.", callback=_show_version,
+        "--version", help="Show versions, backend and device, and exit.", callback=_show_version,
         is_eager=True)] = False,
 ) -> None:
     """Compiles a trained CNN into one that computes only what changed from frame to frame."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 
-for _command in (demo, convert, validate, inspect, bench):
-    app.command()(_reporting(_command))
+for _name, _command in (("demo", demo), ("convert", convert), ("validate", validate),
+                        ("run", run), ("inspect", inspect_command), ("bench", bench),
+                        ("doctor", doctor)):
+    app.command(_name)(_reporting(_command))

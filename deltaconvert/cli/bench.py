@@ -11,41 +11,41 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.atomic import written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
 from deltaconvert.bench.fidelity import Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
-from deltaconvert.checkpoints import (
-    apply_state_dict,
-    build_model,
-    parse_model_args,
-    read_checkpoint,
-)
+from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.options import (
     JsonFile,
     ModelArgs,
-    parse_numbers,
+    TrustPickle,
+    flags_of,
     parse_size,
     settings_as_flags,
 )
-from deltaconvert.cli.output import check_writable, write_json, write_whole
+from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.cli.pictures import CLIP_HELP, Channels
 from deltaconvert.clips import Clip, open_clip
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
 from deltaconvert.files import load
-from deltaconvert.module import DeltaModule
+from deltaconvert.model_specs import build_model, parse_model_args
 from deltaconvert.validate import StoredModel
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Config))
 
 
 @settings_as_flags(only=SETTINGS)
+@flags_of(Channels, "channels")
 def bench(
     model: Annotated[str, typer.Argument(
         metavar="MODEL", help="A .delta file, or torchvision:NAME (or NAME alone), timm:NAME, "
         "package.module:factory.")],
     config: dict[str, Any],
+    channels: Channels,
     size: Annotated[str | None, typer.Option(
         metavar="HxW", help="The frames' size; default: the clip's own, 360x640 where it is "
         "made.")] = None,
@@ -53,22 +53,16 @@ def bench(
         metavar="SHARE", help="Of the synthetic clip's pixels, how many change from frame to "
         "frame; 0.05 unless said.")] = None,
     source: Annotated[str, typer.Option(
-        metavar="CLIP", help="A video file, a folder or glob of pictures, or 'synthetic'.")
-    ] = "synthetic",
+        metavar="CLIP", help=CLIP_HELP)] = "synthetic",
     frames: Annotated[int, typer.Option(
         min=networks.FEWEST_FRAMES, metavar="N", help="How many of the clip's frames.")] = 31,
     start: Annotated[int, typer.Option(help="Index of the first frame.")] = 0,
     stride: Annotated[int, typer.Option(help="Take every so many-th frame.")] = 1,
-    channel_order: Annotated[str, typer.Option(
-        metavar="rgb|bgr|gray", help="What the model takes; gray is one channel.")] = "rgb",
-    mean: Annotated[str | None, typer.Option(
-        metavar="M,M,M", help="Taken off the frames, whose values are 0 to 1.")] = None,
-    std: Annotated[str | None, typer.Option(
-        metavar="S,S,S", help="What the frames are then divided by.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(
         metavar="CKPT", help="Weights; without, they are random, and BatchNorm statistics come "
         "from the clip.")] = None,
     model_arg: ModelArgs = None,
+    trust_pickle: TrustPickle = False,
     seed: Annotated[int, typer.Option(
         min=0, metavar="N", help="Of the clip and of random weights.")] = 0,
     fidelity: Annotated[bool, typer.Option(
@@ -90,26 +84,36 @@ def bench(
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot {plot}: the picture is a PNG; give it a name that ends in .png.")
     clip = _clip(source, size, frames, start, stride, seed, active)
-    batches = ModelFrames(clip, channel_order, parse_numbers("--mean", mean),
-                          parse_numbers("--std", std))
-    held = list(batches)
+    loaded = load(model) if Path(model).suffix == ".delta" else None
+    preprocessing = channels.preprocessing(loaded.preprocessing if loaded else None)
+    held = list(ModelFrames(clip, preprocessing))
     threads = config.get("threads") or torch.get_num_threads()
     torch.set_num_threads(threads)
-    dense, delta = _networks(model, checkpoint, model_arg, seed, held, config)
+    config = {name: value for name, value in config.items() if value != {}}
+    if loaded is None:
+        dense = _dense(model, checkpoint, model_arg, trust_pickle, seed, held)
+        delta = deltaconvert.convert(dense, held[0], config=Config(**config))
+    elif checkpoint is not None or model_arg:
+        raise InputError("--checkpoint and --model-arg are for a model's source; a .delta file "
+                         "holds its weights.")
+    else:
+        delta = loaded.with_config(loaded.config.replace(**config))
+        dense = StoredModel(delta)
     others = peers.prepare(dense, held[0], threads, _names(against), _say)
-    case = networks.Case(dense, delta, held, unrelated(clip.size, batches.prepare), others)
+    case = networks.Case(dense, delta, held, unrelated(clip.size, lambda picture: preprocessing(picture)[None]), others)
     judge = Truth(dense, held) if fidelity else None
     result = networks.measure(case, judge=judge, tolerance=tolerance, rounds=rounds,
                               say=_say)
     data = {"model": model, "clip": clip.name, "size": list(clip.size),
             "active_share": result.report.update_ratio_input, "frames": len(held), "seed": seed,
             "machine": machine.describe(threads), **result.to_dict()}
-    typer.echo(f"{model}, {len(held)} frames of {clip.name} {clip.size[0]}x{clip.size[1]}\n"
-               f"{machine.in_words(data['machine'])}\n{result.report.settings}\n")
-    typer.echo(text.network(data))
+    say(f"{model}, {len(held)} frames of {clip.name} {clip.size[0]}x{clip.size[1]}\n"
+        f"{machine.in_words(data['machine'])}\n{result.report.settings}\n")
+    say(text.network(data))
     if plot is not None:
         figure = plots.time_by_kind({model: data})
-        write_whole(plot, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+        with written_whole(plot) as partial:
+            figure.savefig(partial, format="png", dpi=110)
     write_json(json, data)
 
 
@@ -127,21 +131,11 @@ def _clip(source: str, size: str | None, frames: int, start: int, stride: int, s
                      start=start, stride=stride, seed=seed, active_share=active)
 
 
-def _networks(model: str, checkpoint: Path | None, arguments: list[str] | None, seed: int,
-              frames: list[Tensor], config: dict[str, Any]) -> tuple[nn.Module, DeltaModule]:
-    """Return the network as it is, and converted."""
-    config = {name: value for name, value in config.items() if value != {}}
-    if Path(model).suffix == ".delta":
-        if checkpoint is not None or arguments:
-            raise InputError("--checkpoint and --model-arg are for a model's source; a .delta file "
-                             "holds its weights.")
-        delta = load(model)
-        delta = delta.with_config(delta.config.replace(**config))
-        return StoredModel(delta), delta
+def _dense(model: str, checkpoint: Path | None, arguments: list[str] | None, trust_pickle: bool,
+           seed: int, frames: list[Tensor]) -> nn.Module:
     given = parse_model_args(arguments or ())
     if checkpoint is None:
-        dense = random_model(model, seed, frames, given)
-    else:
-        dense = build_model(model if ":" in model else f"torchvision:{model}", given)
-        apply_state_dict(dense, read_checkpoint(checkpoint).state)
-    return dense, deltaconvert.convert(dense, frames[0], config=Config(**config))
+        return random_model(model, seed, frames, given)
+    dense = build_model(model if ":" in model else f"torchvision:{model}", given)
+    apply_state_dict(dense, read_checkpoint(checkpoint, trust_pickle=trust_pickle).state)
+    return dense

@@ -6,30 +6,44 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 import deltaconvert
 from deltaconvert.cli.frames import example_frame
-from deltaconvert.cli.options import JsonFile, ModelArgs, parse_size, settings_as_flags
-from deltaconvert.cli.output import check_writable, write_json
+from deltaconvert.cli.options import (
+    JsonFile,
+    ModelArgs,
+    TrustPickle,
+    flags_of,
+    parse_size,
+    settings_as_flags,
+)
+from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.cli.pictures import Channels
 from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
 from deltaconvert.files import save
+from deltaconvert.model_specs import preprocessing_of
+from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
 from deltaconvert.report import count
 
 
 @settings_as_flags()
+@flags_of(Channels, "channels")
 def convert(
     checkpoint: Annotated[Path, typer.Argument(
         metavar="CKPT", help="A state dict, a training checkpoint that holds one, or a program "
         "of torch.export (.pt2).")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write.")],
     config: Config,
+    channels: Channels,
     model: Annotated[str | None, typer.Option(
         metavar="SPEC", help="torchvision:NAME, timm:NAME or package.module:factory; a program "
         "needs none.")] = None,
     model_arg: ModelArgs = None,
+    trust_pickle: TrustPickle = False,
     size: Annotated[str | None, typer.Option(
         metavar="HxW", help="A frame's size: checks at once that the model takes it.")] = None,
     strict: Annotated[bool, typer.Option(
@@ -42,8 +56,10 @@ def convert(
         raise InputError("--strict needs --size HxW: what runs how is known for a size.")
     extent = None if size is None else parse_size(size)
     check_writable(out, json)
-    source = read_source(checkpoint, model, model_arg)
-    delta = deltaconvert.convert(source.model, config=config, strict=strict)
+    source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle)
+    preprocessing, whose = _preprocessing(channels, model, source.model)
+    delta = deltaconvert.convert(source.model, config=config, strict=strict,
+                                 preprocessing=preprocessing)
     program = None
     if extent is not None:
         frame = example_frame(delta, extent)
@@ -51,9 +67,20 @@ def convert(
     save(delta, out)
     data = {"checkpoint": str(checkpoint), "entry": source.entry, "prefix": source.prefix,
             "program": source.is_program, "out": str(out), "bytes": out.stat().st_size,
+            "preprocessing": preprocessing and preprocessing.to_dict(),
             **_described(delta, program)}
-    typer.echo(_text(data, source.weights))
+    say(_text(data, source.weights, f"{preprocessing} ({whose})"))
     write_json(json, data)
+
+
+def _preprocessing(channels: Channels, spec: str | None, model: nn.Module
+                   ) -> tuple[Preprocessing | None, str]:
+    """Settle how pictures become frames, and who says so."""
+    preset = None if spec is None else preprocessing_of(spec, model)
+    if channels.given or spec is None or preset is None:
+        return channels.preprocessing(None), (
+            "as given" if channels.given else "--channel-order, --mean and --std say otherwise")
+    return preset, f"the preset of {spec.partition(':')[0]}; --mean 0 --std 1 for none"
 
 
 def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict[str, Any]:
@@ -65,10 +92,10 @@ def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict
             "unknown": unknown, "config": delta.config.to_dict()}
 
 
-def _text(data: dict[str, Any], weights: str) -> str:
+def _text(data: dict[str, Any], weights: str, frames: str) -> str:
     lines = [f"weights   {data['checkpoint']}: {weights}",
              f"model     {data['operators']} operators, {data['parameters'] / 1e6:.2f} million "
-             "parameters"]
+             "parameters", f"frames    {frames}"]
     if data["unknown"] is not None:
         lines.append(f"unknown   {count(len(data['unknown']), 'operator')}, run whole and densely")
         lines += [f"          {u['node']}: {u['reason']} ({u['source'] or 'line unknown'})"

@@ -11,7 +11,7 @@ import typer
 import deltaconvert
 from deltaconvert.calibrate import random_model
 from deltaconvert.cli.options import JsonFile, parse_size, settings_as_flags
-from deltaconvert.cli.output import check_writable, with_progress, write_json
+from deltaconvert.cli.output import check_writable, say, with_progress, write_json
 from deltaconvert.cli.picture import Picture, watch
 from deltaconvert.clips import Clip, synthetic
 from deltaconvert.config import Config
@@ -53,14 +53,14 @@ def demo(
     exact = Config(**config)
     held = exact.replace(threshold=threshold, threshold_unit="std", norm="rms",
                          input_threshold=NOISE_MARGIN * noise)
-    typer.echo(_introduction(clip, active, noise, held))
+    say(_introduction(clip, active, noise, held))
     runs, picture = [], Picture(clip)
     for spec in model or MODELS:
         for run in _runs(spec, clip, seed, exact, held, picture):
             runs.append(run)
-    typer.echo("\n" + table(runs))
+    say("\n" + table(runs))
     picture.save(out)
-    typer.echo(f"\n{_reading(runs, noise)}\npicture: {out}")
+    say(f"\n{_reading(runs, noise)}\npicture: {out}")
     write_json(json, {"runs": [{"model": r.model, "label": r.label, **r.report.to_dict()}
                                for r in runs]})
     raise typer.Exit(0 if all(r.report.passed for r in runs) else 1)

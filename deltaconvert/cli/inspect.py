@@ -9,12 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
-from deltaconvert.cli.frames import example_frame
-from deltaconvert.cli.options import JsonFile, parse_size
-from deltaconvert.cli.output import check_writable, write_json
+from deltaconvert.cli.frames import ModelFrames, dtype_of, example_frame
+from deltaconvert.cli.inspect_parts import (
+    add_work,
+    describe_header,
+    header_text,
+    measure,
+    work_text,
+)
+from deltaconvert.cli.options import JsonFile, flags_of, parse_size
+from deltaconvert.cli.output import UntilBroken, check_writable, say, write_json, write_text
+from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.fallbacks import Fallback, fallbacks
-from deltaconvert.files import load
+from deltaconvert.files import load, read_header
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.pages.graph import as_dot, graph_page
+from deltaconvert.pages.page import write_page
 from deltaconvert.program import Program
 from deltaconvert.report import text_table
 from deltaconvert.summary import operator_name
@@ -23,24 +33,46 @@ from deltaconvert.summary import operator_name
 TITLES = {"unknown": "unknown operators, run whole and densely",
           "global": "run whole, and compared pixel by pixel",
           "local": "run by the reference backend, whole"}
+DEFAULT_SIZE = "360x640"
 
 
+@flags_of(Pictures, "pictures")
 def inspect(
     converted: Annotated[Path, typer.Argument(metavar="OUT", help="A .delta file.")],
-    size: Annotated[str, typer.Option(
-        metavar="HxW", help="A frame's size: shapes, work and memory are for it.")] = "360x640",
+    pictures: Pictures,
+    header: Annotated[bool, typer.Option(
+        "--header", help="Only what the file's header says; no weights are read.")] = False,
+    source: Annotated[str | None, typer.Option(
+        metavar="CLIP", help=f"Run it, and show what changed at each node. {CLIP_HELP}")] = None,
+    dot: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Write the graph for Graphviz.")] = None,
+    html: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Write the graph as a page.")] = None,
     json: JsonFile = None,
 ) -> None:
     """Show every node with its rule, threshold, shape, share of the work and bytes of state."""
-    check_writable(json)
-    extent = parse_size(size)
+    check_writable(json, dot, html)
+    if header:
+        told = describe_header(read_header(converted)) | {"file": str(converted)}
+        say(header_text(told))
+        write_json(json, told)
+        return
     delta = load(converted)
+    clip = None if source is None else pictures.open(source)
+    extent = parse_size(pictures.size or DEFAULT_SIZE) if clip is None else clip.size
     frame = example_frame(delta, extent)
     program = delta.program(delta.signature([frame]), [frame])
     data = describe(program) | {"file": str(converted), "frame": list(frame.shape)}
-    typer.echo(f"{converted}, for frames of {'x'.join(map(str, frame.shape))}\n")
-    typer.echo(as_text(data))
+    text = f"{converted}, for frames of {'x'.join(map(str, frame.shape))}\n\n{as_text(data)}"
+    if clip is not None:
+        frames = UntilBroken(ModelFrames(clip, pictures.preprocessing(delta.preprocessing),
+                                         dtype_of(delta)))
+        data |= {"clip": clip.name, **add_work(data["nodes"], measure(delta, frames))}
+        text += f"\n\n{work_text(data)}"
+    say(text)
     write_json(json, data)
+    write_text(dot, as_dot(program, data["nodes"]) if dot else "")
+    write_page(html, graph_page(program, data, text) if html else "")
 
 
 def describe(program: Program) -> dict[str, Any]:

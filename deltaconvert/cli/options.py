@@ -24,7 +24,11 @@ from deltaconvert.errors import InputError
 SETTINGS = "Settings"
 
 JsonFile = Annotated[Path | None, typer.Option(
-    "--json", metavar="FILE", help="Write what is printed as JSON.")]
+    "--json", metavar="FILE", help="Write what is printed as JSON; - prints it instead.")]
+TrustPickle = Annotated[bool, typer.Option(
+    "--trust-pickle", help="Run the code that a checkpoint names when it is read.")]
+ReportFile = Annotated[Path | None, typer.Option(
+    "--report", metavar="HTML", help="Write one page with tables and plots.")]
 ModelArgs = Annotated[list[str] | None, typer.Option(
     "--model-arg", metavar="NAME=VALUE", help="Argument for the model's factory; repeats.")]
 
@@ -52,11 +56,31 @@ def settings_as_flags(only: Sequence[str] | None = None) -> Callable[..., Callab
     return decorate
 
 
+def flags_of(kind: type[Any], parameter: str) -> Callable[..., Callable[..., Any]]:
+    """Give a command with this parameter a flag for each field of a dataclass in its place."""
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        names = [f.name for f in dataclasses.fields(kind)]
+        hints = typing.get_type_hints(kind, include_extras=True)
+
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> Any:
+            own = {name: given.pop(name) for name in names}
+            return command(**{parameter: kind(**own)}, **given)
+
+        _set_signature(wrapped, command, [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
+                              annotation=hints[f.name]) for f in dataclasses.fields(kind)],
+            parameter)
+        return wrapped
+    return decorate
+
+
 def _set_signature(wrapped: Callable[..., Any], command: Callable[..., Any],
-                   flags: list[inspect.Parameter]) -> None:
+                   flags: list[inspect.Parameter], replaced: str = "config") -> None:
     hints = typing.get_type_hints(command, include_extras=True)
-    own = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
-           for p in inspect.signature(command).parameters.values() if p.name != "config"]
+    own = [p.replace(annotation=hints.get(p.name, p.annotation),
+                     kind=inspect.Parameter.KEYWORD_ONLY)
+           for p in inspect.signature(command).parameters.values() if p.name != replaced]
     parameters = own + flags
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}

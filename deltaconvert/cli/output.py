@@ -1,65 +1,112 @@
-"""Files and progress: what a command leaves behind, whole or not at all."""
+"""What a command leaves behind: text, JSON, progress; files whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltaconvert.errors import InputError
+import typer
+
+from deltaconvert.atomic import written_whole
+from deltaconvert.errors import ClipError, WriteError
 from deltaconvert.report import jsonable
 
 Item = TypeVar("Item")
+
+STDOUT = Path("-")
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def saying(quiet: bool) -> Iterator[None]:
+    """Run a command that prints, or prints nothing but errors."""
+    token = _QUIET.set(quiet)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def say(text: object = "") -> None:
+    """Print to standard output, unless the command is to be quiet."""
+    if not _QUIET.get():
+        typer.echo(str(text))
+
+
+def complain(message: str) -> None:
+    """Print an error or a warning; its first word in colour on a terminal."""
+    head, separator, rest = message.partition(": ")
+    colour = {"error": typer.colors.RED, "warning": typer.colors.YELLOW}.get(head)
+    typer.echo((coloured(head, colour, sys.stderr) + separator + rest) if colour else message,
+               err=True)
+
+
+def verdict(text: str) -> str:
+    """Colour a text's last line, on a terminal: green where it passed, red where it failed."""
+    body, newline, last = text.rpartition("\n")
+    colour = {"PASSED": typer.colors.GREEN, "FAILED": typer.colors.RED}.get(last.split(" ")[0])
+    return body + newline + (coloured(last, colour, sys.stdout) if colour else last)
+
+
+def coloured(text: str, colour: str, stream: Any) -> str:
+    """Return a text in colour where the stream is a terminal and nobody forbade it."""
+    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else typer.style(text, fg=colour, bold=True)
 
 
 def check_writable(*paths: Path | None) -> None:
     """Refuse a file that could not be written, before the work that it is to hold.
 
     Raises:
-        InputError: the folder is missing, or the path is a folder.
+        WriteError: the folder is missing, or the path is a folder.
     """
     for path in paths:
-        if path is None:
+        if path is None or path == STDOUT:
             continue
         folder = path.absolute().parent
         if not folder.is_dir():
-            raise InputError(f"{path} cannot be written: there is no folder {folder}. Make it.")
+            raise WriteError(f"{path} cannot be written: there is no folder {folder}. Make it.")
         if path.is_dir():
-            raise InputError(f"{path} cannot be written: it is a folder. Name a file in it.")
+            raise WriteError(f"{path} cannot be written: it is a folder. Name a file in it.")
         if not os.access(folder, os.W_OK):
-            raise InputError(f"{path} cannot be written: no permission in {folder}.")
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have a file written under another name beside it, then put it in its place."""
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.",
-                                    suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's own are for the owner alone
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            raise WriteError(f"{path} cannot be written: no permission in {folder}. Give another.")
 
 
 def write_json(path: Path | None, data: Any) -> None:
-    """Write plain data as JSON, where a path is given."""
+    """Write plain data as JSON, where a path is given; ``-`` is standard output.
+
+    Raises:
+        WriteError: where it cannot be written.
+    """
+    if path is None:
+        return
+    text = json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n"
+    if path == STDOUT:
+        typer.echo(text, nl=False)
+    else:
+        write_text(path, text)
+
+
+def write_text(path: Path | None, text: str) -> None:
+    """Write a text, where a path is given.
+
+    Raises:
+        WriteError: where it cannot be written.
+    """
     if path is not None:
-        text = json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n"
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def shows_progress() -> bool:
+    """Whether there is a terminal to show a bar on, and it is wanted."""
+    return sys.stderr.isatty() and not _QUIET.get()
 
 
 def with_progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
@@ -68,4 +115,28 @@ def with_progress(items: Iterable[Item], what: str, total: int | None = None) ->
     from rich.progress import track
 
     yield from track(items, description=what, total=total, transient=True,
-                     console=Console(stderr=True), disable=not sys.stderr.isatty())
+                     console=Console(stderr=True), disable=not shows_progress())
+
+
+class UntilBroken:
+    """Items of a source up to where it breaks off; what was read counts, ``error`` says the rest.
+
+    A source that breaks before its first item raises as it does.
+    """
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        """Take the items of any iterable."""
+        self.items = items
+        self.error: ClipError | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin with the first."""
+        number = 0
+        try:
+            for item in self.items:
+                yield item
+                number += 1
+        except ClipError as error:
+            if number == 0:
+                raise
+            self.error = error

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from deltaconvert.cli.output import write_whole
+from deltaconvert.atomic import written_whole
 from deltaconvert.clips import Clip
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge
-from deltaconvert.validate import OTHER, scales
+from deltaconvert.work import OTHER, scales
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,8 @@ class Picture:
             axes[row, 0].set_ylabel(label, fontsize=8)
         for column, name in enumerate(columns):
             axes[0, column].set_title(name, fontsize=9)
-        write_whole(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+        with written_whole(path) as partial, open(partial, "xb") as file:
+            FigureCanvasAgg(figure).print_png(file)
 
     def _draw(self, axes: Axes, name: str, masks: Masks, picture: Tensor) -> None:
         axes.set_xticks([])

@@ -8,13 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from deltaconvert.checkpoints import (
-    apply_state_dict,
-    build_model,
-    parse_model_args,
-    read_checkpoint,
-)
+from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.errors import InputError
+from deltaconvert.model_specs import build_model, parse_model_args
 from deltaconvert.pt2 import SUFFIX, read_program
 
 
@@ -43,7 +39,8 @@ class Source:
         return entry + (f", prefix {self.prefix!r} taken off" if self.prefix else "")
 
 
-def read_source(checkpoint: Path, spec: str | None, arguments: Sequence[str] | None) -> Source:
+def read_source(checkpoint: Path, spec: str | None, arguments: Sequence[str] | None, *,
+                trust_pickle: bool = False) -> Source:
     """Build the model that ``spec`` names with a checkpoint's weights, or read a program.
 
     Raises:
@@ -61,5 +58,5 @@ def read_source(checkpoint: Path, spec: str | None, arguments: Sequence[str] | N
                          f"torchvision:NAME, timm:NAME or package.module:factory. A program of "
                          f"torch.export ({SUFFIX}) needs none.")
     model = build_model(spec, parse_model_args(arguments or ()))
-    found = read_checkpoint(checkpoint)
+    found = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
     return Source(model, found.entry, apply_state_dict(model, found.state))

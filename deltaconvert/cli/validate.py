@@ -2,91 +2,127 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import nn
 
+from deltaconvert.bisect import bisect as find_first
 from deltaconvert.cli.frames import ModelFrames, dtype_of
 from deltaconvert.cli.options import (
     JsonFile,
     ModelArgs,
-    parse_numbers,
-    parse_size,
+    ReportFile,
+    TrustPickle,
+    flags_of,
     settings_as_flags,
 )
-from deltaconvert.cli.output import check_writable, with_progress, write_json
+from deltaconvert.cli.output import (
+    UntilBroken,
+    check_writable,
+    complain,
+    say,
+    shows_progress,
+    verdict,
+    with_progress,
+    write_json,
+)
+from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.cli.sources import read_source
-from deltaconvert.clips import open_clip
 from deltaconvert.errors import InputError
 from deltaconvert.files import load
+from deltaconvert.pages.page import write_page
+from deltaconvert.pages.validation import validation_page
+from deltaconvert.validate import Limit
 from deltaconvert.validate import validate as compare
-
-CLIP_HELP = "A video file, a folder or glob of pictures, or 'synthetic'."
 
 
 @settings_as_flags(only=("backend", "threads"))
+@flags_of(Pictures, "pictures")
 def validate(
     converted: Annotated[Path, typer.Argument(metavar="OUT", help="A .delta file.")],
     source: Annotated[str, typer.Option(metavar="CLIP", help=CLIP_HELP)],
+    pictures: Pictures,
     config: dict[str, Any],
-    size: Annotated[str | None, typer.Option(
-        metavar="HxW", help="Resize the frames; default: as they are.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Most frames to take.")] = None,
-    start: Annotated[int, typer.Option(help="Index of the first frame.")] = 0,
-    stride: Annotated[int, typer.Option(help="Take every so many-th frame.")] = 1,
-    channel_order: Annotated[str, typer.Option(
-        metavar="rgb|bgr|gray", help="What the model takes; gray is one channel.")] = "rgb",
-    mean: Annotated[str | None, typer.Option(
-        metavar="M,M,M", help="Taken off the frames, whose values are 0 to 1.")] = None,
-    std: Annotated[str | None, typer.Option(
-        metavar="S,S,S", help="What the frames are then divided by.")] = None,
     model: Annotated[str | None, typer.Option(
         metavar="SPEC", help="Compare with the original, not with the stored dense graph.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(
-        metavar="CKPT", help="The original: weights with --model, or a program (.pt2).")] = None,
+    baseline: Annotated[Path | None, typer.Option(
+        "--baseline", "--checkpoint", metavar="CKPT", help="The original: weights with --model, "
+        "or a program (.pt2).")] = None,
     model_arg: ModelArgs = None,
-    tolerance: Annotated[float | None, typer.Option(
-        help="Largest relative RMS error of a frame; 1e-5 where nothing is held back.")] = None,
-    max_abs: Annotated[float | None, typer.Option(
-        help="Largest error of any number.")] = None,
+    trust_pickle: TrustPickle = False,
+    tolerance: Annotated[list[str] | None, typer.Option(
+        metavar="[OUTPUT=]NUMBER", help="Largest relative RMS error of a frame; 1e-5 where "
+        "nothing is held back. Repeats, for single outputs.")] = None,
+    max_abs: Annotated[list[str] | None, typer.Option(
+        metavar="[OUTPUT=]NUMBER", help="Largest error of any number; likewise.")] = None,
+    bisect: Annotated[bool, typer.Option(
+        "--bisect", help="Check every node of every frame, up to the first that breaks the law.")
+    ] = False,
     json: JsonFile = None,
+    report: ReportFile = None,
 ) -> None:
     """Run the dense and the converted network side by side over a clip; exit 1 if they differ."""
-    check_writable(json)
-    clip = open_clip(source, size=None if size is None else parse_size(size), frames=frames,
-                     start=start, stride=stride)
+    check_writable(json, report)
+    allowed = parse_limits("--tolerance", tolerance)
+    allowed_abs = parse_limits("--max-abs", max_abs)
+    clip = pictures.open(source)
     delta = load(converted)
     delta = delta.with_config(delta.config.replace(**config))
-    batches = ModelFrames(clip, channel_order, parse_numbers("--mean", mean),
-                          parse_numbers("--std", std), dtype_of(delta))
-    original = _original(model, checkpoint, model_arg)
-    original = None if original is None else original.to(dtype_of(delta))
+    frames = ModelFrames(clip, pictures.preprocessing(delta.preprocessing), dtype_of(delta))
+    original = _original(model, baseline, model_arg, trust_pickle, dtype_of(delta))
     against = "the stored dense graph" if original is None else " with ".join(
-        str(part) for part in (model, checkpoint) if part is not None)
-    report = compare(
-        original, delta, with_progress(batches, "validating", clip.length if _bar() else None),
-        tolerance=tolerance, max_abs=max_abs)
-    typer.echo(f"{converted} against {against}, on {clip.name} {clip.size[0]}x{clip.size[1]}")
-    typer.echo(report)
-    write_json(json, {"converted": str(converted), "against": against, "clip": clip.name,
-                      "size": list(clip.size), **report.to_dict()})
-    raise typer.Exit(0 if report.passed else 1)
+        str(part) for part in (model, baseline) if part is not None)
+    until_broken = UntilBroken(frames)
+    # Only for a bar is it worth reading a video through for its length.
+    length = clip.length if shows_progress() else None
+    found = compare(original, delta, with_progress(until_broken, "validating", length),
+                    tolerance=allowed, max_abs=allowed_abs)
+    said = f"{converted} against {against}, on {clip.name} {clip.size[0]}x{clip.size[1]}"
+    data = {"converted": str(converted), "against": against, "clip": clip.name,
+            "size": list(clip.size), "preprocessing": frames.preprocessing.to_dict(),
+            "broken": str(until_broken.error or ""), **found.to_dict()}
+    say(f"{said}\n{verdict(str(found))}")
+    if bisect:
+        first = find_first(delta, UntilBroken(frames))
+        data["bisect"] = first.to_dict()
+        say(f"\n{first}")
+    write_json(json, data)
+    write_page(report, validation_page(found, said) if report else "")
+    if until_broken.error is not None:
+        complain(f"error: {until_broken.error}")
+    raise typer.Exit(1 if not found.passed else 2 if until_broken.error else 0)
 
 
-def _bar() -> bool:
-    """Whether a bar is shown; only then is it worth reading a video through for its length."""
-    return sys.stderr.isatty()
+def parse_limits(flag: str, items: Sequence[str] | None) -> Limit:
+    """Read ``NUMBER`` for all outputs, or ``OUTPUT=NUMBER`` for some.
+
+    Raises:
+        InputError: naming the item that is neither, or both given together.
+    """
+    by_output: dict[str, float] = {}
+    for item in items or ():
+        name, _, number = item.rpartition("=")
+        try:
+            by_output[name] = float(number)
+        except ValueError:
+            raise InputError(f"{flag} {item!r}: give a number, or OUTPUT=NUMBER.") from None
+    if "" not in by_output:
+        return by_output or None
+    if len(by_output) > 1:
+        raise InputError(f"{flag}: give one number for all outputs, or OUTPUT=NUMBER for each.")
+    return by_output[""]
 
 
 def _original(spec: str | None, checkpoint: Path | None, arguments: list[str] | None,
-              ) -> nn.Module | None:
+              trust_pickle: bool, dtype: torch.dtype) -> nn.Module | None:
     if checkpoint is None:
         if spec is not None:
-            raise InputError("--model and --checkpoint go together: the original is a model's "
+            raise InputError("--model and --baseline go together: the original is a model's "
                              "source and its weights. Without both, the stored dense graph is "
                              "compared.")
         return None
-    return read_source(checkpoint, spec, arguments).model
+    return read_source(checkpoint, spec, arguments, trust_pickle=trust_pickle).model.to(dtype)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaconvert.clips.clip import Size, size_of
-from deltaconvert.errors import InputError
+from deltaconvert.clips.clip import Size, checked_size, size_of
+from deltaconvert.errors import ClipError, InputError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def import_av() -> ModuleType:
-    """PyAV, which only files need; `InputError` where it is not installed."""
+    """PyAV, which only files need; `ClipError` where it is not installed."""
     try:
         import av
     except ImportError as error:
-        raise InputError(
+        raise ClipError(
             f"reading videos and pictures needs PyAV ({error}). Do: pip install av"
         ) from error
     return av
@@ -36,17 +37,17 @@ def import_av() -> ModuleType:
 
 @contextmanager
 def opened(path: Path, kind: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and first video stream of a file; every failure is an `InputError`."""
+    """The container and first video stream of a file; every failure is an `ClipError`."""
     av = import_av()
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes)")
+            raise ClipError(f"{path} is empty (0 bytes)")
         with av.open(_source_for_av(path, kind)) as container:
             if not container.streams.video or container.streams.video[0].codec_context is None:
-                raise InputError(f"{path} holds no {kind} that can be decoded")
+                raise ClipError(f"{path} holds no {kind} that can be decoded")
             yield container, container.streams.video[0]
     except (av.error.FFmpegError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a {kind}: {error.strerror}") from error
+        raise ClipError(f"{path} cannot be read as a {kind}: {error.strerror}") from error
 
 
 def _source_for_av(path: Path, kind: str) -> io.BytesIO | str:
@@ -62,9 +63,52 @@ def to_tensor(frame: VideoFrame) -> Tensor:
     return upright.contiguous().float().div_(255)
 
 
-def resize(frame: Tensor, size: Size | None) -> Tensor:
-    """The frame at that size, itself where it has it already or `size` is None."""
-    if size is None or size == size_of(frame):
-        return frame
+Fit = Literal["stretch", "pad", "crop"]
+PADDING = 114 / 255  # the grey that detectors are trained to see around a picture
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Frames at another size (bilinear, antialiased).
+
+    Args:
+        size: H and W; None leaves frames as they are.
+        fit: what becomes of another aspect: `stretch` loses it; `pad` fits the whole
+            picture in and puts grey around it; `crop` fills the size and cuts off the rest.
+    """
+
+    size: Size | None = None
+    fit: Fit = "stretch"
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit):
+            raise InputError(f"fit {self.fit!r}: choose one of {', '.join(get_args(Fit))}.")
+        if self.size is not None:
+            checked_size(self.size)
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        """The frame at that size, itself where it has it already."""
+        if self.size is None or self.size == size_of(frame):
+            return frame
+        picture = _interpolate(frame, self.scaled(size_of(frame)))
+        return picture if size_of(picture) == self.size else self._placed(picture, self.size)
+
+    def scaled(self, source: Size) -> Size:
+        """H and W of the whole picture after scaling, before grey is added or edges are cut."""
+        if self.size is None or self.fit == "stretch":
+            return self.size or source
+        sides = [wanted / own for wanted, own in zip(self.size, source, strict=True)]
+        scale = min(sides) if self.fit == "pad" else max(sides)
+        return max(1, round(source[0] * scale)), max(1, round(source[1] * scale))
+
+    def _placed(self, picture: Tensor, size: Size) -> Tensor:
+        top, left = ((wanted - own) // 2 for wanted, own in zip(size, size_of(picture),
+                                                                strict=True))
+        bottom = size[0] - picture.shape[1] - top
+        right = size[1] - picture.shape[2] - left
+        return F.pad(picture, (left, right, top, bottom), value=PADDING)  # negative ones cut
+
+
+def _interpolate(frame: Tensor, size: Size) -> Tensor:
     resized = F.interpolate(frame[None], size=size, mode="bilinear", antialias=True)[0]
     return resized.clamp_(0, 1)  # the filter's weights add up to 1 only up to rounding

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from deltaconvert.clips.clip import Clip, Selection, Size, hxw, size_of
-from deltaconvert.clips.decoding import opened, resize, to_tensor
-from deltaconvert.errors import InputError
+from deltaconvert.clips.decoding import Resize, opened, to_tensor
+from deltaconvert.errors import ClipError
 
 PICTURE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -43,36 +43,36 @@ def _only_pictures(files: Sequence[Path], where: str) -> list[Path]:
         return sorted(pictures, key=natural_key)
     kinds = Counter(p.suffix.lower() or "no suffix" for p in files).most_common(5)
     found = ", ".join(f"{number} x {kind}" for kind, number in kinds) or "no files"
-    raise InputError(
+    raise ClipError(
         f"no pictures in {where}, found: {found}. Pictures end in "
         f"{', '.join(sorted(PICTURE_SUFFIXES))}"
     )
 
 
 def picture_clip(
-    source: Path, pictures: Sequence[Path], size: Size | None, selection: Selection
+    source: Path, pictures: Sequence[Path], resize: Resize, selection: Selection
 ) -> Clip:
     """The clip of some pictures, in that order; `source` is what the user named."""
     taken = list(selection.of(pictures))
     if not taken:
-        raise InputError(
+        raise ClipError(
             f"{source} has {len(pictures)} pictures, none from index {selection.start} on: "
             "choose a smaller start"
         )
     source_size = size_of(_read_picture(taken[0]))
 
     def frames() -> Iterator[Tensor]:
-        return (resize(f, size) for f in _picture_tensors(taken, source_size))
+        return map(resize, _picture_tensors(taken, source_size))
 
     name = source.name or str(source.resolve())
-    return Clip(name, size or source_size, frames, length=lambda: len(taken))
+    return Clip(name, resize.size or source_size, frames, length=lambda: len(taken))
 
 
 def _picture_tensors(pictures: Sequence[Path], size: Size) -> Iterator[Tensor]:
     for path in pictures:
         picture = _read_picture(path)
         if size_of(picture) != size:
-            raise InputError(
+            raise ClipError(
                 f"pictures of different sizes: {path} is {hxw(size_of(picture))}, "
                 f"{pictures[0]} is {hxw(size)} (height x width). Frames of one clip have "
                 "one size: take the odd one out, or resize it"
@@ -86,5 +86,5 @@ def _read_picture(path: Path) -> Tensor:
         stream.codec_context.options = {"err_detect": "explode"}
         frame = next(container.decode(stream), None)
         if frame is None:
-            raise InputError(f"{path} cannot be read as a picture: it ends before its pixels")
+            raise ClipError(f"{path} cannot be read as a picture: it ends before its pixels")
         return to_tensor(frame)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from deltaconvert.clips.clip import Clip, Selection, Size, checked_size
+from deltaconvert.clips.decoding import Fit, Resize
 from deltaconvert.clips.pictures import PICTURE_SUFFIXES, picture_clip, pictures_in, pictures_like
 from deltaconvert.clips.synthetic import parse_options, synthetic
 from deltaconvert.clips.video import video_clip
-from deltaconvert.errors import InputError
+from deltaconvert.errors import ClipError, InputError
 
 NOT_A_SOURCE = "A clip is a video file, a folder or glob of pictures, or the word 'synthetic'"
 
@@ -20,6 +21,7 @@ def open_clip(
     source: str | os.PathLike[str],
     *,
     size: Size | None = None,
+    fit: Fit = "stretch",
     frames: int | None = None,
     start: int = 0,
     stride: int = 1,
@@ -37,6 +39,7 @@ def open_clip(
             arguments. For a folder of that name say `./synthetic`.
         size: H and W that frames are resized to (bilinear, antialiased). Default: the
             source's own; 360x640 for `synthetic`.
+        fit: `stretch` to that size, or keep the aspect: `pad` with grey, or `crop`.
         frames: most frames to take. Default: all of them; 60 for `synthetic`.
         start: index of the first frame to take.
         stride: take every `stride`-th frame.
@@ -54,21 +57,21 @@ def open_clip(
         return synthetic(**{**shared, **own, **parse_options(options)})
     if own:
         raise InputError(f"{', '.join(own)}: only for the source 'synthetic', not for {source!r}")
-    checked = None if size is None else checked_size(size)
+    resize = Resize(None if size is None else checked_size(size), fit)
     selection = Selection(start, stride, frames)
-    return _open_files(Path(source).expanduser(), checked, selection)
+    return _open_files(Path(source).expanduser(), resize, selection)
 
 
-def _open_files(path: Path, size: Size | None, selection: Selection) -> Clip:
+def _open_files(path: Path, resize: Resize, selection: Selection) -> Clip:
     if path.is_dir():
-        return picture_clip(path, pictures_in(path), size, selection)
+        return picture_clip(path, pictures_in(path), resize, selection)
     if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
-        return picture_clip(path, [path], size, selection)
+        return picture_clip(path, [path], resize, selection)
     if path.is_file():
-        return video_clip(path, size, selection)
+        return video_clip(path, resize, selection)
     if glob.has_magic(str(path)):
-        return picture_clip(path, pictures_like(str(path)), size, selection)
-    raise InputError(f"no such file or folder: {path}. {NOT_A_SOURCE}")
+        return picture_clip(path, pictures_like(str(path)), resize, selection)
+    raise ClipError(f"no such file or folder: {path}. {NOT_A_SOURCE}")
 
 
 def _without_none(**options: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from deltaconvert.clips.clip import Clip, Selection, Size, hxw, size_of
-from deltaconvert.clips.decoding import import_av, opened, resize, to_tensor
-from deltaconvert.errors import InputError
+from deltaconvert.clips.decoding import Resize, import_av, opened, to_tensor
+from deltaconvert.errors import ClipError
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
-def video_clip(path: Path, size: Size | None, selection: Selection) -> Clip:
+def video_clip(path: Path, resize: Resize, selection: Selection) -> Clip:
     """The clip of a video file."""
     source_size, rate = _probe_video(path)
 
     def frames() -> Iterator[Tensor]:
-        return (resize(f, size) for f in _video_tensors(path, source_size, selection))
+        return map(resize, _video_tensors(path, source_size, selection))
 
     return Clip(
         path.name,
-        size or source_size,
+        resize.size or source_size,
         frames,
         fps=rate / selection.stride if rate else None,
         length=lambda: _count_video(path, selection),
@@ -43,7 +43,7 @@ def _probe_video(path: Path) -> tuple[Size, float]:
     first = next(decoded, None)
     decoded.close()
     if first is None:
-        raise InputError(f"{path} holds a video without frames")
+        raise ClipError(f"{path} holds a video without frames")
     return size_of(to_tensor(first)), rate
 
 
@@ -51,7 +51,7 @@ def _count_video(path: Path, selection: Selection) -> int | None:
     try:
         with opened(path, "video") as (container, stream):
             packets = sum(1 for p in container.demux(stream) if p.size and not p.is_discard)
-    except InputError:
+    except ClipError:
         return None  # iterating says why, behind the frames that come before the break
     return selection.count_of(packets)
 
@@ -61,17 +61,17 @@ def _video_tensors(path: Path, size: Size, selection: Selection) -> Iterator[Ten
     for number, frame in selection.of(enumerate(_decoded(path))):
         tensor = to_tensor(frame)
         if size_of(tensor) != size:
-            raise InputError(
+            raise ClipError(
                 f"{path}: frame {number} is {hxw(size_of(tensor))}, the first one is "
                 f"{hxw(size)} (height x width). Cut the video there, or take fewer frames"
             )
         yield tensor
     if number is None:
-        raise InputError(f"{path} ends before frame {selection.start}: choose a smaller start")
+        raise ClipError(f"{path} ends before frame {selection.start}: choose a smaller start")
 
 
 def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
-    """Every frame of a video; `InputError` where it breaks off.
+    """Every frame of a video; `ClipError` where it breaks off.
 
     A damaged frame in the middle is patched up by FFmpeg, as in any player.
     """
@@ -91,10 +91,10 @@ def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
             raise _broken(path, number, "the file was cut off")
 
 
-def _broken(path: Path, number: int, why: str) -> InputError:
+def _broken(path: Path, number: int, why: str) -> ClipError:
     if number == 0:
-        return InputError(f"{path} cannot be read as a video: {why}")
-    return InputError(
+        return ClipError(f"{path} cannot be read as a video: {why}")
+    return ClipError(
         f"{path} breaks off after {number} frames: {why}. Repair the file, or take fewer frames"
     )
 

@@ -1,28 +1,39 @@
 """The command line as a whole: help, version, exit codes, and what it imports."""
 
 import dataclasses
+import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import deltaconvert
+from deltaconvert.backends.base import create
 from deltaconvert.cli import app as app_module
 from deltaconvert.cli import main
+from deltaconvert.cli.output import coloured, verdict
 from deltaconvert.config import Config
 
 
 def test_version(cli):
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    backend = create("auto", Config(), device).name
+    device = torch.cuda.get_device_name() if cuda else "cpu"
     done = cli("--version")
-    assert (done.code, done.out) == (0, f"deltaconvert {deltaconvert.__version__}\n")
+    assert done.code == 0
+    assert done.out == (f"deltaconvert {deltaconvert.__version__}, torch {torch.__version__}, "
+                        f"backend {backend}, device {device}\n")
 
 
 def test_help_lists_the_commands_and_the_exit_codes(cli):
     done = cli("--help")
     assert done.code == 0
-    for word in ("demo", "convert", "validate", "inspect", "130 interrupted"):
+    for word in ("demo", "convert", "validate", "run", "inspect", "doctor", "130 interrupted"):
         assert word in " ".join(done.out.split())
 
 
@@ -69,7 +80,8 @@ def test_python_m_deltaconvert():
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-m", "deltaconvert", "--version"], env=environment,
                           capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"deltaconvert {deltaconvert.__version__}\n")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"deltaconvert {deltaconvert.__version__}, torch ")
 
 
 def test_importing_the_package_imports_no_command_line():
@@ -86,3 +98,71 @@ def test_without_arguments_it_shows_help(capsys):
         main([])
     text = capsys.readouterr()
     assert "Usage: deltaconvert" in text.out + text.err
+
+
+@pytest.mark.parametrize("command", ["demo", "convert", "validate", "run", "inspect", "doctor"])
+def test_every_command_has_json_and_quiet(cli, command):
+    said = cli(command, "--help").out
+    assert "--json FILE" in " ".join(said.split())
+    assert "--quiet" in said
+
+
+def test_quiet_prints_nothing_but_errors(cli, tmp_path):
+    done = cli("doctor", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    done = cli("inspect", tmp_path / "nothing.delta", "-q")
+    assert done.out == ""
+    assert "nothing.delta does not exist" in done.err
+
+
+def test_json_on_standard_output_is_all_that_is_there(cli):
+    assert json.loads(cli("doctor", "--json", "-").out)["healthy"] is True
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_colour_on_a_terminal_alone(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert coloured("PASSED", "green", Terminal()).startswith("\x1b[")
+    assert coloured("PASSED", "green", io.StringIO()) == "PASSED"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert verdict("figures\n\nFAILED") == "figures\n\n\x1b[31m\x1b[1mFAILED\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert verdict("figures\n\nFAILED") == "figures\n\nFAILED"
+
+
+def test_piped_output_has_no_colour(cli, converted):
+    done = cli("validate", converted, "--source", "synthetic", "--size", "32x48", "--frames", "2")
+    assert done.out.endswith("PASSED\n")
+    assert "\x1b" not in done.out + done.err
+    assert "\x1b" not in cli("inspect", "nothing.delta").err
+
+
+def test_the_shell_completes_commands_and_flags():
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "_DELTACONVERT_COMPLETE":
+        "complete_bash", "COMP_WORDS": "deltaconvert va", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'deltaconvert'; from deltaconvert.cli import main; main()"
+    for words, number, expected in (("deltaconvert va", "1", "validate"),
+                                    ("deltaconvert run --over", "2", "--overlay")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+            env=environment | {"COMP_WORDS": words, "COMP_CWORD": number})
+        assert done.stdout.split() == [expected], done.stderr
+
+
+def test_no_memory_is_an_error_of_one_line(cli):
+    def large():
+        raise MemoryError
+
+    app_module.app.command("large")(app_module._reporting(large))
+    try:
+        done = cli("large")
+    finally:
+        app_module.app.registered_commands.pop()
+    assert done.code == 2
+    assert done.err.startswith("error: there is not enough memory. Give smaller frames")

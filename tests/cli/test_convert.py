@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltaconvert.checkpoints import build_model
 from deltaconvert.cli.options import parse_nodes, parse_size
 from deltaconvert.config import NodeConfig
 from deltaconvert.errors import InputError
 from deltaconvert.files import load
+from deltaconvert.model_specs import build_model
 from tests.cli.conftest import SPEC
 
 

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from deltaconvert.checkpoints import build_model
+from deltaconvert.model_specs import build_model
 from tests.cli.conftest import SPEC
 
 
@@ -60,3 +60,50 @@ def test_refuses_a_size_that_is_none(cli, converted):
     done = cli("inspect", converted, "--size", "large")
     assert done.code == 2
     assert "give height x width" in done.err
+
+
+def test_the_header_alone_needs_no_weights(cli, converted, tmp_path, monkeypatch):
+    monkeypatch.setattr("deltaconvert.cli.inspect.load", None)
+    done = cli("inspect", converted, "--header", "--json", tmp_path / "header.json")
+    assert done.code == 0, done.err
+    assert "format version 1" in done.out
+    assert "2 conv2d" in done.out
+    data = json.loads((tmp_path / "header.json").read_text())
+    assert data["inputs"] == ["input"]
+    assert data["tensors"] == 9
+    assert data["dtypes"] == {"F32": 8, "I64": 1}
+    assert data["operators"] == {"conv2d": 2, "batch_norm": 1, "relu": 1}
+    assert data["preprocessing"] == {"order": "rgb", "mean": [0.0], "std": [1.0]}
+
+
+def test_a_clip_shows_what_changed_at_each_node(cli, converted, tmp_path):
+    done = cli("inspect", converted, "--source", "synthetic:active_share=0.05", "--size", "32x48",
+               "--frames", "4", "--json", tmp_path / "work.json")
+    assert done.code == 0, done.err
+    assert "synthetic, 4 frames, the first apart" in done.out
+    assert "where the mask grows most:" in done.out
+    data = json.loads((tmp_path / "work.json").read_text())
+    nodes = {n["node"]: n["work"] for n in data["nodes"]}
+    first, second = list(nodes)[1:]
+    assert 0 < nodes[first]["update_ratio_in"] < nodes[first]["update_ratio_out"] < 1
+    assert nodes[second]["update_ratio_in"] == nodes[first]["update_ratio_out"]
+    assert nodes[first]["growth"] == (
+        nodes[first]["update_ratio_out"] / nodes[first]["update_ratio_in"])
+    assert all(work["amplification"] >= 1 for work in nodes.values())
+    assert 0 < data["needed"] <= data["scheduled"] <= 1
+
+
+def test_one_frame_shows_no_change(cli, converted):
+    done = cli("inspect", converted, "--source", "synthetic", "--size", "32x48", "--frames", "1")
+    assert done.code == 2
+    assert "--source has 1 frame: what changes shows from the second" in done.err
+
+
+def test_pictures_of_the_graph(cli, converted, tmp_path):
+    done = cli("inspect", converted, "--size", "32x48", "--dot", tmp_path / "a.dot", "--html",
+               tmp_path / "a.html")
+    assert done.code == 0, done.err
+    assert (tmp_path / "a.dot").read_text().startswith("digraph deltaconvert {")
+    page = (tmp_path / "a.html").read_text()
+    assert "3 nodes, 0 million multiply-adds" in page
+    assert "fuse" in page  # what the passes changed

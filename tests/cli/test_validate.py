@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from deltaconvert.cli.frames import ModelFrames
+from deltaconvert.cli.validate import parse_limits
 from deltaconvert.clips import synthetic
-from deltaconvert.errors import InputError
+from deltaconvert.errors import ConfigError, InputError
+from deltaconvert.preprocessing import Preprocessing
 from tests.cli.conftest import SPEC
+from tests.clips.files import noise_picture, truncate, write_video
 
 CLIP = ("--source", "synthetic:active_share=0.1", "--size", "32x48", "--frames", "5")
 
@@ -60,9 +63,9 @@ def test_frames_are_made_as_the_model_takes_them(cli, converted):
     (("--channel-order", "gray"), "fails on inputs of the shapes"),
     (("--channel-order", "hsv"), "choose one of rgb, bgr, gray"),
     (("--mean", "a"), "give numbers with commas between"),
-    (("--mean", "1,2"), "--mean has 2 numbers, the frames have 3 channels"),
+    (("--mean", "1,2"), "mean has 2 numbers, the frames have 3 channels"),
     (("--std", "0"), "give numbers above 0"),
-    (("--model", SPEC), "--model and --checkpoint go together"),
+    (("--model", SPEC), "--model and --baseline go together"),
     (("--backend", "nonsense"), "choose auto"),
 ])
 def test_refusals(cli, converted, words, said):
@@ -75,13 +78,69 @@ def test_refusals(cli, converted, words, said):
 def test_frames_in_numbers():
     clip = synthetic((16, 24), 1, active_share=0)
     (rgb,) = clip
-    (bgr,) = ModelFrames(clip, "bgr", [0.1, 0.2, 0.3], [2.0])
+    (bgr,) = ModelFrames(clip, Preprocessing("bgr", (0.1, 0.2, 0.3), (2.0,)))
     mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
     assert torch.equal(bgr[0], (rgb[[2, 1, 0]] - mean) / 2)
-    (gray,) = ModelFrames(clip, "gray", dtype=torch.float64)
+    (gray,) = ModelFrames(clip, Preprocessing("gray"), torch.float64)
     assert gray.shape == (1, 1, 16, 24)
     assert gray.dtype == torch.float64
     expected = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
     assert torch.allclose(gray[0, 0].float(), expected, atol=1e-6)
-    with pytest.raises(InputError, match="choose one of"):
-        ModelFrames(clip, "yuv")
+    with pytest.raises(ConfigError, match="choose one of"):
+        Preprocessing("yuv")
+
+
+def test_bisect_says_which_node_is_the_first(cli, converted, tmp_path, monkeypatch):
+    done = cli("validate", converted, *CLIP, "--bisect", "--json", tmp_path / "a.json")
+    assert done.code == 0, done.out + done.err
+    assert "bisect: all 3 nodes keep the law in all 5 frames" in done.out
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert data["bisect"]["breach"] is None
+    assert len(data["bisect"]["errors"]) == 3
+
+
+def test_a_limit_for_each_output():
+    assert parse_limits("--tolerance", None) is None
+    assert parse_limits("--tolerance", ["0.5"]) == 0.5
+    assert parse_limits("--tolerance", ["boxes=0.5", "0=1e-3"]) == {"boxes": 0.5, "0": 1e-3}
+    for wrong, said in ((["a"], "give a number, or OUTPUT=NUMBER"),
+                        (["1", "out=2"], "give one number for all outputs, or OUTPUT=NUMBER")):
+        with pytest.raises(InputError, match=said):
+            parse_limits("--tolerance", wrong)
+
+
+def test_limits_by_output_are_held(cli, converted):
+    assert cli("validate", converted, *CLIP, "--tolerance", "out=1e-3").code == 0
+    done = cli("validate", converted, *CLIP, "--max-abs", "boxes=1")
+    assert done.code == 2
+    assert "max_abs names boxes; the outputs are out" in done.err
+
+
+def test_another_seed_is_another_clip(cli, converted, tmp_path):
+    for seed in (0, 1):
+        assert cli("validate", converted, *CLIP, "--seed", seed, "--json",
+                   tmp_path / f"{seed}.json").code == 0
+    one, two = (json.loads((tmp_path / f"{s}.json").read_text())["outputs"] for s in (0, 1))
+    assert one[0]["frozen_rms"] != two[0]["frozen_rms"]
+
+
+def test_report_is_one_page(cli, converted, tmp_path):
+    done = cli("validate", converted, *CLIP, "--report", tmp_path / "a.html")
+    assert done.code == 0, done.err
+    page = (tmp_path / "a.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "PASSED" in page
+    assert page.count("<svg") == 2
+    assert cli("validate", converted, *CLIP, "--report", tmp_path / "no" / "a.html").code == 2
+
+
+def test_what_was_decoded_counts(cli, converted, tmp_path):
+    clip = truncate(write_video(tmp_path / "a.avi", [noise_picture(s) for s in range(12)]), 0.6)
+    done = cli("validate", converted, "--source", clip, "--json", tmp_path / "a.json")
+    assert done.code == 2
+    assert "PASSED" in done.out
+    assert "error: " in done.err
+    assert "breaks off after" in done.err
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert 0 < data["frames"] < 12
+    assert "breaks off after" in data["broken"]

@@ -51,7 +51,7 @@ class CpuSparsify:
         """Mark what changed, in memory of its own; change nothing else.
 
         Raises:
-            FrameError: naming the lane and how many numbers are not finite.
+            NotFiniteError: naming the lane and how many numbers are not finite.
         """
         numbers, strides = flat_frame(frame)
         height = self.value.height

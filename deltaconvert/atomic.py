@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all: written beside their place, then moved there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deltaconvert.errors import WriteError
+
+PARTIAL = ".partial"  # the end of the name of a file that is not whole yet
+
+
+def partial_name(path: Path) -> Path:
+    """Return an unused name beside a path, hidden, for what is to become the file there."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a name to write to; when the block ends, the file is moved to its place.
+
+    A link is followed: what it points to is replaced. Where the block raises, nothing is
+    left. A process that is killed leaves the file under its other name, which ends in
+    ``.partial``, and its place as it was.
+
+    Raises:
+        WriteError: the folder is missing or not writable, or the disk is full.
+    """
+    place = Path(os.path.realpath(path))
+    partial = partial_name(place)
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, place)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> WriteError:
+    """Return the error for a file that the system refuses to write."""
+    return WriteError(f"{path} cannot be written: {error.strerror or error}. Give a path in a "
+                      "folder that exists, is writable and has room left.")

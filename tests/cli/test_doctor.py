@@ -1,0 +1,39 @@
+"""``deltaconvert doctor``."""
+
+import json
+import sys
+
+import torch
+
+from deltaconvert.backends import base
+
+
+def test_says_what_is_installed_and_which_backends_work(cli, tmp_path):
+    done = cli("doctor", "--json", tmp_path / "doctor.json")
+    assert done.code == 0, done.out
+    data = json.loads((tmp_path / "doctor.json").read_text())
+    assert data["healthy"] is True
+    assert data["system"]["threads"] == torch.get_num_threads()
+    packages = {p["name"]: p for p in data["packages"]}
+    assert packages["torch"]["version"].split("+")[0] == torch.__version__.split("+")[0]
+    backends = {b["name"]: b["state"] for b in data["backends"]}
+    assert backends["cpu"] == backends["reference"] == "ok"
+    assert "agrees with dense on a small network" in done.out
+
+
+def test_says_how_to_get_what_is_missing(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "av", None)
+    done = cli("doctor")
+    assert done.code == 1  # videos are not optional, timm is
+    assert "- av (videos and pictures): " in done.out
+    assert "pip install timm" in done.out
+
+
+def test_a_backend_that_is_broken_is_found(cli, monkeypatch):
+    monkeypatch.setattr(base, "_MODULES", {"reference": "deltaconvert.backends.reference",
+                                           "odd": "no.such.module"})
+    done = cli("doctor")
+    assert done.code == 1
+    line = next(line for line in done.out.splitlines() if line.startswith("odd"))
+    assert line.split() == ["odd", "broken", "No", "module", "named", "'no'"]
