@@ -100,7 +100,9 @@ def bench(
         delta = loaded.with_config(loaded.config.replace(**config))
         dense = StoredModel(delta)
     others = peers.prepare(dense, held[0], threads, _names(against), _say)
-    case = networks.Case(dense, delta, held, unrelated(clip.size, lambda picture: preprocessing(picture)[None]), others)
+    case = networks.Case(
+        dense, delta, held, unrelated(clip.size, lambda picture: preprocessing(picture)[None]),
+        others)
     judge = Truth(dense, held) if fidelity else None
     result = networks.measure(case, judge=judge, tolerance=tolerance, rounds=rounds,
                               say=_say)

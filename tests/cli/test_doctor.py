@@ -37,3 +37,12 @@ def test_a_backend_that_is_broken_is_found(cli, monkeypatch):
     assert done.code == 1
     line = next(line for line in done.out.splitlines() if line.startswith("odd"))
     assert line.split() == ["odd", "broken", "No", "module", "named", "'no'"]
+
+
+def test_a_backend_for_other_machines_is_no_fault(cli, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = cli("doctor")
+    assert done.code == 0, done.out
+    line = next(line for line in done.out.splitlines() if line.startswith("cuda "))
+    assert line.split()[1] == "missing"
+    assert "no NVIDIA GPU" in line
