@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap, flat, floats
+from deltaconvert.backends.cpu.taps import list_taps, taps_of
 from deltaconvert.footprint import Footprint
 
 _ZERO = np.float32(0)
@@ -30,44 +31,27 @@ class Depthwise:
     def __init__(self, source: FlatMap, footprint: Footprint, weight: Tensor,
                  new: Sequence[Tensor]) -> None:
         """Resolve the tables."""
-        self.source, self.new = source, new
+        self.taps, self.channels, self.new = taps_of(source, footprint), source.channels, new
         self.weight = flat(weight)
-        self.rows, self.cols = (
-            np.array(t, np.int32, order="C") for t in (footprint.rows, footprint.cols))
 
     def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
         """See `Producer`."""
-        source = self.source
-        out: np.ndarray = floats(self.new[worker], len(pixels), source.channels).numpy()
-        filter_rows(source.data, source.step, source.height, source.width, self.weight, self.rows,
-                    self.cols, pixels, out)
+        out: np.ndarray = floats(self.new[worker], len(pixels), self.channels).numpy()
+        filter_rows(self.taps, self.weight, pixels, out)
         return out
 
 
 @loop
-def filter_rows(data, step, height, width, weight, rows, cols, pixels,
-                out):
+def filter_rows(taps, weight, pixels, out):
     """Sum weight times input over the taps of each pixel."""
     channels = out.shape[1]
-    height_out, width_out = rows.shape[0], cols.shape[0]
-    sources = np.empty(rows.shape[1] * cols.shape[1], np.int64)
-    filters = np.empty(rows.shape[1] * cols.shape[1], np.int64)
+    starts = np.empty(taps.rows.shape[1] * taps.cols.shape[1], np.int64)
+    places = np.empty_like(starts)
     for i in range(pixels.shape[0]):
-        pixel = np.int64(pixels[i])
-        x = pixel % width_out
-        y = pixel // width_out % height_out
-        first = pixel // (width_out * height_out) * height
-        taps = 0
-        for tap_y in range(rows.shape[1]):
-            if rows[y, tap_y] < 0:
-                continue
-            line = (first + rows[y, tap_y]) * width
-            for tap_x in range(cols.shape[1]):
-                if cols[x, tap_x] >= 0:
-                    sources[taps] = (line + cols[x, tap_x]) * step
-                    filters[taps] = (tap_y * cols.shape[1] + tap_x) * channels
-                    taps += 1
-        sum_taps(data, weight, sources[:taps], filters[:taps], out[i])
+        count = list_taps(taps, np.int64(pixels[i]), starts, places)
+        for tap in range(count):
+            places[tap] *= channels
+        sum_taps(taps.data, weight, starts[:count], places[:count], out[i])
 
 
 @loop

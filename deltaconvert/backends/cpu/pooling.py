@@ -17,6 +17,7 @@ from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap, flat_map, floats
 from deltaconvert.backends.cpu.rows import list_scratch
 from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.taps import list_taps, taps_of
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Description, Slot
@@ -100,92 +101,67 @@ class Pooling:
     def __init__(self, source: FlatMap, footprint: Footprint, new: Sequence[Tensor],
                  compute: Callable[..., None], tables: tuple[np.ndarray, ...]) -> None:
         """Resolve the tables."""
-        self.source, self.new, self.compute = source, new, compute
-        self.tables = [np.array(t, np.int32, order="C") for t in (footprint.rows, footprint.cols)]
-        self.tables += [np.array(t, np.float32, order="C") for t in tables]
+        self.taps, self.new, self.compute = taps_of(source, footprint), new, compute
+        self.channels = source.channels
+        self.tables = [np.array(t, np.float32, order="C") for t in tables]
 
     def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
         """See `Producer`."""
-        source = self.source
-        out: np.ndarray = floats(self.new[worker], len(pixels), source.channels).numpy()
-        self.compute(source.data, source.step, source.height, source.width, *self.tables, pixels,
-                     out)
+        out: np.ndarray = floats(self.new[worker], len(pixels), self.channels).numpy()
+        self.compute(self.taps, *self.tables, pixels, out)
         return out
 
 
 @loop
-def max_rows(data, step, height, width, rows, cols, pixels, out):
+def max_rows(taps, pixels, out):
     """Take the maximum over taps; once NaN, it stays NaN, as in PyTorch."""
     channels = out.shape[1]
-    height_out, width_out = rows.shape[0], cols.shape[0]
+    starts = np.empty(taps.rows.shape[1] * taps.cols.shape[1], np.int64)
+    places = np.empty_like(starts)
     for i in range(pixels.shape[0]):
-        pixel = np.int64(pixels[i])
-        x = pixel % width_out
-        y = pixel // width_out % height_out
-        first = pixel // (width_out * height_out) * height
         row = out[i]
-        for c in range(channels):
-            row[c] = _LOWEST
-        for tap_y in range(rows.shape[1]):
-            if rows[y, tap_y] < 0:
-                continue
-            for tap_x in range(cols.shape[1]):
-                if cols[x, tap_x] >= 0:
-                    start = ((first + rows[y, tap_y]) * width + cols[x, tap_x]) * step
-                    source = data[start:start + channels]
-                    for c in range(channels):
-                        v = source[c]
-                        row[c] = v if v > row[c] or v != v else row[c]
+        row[:] = _LOWEST
+        for tap in range(list_taps(taps, np.int64(pixels[i]), starts, places)):
+            source = taps.data[starts[tap]:starts[tap] + channels]
+            for c in range(channels):
+                v = source[c]
+                row[c] = v if v > row[c] or v != v else row[c]
 
 
 @loop
-def mean_rows(data, step, height, width, rows, cols, row_divisors, col_divisors, pixels,
-              out):
+def mean_rows(taps, row_divisors, col_divisors, pixels, out):
     """Sum over taps and divide."""
     channels = out.shape[1]
-    height_out, width_out = rows.shape[0], cols.shape[0]
+    height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
+    starts = np.empty(taps.rows.shape[1] * taps.cols.shape[1], np.int64)
+    places = np.empty_like(starts)
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        x = pixel % width_out
-        y = pixel // width_out % height_out
-        first = pixel // (width_out * height_out) * height
         row = out[i]
-        for c in range(channels):
-            row[c] = _ZERO
-        for tap_y in range(rows.shape[1]):
-            if rows[y, tap_y] < 0:
-                continue
-            for tap_x in range(cols.shape[1]):
-                if cols[x, tap_x] >= 0:
-                    start = ((first + rows[y, tap_y]) * width + cols[x, tap_x]) * step
-                    source = data[start:start + channels]
-                    for c in range(channels):
-                        row[c] += source[c]
-        divisor = row_divisors[y] * col_divisors[x]
+        row[:] = _ZERO
+        for tap in range(list_taps(taps, pixel, starts, places)):
+            source = taps.data[starts[tap]:starts[tap] + channels]
+            for c in range(channels):
+                row[c] += source[c]
+        divisor = row_divisors[pixel // width_out % height_out] * col_divisors[pixel % width_out]
         for c in range(channels):
             row[c] = row[c] / divisor
 
 
 @loop
-def weighted_rows(data, step, height, width, rows, cols, row_weights, col_weights, pixels, out):
+def weighted_rows(taps, row_weights, col_weights, pixels, out):
     """Sum weight times input over taps; a tap's weight is its row's times its column's."""
-    channels = out.shape[1]
-    height_out, width_out = rows.shape[0], cols.shape[0]
+    channels, taps_x = out.shape[1], taps.cols.shape[1]
+    height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
+    starts = np.empty(taps.rows.shape[1] * taps_x, np.int64)
+    places = np.empty_like(starts)
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        x = pixel % width_out
-        y = pixel // width_out % height_out
-        first = pixel // (width_out * height_out) * height
+        y, x = pixel // width_out % height_out, pixel % width_out
         row = out[i]
-        for c in range(channels):
-            row[c] = _ZERO
-        for tap_y in range(rows.shape[1]):
-            if rows[y, tap_y] < 0:
-                continue
-            for tap_x in range(cols.shape[1]):
-                if cols[x, tap_x] >= 0:
-                    start = ((first + rows[y, tap_y]) * width + cols[x, tap_x]) * step
-                    source = data[start:start + channels]
-                    weight = row_weights[y, tap_y] * col_weights[x, tap_x]
-                    for c in range(channels):
-                        row[c] += weight * source[c]
+        row[:] = _ZERO
+        for tap in range(list_taps(taps, pixel, starts, places)):
+            source = taps.data[starts[tap]:starts[tap] + channels]
+            weight = row_weights[y, places[tap] // taps_x] * col_weights[x, places[tap] % taps_x]
+            for c in range(channels):
+                row[c] += weight * source[c]
