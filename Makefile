@@ -59,7 +59,7 @@ bench-gpu:
 
 # Most of an hour: about 170 models, two at a time.
 coverage: .venv/installed-timm
-	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.coverage_table
 
 SECONDS_OF_FUZZ ?= 600
 SECONDS_OF_SOAK ?= 3600

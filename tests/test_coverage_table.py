@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import coverage
+from benchmarks import coverage_table
 from benchmarks.coverage_cases import TIMM, Case, cases
 
 
@@ -55,7 +55,7 @@ class Branches(nn.Module):
 def row(model: nn.Module, monkeypatch, **settings: Any) -> dict[str, Any]:
     case = Case("own:x", "other", (24, 24), **settings)
     monkeypatch.setattr(Case, "build", lambda self: model.eval())
-    return coverage.measure(case)
+    return coverage_table.measure(case)
 
 
 @pytest.mark.parametrize("on, converts", [
@@ -83,14 +83,14 @@ def test_a_row_says_what_went_wrong(monkeypatch):
 
 
 def test_a_conversion_that_is_wrong_is_not_called_rounding(monkeypatch):
-    convert = coverage.convert
+    convert = coverage_table.convert
 
     def wrong(model: nn.Module, *how: Any) -> Any:
         delta, said = convert(model, *how)
         with torch.no_grad():
             delta.conv.weight.mul_(1.001)
         return delta, said
-    monkeypatch.setattr(coverage, "convert", wrong)
+    monkeypatch.setattr(coverage_table, "convert", wrong)
     assert row(Branches("nothing"), monkeypatch)["agrees"].startswith("no: dense itself is ")
 
 
@@ -99,7 +99,7 @@ def test_the_table_has_a_line_for_each_row(monkeypatch):
     good = row(Branches("unknown"), monkeypatch) | {"name": "timm:good", "kind": "timm"}
     bad = {"name": "own:bad", "kind": "other", "size": [8, 8], "converts": "", "error": None,
            "agrees": "TraceError: a | b\nc"}
-    text = coverage.table([good, bad])
+    text = coverage_table.table([good, bad])
     assert "2 models, 2\nmeasured, 1 agree." in text
     assert "| bad | 8x8 | no | TraceError: a / b c |" in text
     assert "| good | 24x24 | whole | yes, " in text

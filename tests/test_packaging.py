@@ -164,6 +164,12 @@ def test_every_file_beside_the_modules_is_package_data():
     assert left_out == []
 
 
+def test_a_benchmark_hides_no_package(tmp_path):
+    """A script's own folder is searched first: ``coverage.py`` there would be Numba's coverage."""
+    code = "import deltaconvert.backends.cpu; print('ok')"
+    assert run_python(code, cwd=tmp_path, search=[ROOT / "benchmarks", ROOT]) == ["ok"]
+
+
 def test_versions_agree(tmp_path):
     version = PYPROJECT["project"]["version"]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """Convert every model of the coverage table, validate each, and write docs/coverage.md.
 
-    python -m benchmarks.coverage                      all, two at a time: under an hour
-    python -m benchmarks.coverage --only 'timm:re*'    some; the others' last results are kept
-    python -m benchmarks.coverage --table              the table alone, from the last results
+    python -m benchmarks.coverage_table                    all, two at a time: under an hour
+    python -m benchmarks.coverage_table --only 'timm:re*'  some; the others' results are kept
+    python -m benchmarks.coverage_table --table            the table alone, from the last results
 
 Each model runs at threshold 0 over five frames of a clip in which textured objects move over
 a static background. It agrees where no frame's relative RMS error exceeds 1e-5 in float32.
