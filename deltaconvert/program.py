@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
@@ -62,7 +63,8 @@ class Program:
             UnsupportedError: they do not fit into the device's memory.
         """
         buffers, scratch, masks = self._allocate()
-        state = State(self.lanes, [True] * self.lanes, self.config.threshold_unit == "std", masks)
+        state = State(self.lanes, np.ones(self.lanes, np.bool_),
+                      self.config.threshold_unit == "std", masks)
         for node in self.nodes:
             spec = node.about.output
             value, mask = buffers[spec.name]

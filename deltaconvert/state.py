@@ -30,12 +30,12 @@ class Edge:
         threshold: float64, one a lane (one where there are no lanes): what the producer
             may hold back. Settled at a lane's first frame where it is in units of the
             value's standard deviation.
-        counts: set pixels of the mask, a lane; where a device has not been asked yet, it is now.
-        cache: what readers derived from the mask in this frame (lists of candidates);
-            emptied whenever the mask is written.
+        tally: int64 ``[lanes + 1]``: set pixels of the mask, a lane, and a version, which is
+            new whenever the mask is written. Compiled steps write it themselves.
+        cache: what Python derived from the mask in this frame; emptied when it publishes.
     """
 
-    __slots__ = ("_counts", "cache", "mask", "spec", "threshold", "value")
+    __slots__ = ("_counted", "cache", "mask", "spec", "tally", "threshold", "value")
 
     def __init__(self, spec: EdgeSpec, value: Any, mask: Tensor, threshold: float = 0.0) -> None:
         """Wrap buffers that the plan allocated."""
@@ -43,7 +43,8 @@ class Edge:
         self.value = value
         self.mask = mask
         self.threshold = np.full(mask.shape[0], threshold)
-        self._counts: Sequence[int] | None = [0] * mask.shape[0]
+        self.tally = np.zeros(mask.shape[0] + 1, np.int64)
+        self._counted = True
         self.cache: dict[Any, Any] = {}
 
     def publish(self, counts: Sequence[int] | None) -> None:
@@ -51,16 +52,20 @@ class Edge:
 
         Nothing, where the mask was written on a device that must not be waited for.
         """
-        self._counts = counts
+        self._counted = counts is not None
+        if counts is not None:
+            self.tally[:-1] = counts
+        self.tally[-1] += 1
         self.cache.clear()
 
     @property
-    def counts(self) -> Sequence[int]:
-        """Set pixels of the mask, a lane."""
-        if self._counts is None:
-            counted: list[int] = self.mask.reshape(self.mask.shape[0], -1).sum(1).tolist()
-            return counted
-        return self._counts
+    def counts(self) -> list[int]:
+        """Set pixels of the mask, a lane; where a device has not been asked yet, it is now."""
+        if self._counted:
+            counted: list[int] = self.tally[:-1].tolist()
+        else:
+            counted = self.mask.reshape(self.mask.shape[0], -1).sum(1).tolist()
+        return counted
 
     @property
     def changed(self) -> bool:
@@ -133,7 +138,8 @@ class State:
 
     Args:
         lanes: the batch size.
-        fresh: a lane's flag: its next frame is a first frame (full masks, no truncation).
+        fresh: bool ``[lanes]``: a lane's next frame is a first frame (full masks, no
+            truncation).
         relative: thresholds are in units of the value's standard deviation.
         masks: uint8, the memory of all masks.
         edges, steps: by node name.
@@ -145,7 +151,7 @@ class State:
     """
 
     lanes: int
-    fresh: list[bool]
+    fresh: np.ndarray
     relative: bool = False
     masks: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     edges: dict[str, Edge] = field(default_factory=dict)
@@ -155,6 +161,10 @@ class State:
     observer: Observer | None = None
     context: Any = None
     runner: FrameRunner | None = None
+
+    def __post_init__(self) -> None:
+        """Take any sequence of flags; what is bound to the state reads them in place."""
+        self.fresh = np.array(self.fresh, np.bool_)
 
     def run(self, node: DeltaNode, *inputs: Any) -> Edge:
         """Run a node's step, count its work, show the edge to the observer, return it."""
@@ -166,7 +176,7 @@ class State:
             edge.publish(None)
         else:
             self._count(node, work)
-        if self.relative and not entry and any(self.fresh):
+        if self.relative and not entry and self.fresh.any():
             self._settle_threshold(about.threshold, edge)
         if self.observer is not None:
             self.observer(node, edge)

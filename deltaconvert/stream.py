@@ -129,9 +129,9 @@ class Stream:
             leaves = state.runner(frames) if state.runner else (
                 program.graph_module(state, *frames))
         except BaseException:
-            state.fresh = [True] * state.lanes  # half-way: nothing in it can be trusted
+            state.fresh[:] = True  # half-way: nothing in it can be trusted
             raise
-        state.fresh[:] = [False] * state.lanes
+        state.fresh[:] = False
         state.add_frame()
         return pytree.tree_unflatten(leaves, self._module.out_spec)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -149,7 +150,7 @@ class LayerRun:
                        / math.sqrt(fan_in)).contiguous(memory_format=torch.channels_last)
         self.bias = torch.randn(layer.channels_out, generator=generator)
         self.node = self._node()
-        self.state = State(1, [True])
+        self.state = State(1, np.ones(1, np.bool_))
         self.input, self.output = _edge(self.node.about.inputs[0]), _edge(self.node.about.output)
         self.step = self._bind(config, backend)
         self.turn = 0
@@ -211,7 +212,7 @@ class LayerRun:
         mask = torch.ones_like(self.input.mask)
         self.change(mask, torch.arange(mask.numel()))
         self.step()
-        self.state.fresh[:] = [False]
+        self.state.fresh[:] = False
 
     def check(self) -> None:
         """Compare the output with a dense evaluation of the input as it is now.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from deltaconvert.backends.base import Buffers, Step, Work
 from deltaconvert.backends.cpu import CpuBackend
 from deltaconvert.backends.cpu.activations import exp
 from deltaconvert.backends.cpu.maps import flat_map
-from deltaconvert.backends.cpu.step import split
-from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
 from deltaconvert.errors import UnsupportedError
@@ -294,13 +291,20 @@ def test_what_is_not_a_number_comes_and_goes(name: str, norm: str) -> None:
 
 
 def test_readers_of_a_mask_share_its_list() -> None:
-    node = make_node(CASES["conv 3x3"])
-    stream = Stream(node, Config(threads=1))
+    stream, backend = Stream(make_node(CASES["conv 3x3"]), Config(threads=1)), CpuBackend(Config())
+    scratch = {want.name: torch.empty(want.nbytes, dtype=torch.uint8)
+               for want in backend.plan(stream.node)}
+    buffers = Buffers(tuple(stream.inputs), stream.output, stream.state, scratch)
+    first, second = (backend.bind(stream.node, backend.fold_filters(stream.node), buffers)
+                     for _ in range(2))
+    stream.run()
     stream.change(0.2, [0])
-    stream.step()
-    assert len(stream.inputs[0].cache) == 1
+    found = first()
+    listed = first.head.parts.listed  # type: ignore[attr-defined]
+    listed[0] = 1  # a list made anew would be whole again
+    assert second() == Work(1, stream.node.about.multiply_adds)
     stream.change(0.2, [0])
-    assert not stream.inputs[0].cache
+    assert second().candidates > found.candidates // 2
 
 
 @pytest.mark.parametrize("share", [0.01, 0.9])
@@ -338,27 +342,6 @@ def test_two_streams_in_two_threads() -> None:
     assert not failures, failures[0]
 
 
-def test_workers_do_every_part_once_and_leave_the_thread_count() -> None:
-    done: list[int] = []
-    before = torch.get_num_threads()
-    Workers(3).run(lambda worker, part: done.append(part), 100)
-    assert sorted(done) == list(range(100))
-    assert torch.get_num_threads() == before
-
-
-def test_what_a_worker_raises_reaches_the_caller() -> None:
-    workers = Workers(2)
-
-    def fail(worker: int, part: int) -> None:
-        raise ValueError(f"part {part}")
-
-    before = torch.get_num_threads()
-    with pytest.raises(ValueError, match="part"):
-        workers.run(fail, 4)
-    assert torch.get_num_threads() == before
-    workers.run(lambda worker, part: None, 4)
-
-
 @pytest.mark.parametrize("case, reason", [
     ((("add", (Slot(0), torch.zeros(1, 1, 13, 1)), {}), [MAP]), "differs from pixel to pixel"),
     ((("add", (Slot(0), torch.zeros(LANES, 1, 1, 1)), {}), [MAP]), "single pixels"),
@@ -380,13 +363,3 @@ def test_refuses_other_numbers_than_float32() -> None:
 def test_maps_that_are_not_channels_last_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="channels-last"):
         flat_map(torch.zeros(2, 8, 5, 5))
-
-
-@pytest.mark.parametrize("total", [1, 47, 48, 97, 511, 1025, 5000])
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_split_covers_a_range_once(total: int, workers: int) -> None:
-    parts = split(7, 7 + total, 600, workers)
-    assert parts[0][0] == 7
-    assert parts[-1][1] == 7 + total
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
-    assert all(0 < stop - start <= 600 for start, stop in parts)

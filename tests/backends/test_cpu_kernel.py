@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 
 from deltaconvert.backends.cpu import filters, kernel
-from deltaconvert.backends.cpu.jit import loop
 
 
 def small_integers(*shape: int) -> torch.Tensor:
@@ -30,7 +27,8 @@ def multiply(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
             addresses[row // kernel.BLOCK, segment, row % kernel.BLOCK] = (
                 rows[row, segment].data_ptr())
     new = np.full((blocks * kernel.BLOCK, groups * columns + kernel.PANEL), np.nan, np.float32)
-    kernel.multiply_rows(addresses, count, filters._pieces(segments, numbers), packed, panels, new)
+    kernel.multiply_rows(addresses, count, filters._pieces(segments, numbers), packed, panels, 0,
+                         panels.shape[1], new)
     return torch.from_numpy(new[:count, :groups * columns])
 
 
@@ -61,26 +59,5 @@ def test_no_segments_give_zeros() -> None:
     new = np.full((kernel.BLOCK, kernel.PANEL + 8), np.nan, np.float32)
     packed, panels = filters._panels(torch.zeros(1, 0, 8), 3)
     kernel.multiply_rows(np.zeros((1, 0, kernel.BLOCK), np.int64), 5, filters._pieces(0, 3),
-                         packed, panels, new)
+                         packed, panels, 0, 1, new)
     assert (new[:5, :8] == 0).all()
-
-
-@loop
-def take_all(counter, amount, taken):
-    """Count how often each place was handed out to this caller."""
-    while True:
-        start = kernel.take(counter.ctypes.data, amount)
-        if start >= taken.shape[0]:
-            return
-        taken[start] += 1
-
-
-def test_what_is_taken_by_one_is_not_taken_by_another() -> None:
-    counter, taken = np.zeros(1, np.int64), np.zeros((2, 3_000_000), np.uint8)
-    take_all(np.zeros(1, np.int64), 1, taken[0, :0])
-    threads = [threading.Thread(target=take_all, args=(counter, 1, taken[i])) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (taken.sum(0) == 1).all()

@@ -17,6 +17,7 @@ from deltaconvert.backends.cpu.gather import copy, fill, side_by_side
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.kernel import BLOCK
 from deltaconvert.backends.cpu.maps import FlatMap
+from deltaconvert.backends.cpu.native import Bytes, Floats, Ints2
 from deltaconvert.footprint import Footprint
 
 _ZERO = np.float32(0)
@@ -34,16 +35,16 @@ class Source(NamedTuple):
         zeros: float32, as long as a segment.
     """
 
-    data: np.ndarray
+    data: Floats
     step: int
     height: int
     width: int
-    rows: np.ndarray
-    cols: np.ndarray
-    runs: np.ndarray
+    rows: Ints2
+    cols: Ints2
+    runs: Bytes
     lines: bool
     channels: int
-    zeros: np.ndarray
+    zeros: Floats
 
 
 def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.ndarray],

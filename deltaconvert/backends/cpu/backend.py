@@ -5,13 +5,26 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Buffers, Scratch, Step
-from deltaconvert.backends.cpu import convolution, pixelwise, pooling, shuffle, sparsify
+from deltaconvert.backends.cpu import (
+    convolution,
+    elementwise,
+    pixelwise,
+    pooling,
+    shuffle,
+    sparsify,
+    union,
+)
+from deltaconvert.backends.cpu.engine import Engine, engine_of
 from deltaconvert.backends.cpu.filters import fold
+from deltaconvert.backends.cpu.rows import list_scratch
+from deltaconvert.backends.cpu.runner import Runner
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode, EdgeSpec
+from deltaconvert.state import FrameRunner, State
 
 
 class Kind(Protocol):
@@ -23,7 +36,7 @@ class Kind(Protocol):
     def plan(self, node: DeltaNode, workers: int) -> list[Scratch]:
         """Return the working memory."""
 
-    def bind(self, node: DeltaNode, weights: Any, buffers: Buffers, workers: Workers) -> Step:
+    def bind(self, node: DeltaNode, weights: Any, buffers: Buffers, engine: Engine) -> Step:
         """Return the step."""
 
 
@@ -73,17 +86,29 @@ class CpuBackend:
         """Return lists of candidates, which nodes share, and memory for chunks of rows."""
         if node.about.rule == "sparsify":
             return sparsify.plan(node)
+        if node.about.aliases:
+            return list_scratch(node)
         kind = _kind(node)
         assert kind is not None
         return kind.plan(node, self.workers.threads)
 
     def bind(self, node: DeltaNode, weights: Any, buffers: Buffers) -> Step:
         """Return the step of a node."""
+        engine = engine_of(buffers.state, self.workers)
         if node.about.rule == "sparsify":
-            return sparsify.CpuSparsify(node, self.config, buffers, self.workers)
+            return sparsify.CpuSparsify(node, self.config, buffers, engine)
         kind = _kind(node)
         assert kind is not None
-        return kind.bind(node, weights, buffers, self.workers)
+        return kind.bind(node, weights, buffers, engine)
+
+    def bind_union(self, node: DeltaNode, buffers: Buffers) -> Step:
+        """Return the step of a concatenation written in place."""
+        return union.bind(node, buffers, engine_of(buffers.state, self.workers))
+
+    def runner(self, graph_module: GraphModule, nodes: list[DeltaNode],
+               state: State) -> FrameRunner:
+        """Return what runs a stream's frames."""
+        return Runner(graph_module, nodes, state)
 
 
 def create(config: Config) -> CpuBackend:
@@ -95,8 +120,13 @@ def _kind(node: DeltaNode) -> Kind | None:
     operator = node.about.operator
     if operator is None:
         return None
-    by_description = pooling if operator.weights else pixelwise if operator.pixelwise else None
-    return _KINDS.get(operator.name) or by_description
+    if operator.name in _KINDS:
+        return _KINDS[operator.name]
+    if operator.weights:
+        return pooling
+    if operator.pixelwise:
+        return pixelwise if elementwise.refusal(node) else elementwise
+    return None
 
 
 def _edge_refusal(edge: EdgeSpec) -> str | None:

@@ -9,13 +9,15 @@ library's own convolution of the whole lane and the passes behind it (docs/perfo
 
 from __future__ import annotations
 
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from deltaconvert.backends.base import Buffers, Scratch, Work
-from deltaconvert.backends.cpu.addresses import find_rows, source_of
-from deltaconvert.backends.cpu.depthwise import Depthwise
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cpu.addresses import Source, find_rows, source_of
+from deltaconvert.backends.cpu.depthwise import Depthwise, filter_parts
+from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.filters import (
     PIECE,
     Filters,
@@ -26,21 +28,45 @@ from deltaconvert.backends.cpu.filters import (
     row_size,
     weight_refusal,
 )
-from deltaconvert.backends.cpu.finish import Finish, finish_rows, nothing
-from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows, take
-from deltaconvert.backends.cpu.maps import flat_map, floats, ints, longs
-from deltaconvert.backends.cpu.rows import CandidateFinder, list_scratch
-from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
-from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.frame import (
+    DONE,
+    GROUPS,
+    PROGRESS,
+    ROWS,
+    TAKEN,
+    Head,
+    Parts,
+    take_pixels,
+)
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows
+from deltaconvert.backends.cpu.maps import flat, flat_map, ints, longs, rows_of
+from deltaconvert.backends.cpu.native import (
+    Floats,
+    Floats3,
+    Ints,
+    Longs,
+    Longs2,
+    Longs3,
+    Longs4,
+    add,
+    layout,
+    read,
+    take,
+)
+from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.taps import taps_of
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Slot
 
-SHARED_MULTIPLY_ADDS = 2_000_000
+MULTIPLY_ADDS_A_NS = 50
+# A product of so few rows is bound by reading its weights, so workers share its columns.
+MOST_ROWS_BY_COLUMNS = 96
 # Numbers that a chunk of rows and its results take, of the second cache's quarter of a million.
 CHUNK_NUMBERS = 120_000
-# Of the rows that a worker takes, so that one that wakes late leaves little undone.
-PARTS_OF_A_WORKER = 2
+_NONE = np.zeros(0, np.int32)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -69,12 +95,13 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     shape = node.about.output.shape
     assert shape is not None
     if is_depthwise(node):
-        return list_scratch(node) + row_scratch("new", chunk_rows(shape[1]), shape[1], workers)
+        return [*list_scratch(node),
+                row_scratch("new", chunk_rows(shape[1]), shape[1], workers)]
     rows = product_rows(shape[1])
     segments, copied = row_size(node)
-    scratch = list_scratch(node) + row_scratch("new", rows, shape[1] + PANEL, workers)
-    scratch += row_scratch("addresses", rows, 2 * segments, workers)
-    scratch += row_scratch("copies", rows, copied, workers)
+    scratch = [*list_scratch(node), row_scratch("new", rows, shape[1] + PANEL, workers),
+               row_scratch("addresses", workers * rows, 2 * segments, workers),
+               row_scratch("copies", rows, copied, workers)]
     if is_transposed(node):
         scratch.append(Scratch("cpu.phases", 4 * int(np.prod(node.about.output.mask_shape))))
     return scratch
@@ -89,149 +116,192 @@ def product_rows(columns: int) -> int:
     return max(CHUNK_NUMBERS // (PIECE + columns) // BLOCK, 1) * BLOCK
 
 
-def bind(node: DeltaNode, filters: Filters, buffers: Buffers,
-         workers: Workers) -> ConvolutionStep | ChunkedStep:
-    """Return the step of a convolution."""
-    finish = _finish(node, filters, buffers, workers)
-    if filters.depthwise is None:
-        return ConvolutionStep(node, filters, buffers, finish, workers)
-    source = node.about.args[0].index
-    produce = Depthwise(flat_map(buffers.inputs[source].value), node.about.footprints[source],
-                        filters.depthwise, [buffers.scratch[f"cpu.new.{w}"]
-                                            for w in range(workers.threads)])
-    return ChunkedStep(node, buffers, finish, produce, workers,
-                       chunk_rows(finish.out.channels), 0.05 * filters.depthwise.numel())
-
-
-def _finish(node: DeltaNode, filters: Filters, buffers: Buffers, workers: Workers) -> Finish:
-    residual = argument(node, 3)
-    added = buffers.inputs[residual.index].value if isinstance(residual, Slot) else None
-    return Finish(node, buffers, workers.threads, bias=filters.bias, residual=added,
-                  activation=node.about.params.get("activation"))
-
-
-class Product:
-    """Computes and finishes the pixels of one phase.
+class Product(NamedTuple):
+    """The pixels of one phase.
 
     Args:
-        node: the convolution.
-        phase: of it.
-        buffers: its edges.
-        finish: the end of its step.
-        workers: how many call at once.
+        parts: of the phase.
+        source: where its rows lie.
+        pieces, filters, panels: see `multiply_rows`.
+        new: float32 ``[workers, rows, columns]``.
+        addresses: int64 ``[workers, workers * blocks, segments, BLOCK]``.
+        copies: float32 ``[workers, rows, numbers]``, for lines of taps.
     """
 
-    def __init__(self, node: DeltaNode, phase: Phase, buffers: Buffers, finish: Finish,
-                 workers: int) -> None:
-        """Cut the footprint to the phase's taps; view the working memory."""
-        source, rows = node.about.args[0].index, product_rows(finish.out.channels)
-        self.phase, self.finish = phase, finish
-        self.source = source_of(flat_map(buffers.inputs[source].value),
-                                node.about.footprints[source], phase.taps, phase.lines)
-        self.taken = np.zeros(1, np.int64)
-        columns = finish.out.channels + PANEL
-        copied = phase.segments * phase.numbers if phase.lines else 0
-        self.memory = [
-            (floats(buffers.scratch[f"cpu.new.{w}"], rows, columns).numpy(),
-             longs(buffers.scratch[f"cpu.addresses.{w}"], rows // BLOCK, phase.segments, BLOCK),
-             floats(buffers.scratch[f"cpu.copies.{w}"], rows, copied).numpy())
-            for w in range(workers)]
+    parts: Parts
+    source: Source
+    pieces: Longs2
+    filters: Floats
+    panels: Longs3
+    new: Floats3
+    addresses: Longs4
+    copies: Floats3
 
-    def begin(self, pixels: np.ndarray, workers: int) -> None:
-        """Take up the pixels of a frame, to be shared by so many workers."""
-        self.pixels = pixels
-        self.taken[0] = 0
-        share = -(-len(pixels) // (workers * PARTS_OF_A_WORKER)) if workers > 1 else len(pixels)
-        self.rows = min(max(-(-share // BLOCK), 1) * BLOCK, len(self.memory[0][0]))
 
-    def __call__(self, worker: int) -> None:
-        """Apply the rule at the pixels that no other worker takes."""
-        phase, finish = self.phase, self.finish
-        new, addresses, copies = self.memory[worker]
-        if finish.compiled:
-            convolve(self.source, self.pixels, self.taken, self.rows, copies, addresses,
-                     phase.pieces, phase.filters, phase.panels, new, finish.ending,
-                     finish.counts[worker])
-            return
-        while len(chunk := take_pixels(self.pixels, self.taken, self.rows)):
-            multiply(self.source, chunk, copies, addresses, phase.pieces, phase.filters,
-                     phase.panels, new)
-            finish.rows(worker, new, chunk)
+class Convolution(NamedTuple):
+    """A convolution by products.
+
+    Args:
+        parts, ending: of its step.
+        phases: addresses of `Product`.
+        period: int64 ``[2]``, of the phases in height and width.
+        height, width: of a lane of the output.
+        sorted: int32, the candidates phase by phase; empty where there is one phase.
+    """
+
+    parts: Parts
+    ending: Ending
+    phases: Longs
+    period: Longs
+    height: int
+    width: int
+    sorted: Ints
+
+
+_PRODUCT, _CONVOLUTION = layout(Product), layout(Convolution)
+
+
+def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> CompiledStep:
+    """Return the step of a convolution."""
+    if filters.depthwise is not None:
+        return _bind_depthwise(node, filters.depthwise, filters.bias, buffers, engine)
+    out = flat_map(buffers.output.value)
+    head = head_of(node, buffers, engine, node.about.multiply_adds / MULTIPLY_ADDS_A_NS + 20,
+                   product_rows(out.channels), BLOCK)
+    several = len(filters.phases) > 1
+    order = ints(buffers.scratch["cpu.phases"], out.lanes * out.pixels) if several else _NONE
+    phases = [engine.keep(_product(node, phase, buffers, engine, head.parts, order)).address
+              for phase in filters.phases]
+    task = Convolution(
+        head.parts, _ending(node, filters.bias, buffers, head, engine),
+        np.array(phases, np.int64), np.array(filters.period, np.int64), out.height, out.width,
+        order)
+    return CompiledStep(node, engine, head, convolve, task, prepare)
+
+
+def _bind_depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffers: Buffers,
+                    engine: Engine) -> CompiledStep:
+    source = node.about.args[0].index
+    taps = taps_of(flat_map(buffers.inputs[source].value), node.about.footprints[source])
+    channels = weight.shape[1]
+    rows = chunk_rows(channels)
+    head = head_of(node, buffers, engine, 0.05 * weight.numel() + 20, rows)
+    new = rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels)
+    task = Depthwise(head.parts, _ending(node, bias, buffers, head, engine), taps, flat(weight),
+                     new)
+    return CompiledStep(node, engine, head, filter_parts, task)
+
+
+def _ending(node: DeltaNode, bias: Tensor | None, buffers: Buffers, head: Head,
+            engine: Engine) -> Ending:
+    residual = argument(node, 3)
+    added = buffers.inputs[residual.index].value if isinstance(residual, Slot) else None
+    return ending_of(node, buffers, head, engine, bias=bias, residual=added,
+                     activation=node.about.params.get("activation"))
+
+
+def _product(node: DeltaNode, phase: Phase, buffers: Buffers, engine: Engine, parts: Parts,
+             order: np.ndarray) -> Product:
+    """Cut the footprint to the phase's taps; view the working memory."""
+    source, channels = node.about.args[0].index, flat_map(buffers.output.value).channels
+    rows, threads = product_rows(channels), engine.workers.threads
+    if len(order):
+        parts = Parts(order, np.zeros(1, np.int64), np.zeros(PROGRESS, np.int64))
+    copied = phase.segments * phase.numbers if phase.lines else 0
+    return Product(
+        parts,
+        source_of(flat_map(buffers.inputs[source].value), node.about.footprints[source],
+                  phase.taps, phase.lines),
+        phase.pieces, phase.filters, phase.panels,
+        rows_of(buffers.scratch["cpu.new"], threads, rows, channels + PANEL),
+        longs(buffers.scratch["cpu.addresses"], threads, threads * rows // BLOCK,
+              phase.segments, BLOCK),
+        rows_of(buffers.scratch["cpu.copies"], threads, rows, copied))
+
+
+@entry
+def prepare(address, workers):
+    """Sort the candidates by phase, where there are several; settle how they are shared."""
+    task = read(address, _CONVOLUTION)
+    whole = task.parts
+    if task.phases.shape[0] == 1:
+        product = read(task.phases[0], _PRODUCT)
+        whole.progress[GROUPS] = column_groups(product, workers)
+        whole.progress[DONE] = 0
+        return
+    phases = task.phases.shape[0]
+    bounds = np.zeros(phases + 1, np.int64)
+    sort_by_phase(whole.pixels[:whole.listed[0]], task.height, task.width, task.period[0],
+                  task.period[1], task.sorted, bounds)
+    for phase in range(phases):
+        parts = read(task.phases[phase], _PRODUCT).parts
+        parts.listed[0] = bounds[phase + 1]
+        parts.progress[TAKEN] = bounds[phase]
+        parts.progress[ROWS] = whole.progress[ROWS]
 
 
 @loop
-def take_pixels(pixels, taken, rows):
-    """Return the next pixels that nobody has taken; none at the end."""
-    start = take(taken.ctypes.data, rows)
-    return pixels[start:start + rows]
+def column_groups(product, workers):
+    """Return in how many parts to share a product's columns; 0 to share its rows.
+
+    Few rows are read quickly, and many columns are many weights: each worker then reads a
+    part of these, for all rows.
+    """
+    found, panels = product.parts.listed[0], product.panels.shape[1]
+    room = product.new.shape[0] * product.new.shape[1]
+    if workers == 1 or product.source.lines or product.panels.shape[0] > 1:
+        return 0
+    if found > min(room, MOST_ROWS_BY_COLUMNS) or panels < 2 * workers:
+        return 0
+    return 2 * workers
+
+
+@entry
+def convolve(address, worker):
+    """Compute and finish parts of all phases until all are taken."""
+    task = read(address, _CONVOLUTION)
+    for phase in range(task.phases.shape[0]):
+        product = read(task.phases[phase], _PRODUCT)
+        if task.phases.shape[0] == 1 and product.parts.progress[GROUPS] > 0:
+            by_columns(product, task.ending, worker)
+        else:
+            by_rows(product, task.ending, worker)
 
 
 @loop
-def multiply(source, pixels, copies, addresses, pieces, filters, panels, new):
-    """Write the products of some pixels to ``new``; see `find_rows` and `multiply_rows`."""
-    find_rows(source, pixels, copies, addresses)
-    multiply_rows(addresses, pixels.shape[0], pieces, filters, panels, new)
-
-
-@loop
-def convolve(source, pixels, taken, rows, copies, addresses, pieces, filters, panels, new, ending,
-             counts):
-    """Compute and finish pixels, so many rows at a time, until all are taken."""
+def by_rows(product, ending, worker):
+    """Compute and finish rows until all are taken."""
+    new, addresses, copies = product.new[worker], product.addresses[worker], product.copies[worker]
     while True:
-        chunk = take_pixels(pixels, taken, rows)
-        if chunk.shape[0] == 0:
+        pixels = take_pixels(product.parts)
+        if pixels.shape[0] == 0:
             return
-        multiply(source, chunk, copies, addresses, pieces, filters, panels, new)
-        finish_rows(new, chunk, ending, counts)
+        find_rows(product.source, pixels, copies, addresses)
+        multiply_rows(addresses, pixels.shape[0], product.pieces, product.filters, product.panels,
+                      0, product.panels.shape[1], new)
+        finish_rows(new, pixels, ending, worker)
 
 
-class ConvolutionStep:
-    """The step of a convolution by products."""
-
-    def __init__(self, node: DeltaNode, filters: Filters, buffers: Buffers, finish: Finish,
-                 workers: Workers) -> None:
-        """Resolve buffers and tables."""
-        self.node, self.filters, self.finish, self.workers = node, filters, finish, workers
-        self.finder = CandidateFinder(node, buffers)
-        self.phases = [Product(node, phase, buffers, finish, workers.threads)
-                       for phase in filters.phases]
-        self.sorted = None
-        if len(self.phases) > 1:
-            self.sorted = ints(buffers.scratch["cpu.phases"],
-                               finish.out.lanes * finish.out.pixels)
-
-    def __call__(self) -> Work:
-        """Apply the rule at this frame's candidates."""
-        found = self.finder.find()
-        if found is None:
-            nothing(self.finish)
-            return Work(0, 0)
-        self.finish.begin()
-        self._compute(found.pixels)
-        self.finish.end()
-        return Work(found.total, found.total * self.node.about.multiply_adds)
-
-    def _compute(self, pixels: np.ndarray) -> None:
-        share = len(pixels) * self.node.about.multiply_adds > SHARED_MULTIPLY_ADDS
-        workers = self.workers.threads if share else 1
-        pixels, bounds = self._by_phase(pixels)
-        for phase, (start, stop) in zip(self.phases, pairwise(bounds), strict=True):
-            phase.begin(pixels[start:stop], workers)
-
-        def part(worker: int, index: int) -> None:
-            for phase in self.phases:
-                phase(worker)
-
-        self.workers.run(part, workers, share)
-
-    def _by_phase(self, pixels: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """Sort pixels by phase, where there are several."""
-        if self.sorted is None:
-            return pixels, [0, len(pixels)]
-        bounds = np.zeros(len(self.phases) + 1, np.int64)
-        sort_by_phase(pixels, self.finish.out.height, self.finish.out.width, *self.filters.period,
-                      self.sorted, bounds)
-        return self.sorted, bounds.tolist()
+@loop
+def by_columns(product, ending, worker):
+    """Compute columns of all rows until all are taken; who is last finishes the rows."""
+    progress = product.parts.progress
+    pixels = product.parts.pixels[:product.parts.listed[0]]
+    groups, panels = progress[GROUPS], product.panels.shape[1]
+    addresses = product.addresses[worker]
+    new = product.new.reshape(-1, product.new.shape[2])
+    known = False
+    while True:
+        group = take(progress.ctypes.data + 8 * TAKEN, 1)
+        if group >= groups:
+            return
+        if not known:
+            find_rows(product.source, pixels, product.copies[worker], addresses)
+            known = True
+        multiply_rows(addresses, pixels.shape[0], product.pieces, product.filters, product.panels,
+                      group * panels // groups, (group + 1) * panels // groups, new)
+        if add(progress.ctypes.data + 8 * DONE, 1) == groups - 1:
+            finish_rows(new, pixels, ending, worker)
 
 
 @loop

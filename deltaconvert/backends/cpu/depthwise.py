@@ -5,40 +5,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.maps import FlatMap, flat, floats
-from deltaconvert.backends.cpu.taps import list_taps, taps_of
-from deltaconvert.footprint import Footprint
+from deltaconvert.backends.cpu.finish import Ending, finish_rows
+from deltaconvert.backends.cpu.frame import Parts, take_pixels
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.native import Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.taps import Taps, list_taps
 
 _ZERO = np.float32(0)
 
 
-class Depthwise:
-    """Computes rows of a depthwise convolution, transposed or not.
+class Depthwise(NamedTuple):
+    """A depthwise convolution, transposed or not.
 
     Args:
-        source: the map that is read.
-        footprint: its taps.
-        weight: float32 ``[taps, C]``.
-        new: scratch for the rows, one a worker.
+        parts, ending: of its step.
+        taps: what a pixel reads.
+        weight: float32, flat ``[taps, C]``.
+        new: float32 ``[workers, rows, C]``.
     """
 
-    def __init__(self, source: FlatMap, footprint: Footprint, weight: Tensor,
-                 new: Sequence[Tensor]) -> None:
-        """Resolve the tables."""
-        self.taps, self.channels, self.new = taps_of(source, footprint), source.channels, new
-        self.weight = flat(weight)
+    parts: Parts
+    ending: Ending
+    taps: Taps
+    weight: Floats
+    new: Floats3
 
-    def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
-        """See `Producer`."""
-        out: np.ndarray = floats(self.new[worker], len(pixels), self.channels).numpy()
-        filter_rows(self.taps, self.weight, pixels, out)
-        return out
+
+_DEPTHWISE = layout(Depthwise)
+
+
+@entry
+def filter_parts(address, worker):
+    """Compute and finish parts until all are taken."""
+    task = read(address, _DEPTHWISE)
+    new = task.new[worker]
+    while True:
+        pixels = take_pixels(task.parts)
+        if pixels.shape[0] == 0:
+            return
+        filter_rows(task.taps, task.weight, pixels, new)
+        finish_rows(new, pixels, task.ending, worker)
 
 
 @loop

@@ -18,8 +18,18 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu.activations import Activation, activate, compiled_activation
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.frame import Head
 from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.maps import FlatMap, flat, flat_map
+from deltaconvert.backends.cpu.maps import FlatMap, flat, flat_map, floats_at
+from deltaconvert.backends.cpu.native import (
+    Bytes,
+    Doubles,
+    Flags,
+    Floats,
+    Longs2,
+    call,
+)
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.operators import registry
 
@@ -34,122 +44,107 @@ class Ending(NamedTuple):
         bias: float32 ``[C]``, added first; empty for none.
         added, added_step: a residual of the same shape, added next; empty for none.
         code, slope: of the activation, see `activations.Activation`.
+        call: address of a function that applies another activation; 0 for none.
+        rows: int64 ``[workers, 4]``, where that is told the rows: address of the first, how
+            many, numbers from one to the next, channels.
         out, step, plane: the value that is written: flat, from a pixel to the next, and the
             pixels of a lane.
         channels: of a row.
-        thresholds, fresh: one a lane, float32 and uint8.
+        thresholds, fresh: one a lane.
         rms: which norm.
         mask: uint8, flat.
+        counts: int64 ``[workers, lanes]``: the pixels that were written.
     """
 
-    bias: np.ndarray
-    added: np.ndarray
+    bias: Floats
+    added: Floats
     added_step: int
     code: int
     slope: np.float32
-    out: np.ndarray
+    call: int
+    rows: Longs2
+    out: Floats
     step: int
     plane: int
     channels: int
-    thresholds: np.ndarray
-    fresh: np.ndarray
+    thresholds: Doubles
+    fresh: Flags
     rms: bool
-    mask: np.ndarray
+    mask: Bytes
+    counts: Longs2
 
 
-class Finish:
-    """The end of a node's step: compares rows, writes value, mask and counts.
+def ending_of(node: DeltaNode, buffers: Buffers, head: Head, engine: Engine, *,
+              bias: Tensor | None = None, residual: Tensor | None = None,
+              activation: tuple[object, ...] | None = None) -> Ending:
+    """Return the end of a node's step.
 
     Args:
-        node: whose threshold's norm and activation apply.
+        node: whose norm applies.
         buffers: its edges.
-        workers: how many may call `rows` at once.
+        head: of its step.
+        engine: of the stream.
         bias: float32 ``[C]``, added first.
         residual: an input edge's value of the same shape, added next.
         activation: applied last; ``(name, *numbers)``.
-
-    Attributes:
-        ending: for loops that finish their rows themselves.
-        counts: int64 ``[workers, lanes]``: the pixels that were written.
-        compiled: whether the loops know the activation; else only `rows` applies it.
     """
-
-    def __init__(self, node: DeltaNode, buffers: Buffers, workers: int, *,
-                 bias: Tensor | None = None, residual: Tensor | None = None,
-                 activation: tuple[object, ...] | None = None) -> None:
-        """Resolve buffers to flat arrays."""
-        self.edge, self.state = buffers.output, buffers.state
-        self.out = flat_map(self.edge.value)
-        known = compiled_activation(activation)
-        self.compiled, self.activation = known is not None, activation
-        known = known or Activation()
-        added = FlatMap(_NONE, 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
-        self.counts = np.zeros((workers, self.out.lanes), np.int64)
-        self.ending = Ending(
-            _NONE if bias is None else flat(bias), added.data, added.step, known.code,
-            np.float32(known.slope), self.out.data, self.out.step, self.out.pixels,
-            self.out.channels, np.zeros(self.out.lanes, np.float32),
-            np.zeros(self.out.lanes, np.uint8), node.about.norm == "rms", flat(self.edge.mask))
-
-    def begin(self) -> None:
-        """Clear the last frame's mask; read the thresholds and which lanes are fresh."""
-        ending = self.ending
-        if self.edge.changed:
-            ending.mask.fill(0)
-        self.counts.fill(0)
-        ending.thresholds[:] = self.edge.threshold
-        ending.fresh[:] = self.state.fresh
-
-    def rows(self, worker: int, new: np.ndarray, pixels: np.ndarray) -> None:
-        """Apply the rule to new rows.
-
-        Args:
-            worker: who calls.
-            new: float32 ``[M, C]`` or wider; overwritten.
-            pixels: int32 ``[m]``: the candidates, one a row.
-        """
-        ending = self.ending
-        if not self.compiled:
-            new = self._activate_with_torch(new, pixels)
-            ending = ending._replace(bias=_NONE, added=_NONE)
-        finish_rows(new, pixels, ending, self.counts[worker])
-
-    def _activate_with_torch(self, new: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Serve an activation that the loops do not have by its own function."""
-        assert self.activation is not None
-        name, *numbers = self.activation
-        found = registry.named(str(name))
-        assert found is not None
-        sums = np.empty((len(pixels), self.out.channels), np.float32)
-        add_rows(new, pixels, self.ending, sums)
-        result: np.ndarray = found.function(torch.from_numpy(sums), *numbers).contiguous().numpy()
-        return result
-
-    def end(self) -> None:
-        """Publish the mask's counts."""
-        self.edge.publish(self.counts.sum(0).tolist())
+    edge = buffers.output
+    out = flat_map(edge.value)
+    known = compiled_activation(activation)
+    rows = np.zeros((engine.workers.threads, 4), np.int64)
+    function = 0 if known or not activation else engine.callback(
+        lambda worker: _activate_with_torch(activation, rows[worker]))
+    known = known or Activation()
+    added = FlatMap(_NONE, 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
+    return Ending(
+        _NONE if bias is None else flat(bias), added.data, added.step, known.code,
+        np.float32(known.slope), function, rows, out.data, out.step, out.pixels, out.channels,
+        edge.threshold, buffers.state.fresh, node.about.norm == "rms", flat(edge.mask),
+        head.counts)
 
 
-def nothing(finish: Finish) -> None:
-    """Publish an empty mask."""
-    if finish.edge.changed:
-        finish.ending.mask.fill(0)
-    finish.edge.publish([0] * finish.out.lanes)
+def _activate_with_torch(activation: tuple[object, ...], rows: np.ndarray) -> None:
+    """Serve an activation that the loops do not have by its own function."""
+    name, *numbers = activation
+    found = registry.named(str(name))
+    assert found is not None
+    address, count, step, channels = rows.tolist()
+    sums = floats_at(address, count, step)[:, :channels]
+    sums[:] = found.function(torch.from_numpy(sums.copy()), *numbers).numpy()
 
 
 @loop
-def finish_rows(new, pixels, ending, counts):
-    """See `Finish.rows`."""
+def finish_rows(new, pixels, ending, worker):
+    """Apply the rule to new rows.
+
+    Args:
+        new: float32 ``[M, C]`` or wider; overwritten.
+        pixels: int32 ``[m]``: the candidates, one a row.
+        ending: an `Ending`.
+        worker: who calls.
+    """
     channels = ending.channels
+    counts = ending.counts[worker]
+    if ending.call != 0:
+        for i in range(pixels.shape[0]):
+            add_row(new[i][:channels], ending.bias, ending.added,
+                    np.int64(pixels[i]) * ending.added_step)
+        ending.rows[worker, 0] = new.ctypes.data
+        ending.rows[worker, 1] = pixels.shape[0]
+        ending.rows[worker, 2] = new.shape[1]
+        ending.rows[worker, 3] = channels
+        call(ending.call, worker, 0)
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         row = new[i][:channels]
-        add_row(row, ending.bias, ending.added, pixel * ending.added_step)
-        if ending.code != 0:
-            activate(row, ending.code, ending.slope)
+        if ending.call == 0:
+            add_row(row, ending.bias, ending.added, pixel * ending.added_step)
+            if ending.code != 0:
+                activate(row, ending.code, ending.slope)
         lane = pixel // ending.plane
         old = ending.out[pixel * ending.step:pixel * ending.step + channels]
-        if ending.fresh[lane] != 0 or exceeds(row, old, ending.thresholds[lane], ending.rms):
+        threshold = np.float32(ending.thresholds[lane])
+        if ending.fresh[lane] or exceeds(row, old, threshold, ending.rms):
             for c in range(channels):
                 old[c] = row[c]
             ending.mask[pixel] = 1
@@ -187,15 +182,3 @@ def exceeds(row, old, threshold, rms):
         d = _ZERO if row[c] == old[c] else row[c] - old[c]
         outside |= np.int32(not (abs(d) <= threshold))
     return outside != 0
-
-
-@loop
-def add_rows(new, pixels, ending, out):
-    """Write rows plus bias and residual to ``out``, packed."""
-    channels = out.shape[1]
-    for i in range(pixels.shape[0]):
-        pixel = np.int64(pixels[i])
-        row = new[i]
-        for c in range(channels):
-            out[i, c] = row[c]
-        add_row(out[i], ending.bias, ending.added, pixel * ending.added_step)

@@ -96,7 +96,7 @@ def compare_pixels(frame, strides, shape, value, value_step, thresholds, rms, fi
         frame: flat; ``strides`` of lane, channel, row and pixel.
         strides, shape: int64 ``[4]``.
         value, value_step: flat, channels-last.
-        thresholds, rms: the test; float32 ``[N]``.
+        thresholds, rms: the test; float64 ``[N]``.
         first, last: lines, counted over all lanes.
         marks: uint8 ``[N * H * W]``.
 
@@ -110,7 +110,7 @@ def compare_pixels(frame, strides, shape, value, value_step, thresholds, rms, fi
     planes = channels == 3 and value_step == 3 and strides[3] == 1
     interleaved = channels == 3 and value_step == 3 and strides[3] == 3 and strides[1] == 1
     for line in range(first, last):
-        threshold = thresholds[line // height]
+        threshold = np.float32(thresholds[line // height])
         start = line // height * strides[0] + line % height * strides[2]
         out = marks[line * width:(line + 1) * width]
         old = value[line * width * value_step:]

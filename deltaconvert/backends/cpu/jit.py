@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba import types
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -29,4 +35,59 @@ def exact(function: Loop) -> Loop:
 def _compile(function: Loop, fastmath: set[str]) -> Loop:
     compile_it: Any = numba.njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy")
     compiled: Loop = compile_it(function)
+    _expire_together(compiled)
     return compiled
+
+
+class Entry:
+    """A compiled function ``(int, int) -> None`` that is called by its address."""
+
+    def __init__(self, function: Callable[[int, int], None]) -> None:
+        """Compile nothing yet."""
+        self.function = function
+        self._lock = threading.Lock()
+        self._compiled: Any = None
+
+    @property
+    def address(self) -> int:
+        """Where it is; compiled, or read from the cache folder, when first asked."""
+        with self._lock:
+            if self._compiled is None:
+                signature = normalize_signature(types.void(types.intp, types.intp))
+                compiled: Any = CFunc(self.function, signature, locals={},
+                                      options={"error_model": "numpy"})
+                compiled.enable_caching()
+                _expire_together(compiled)
+                compiled.compile()
+                self._compiled = compiled
+            address: int = self._compiled.address
+            return address
+
+    def __call__(self, address: int, number: int) -> None:
+        """Call it from Python; the GIL is released meanwhile."""
+        SIGNATURE(self.address)(address, number)
+
+
+SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t)
+
+
+def entry(function: Callable[[int, int], None]) -> Entry:
+    """Make an `Entry` of a function that takes the address of its arguments and a number."""
+    return Entry(function)
+
+
+def _stamp() -> tuple[tuple[str, float, int], ...]:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((f.name, f.stat().st_mtime, f.stat().st_size) for f in files)
+
+
+_STAMP = _stamp()
+
+
+def _expire_together(compiled: Any) -> None:
+    """Let cached code expire with any file of this package.
+
+    Numba looks at the function's own file alone, but code of the loops that it calls is
+    inlined: after an edit or an upgrade of another file it would be wrong.
+    """
+    compiled._cache._cache_file._source_stamp = _STAMP

@@ -148,7 +148,7 @@ def multiply_block(rows, vectors, addresses, segments, numbers, first, filters, 
 
 
 @loop
-def multiply_rows(addresses, count, pieces, filters, panels, new):
+def multiply_rows(addresses, count, pieces, filters, panels, first_panel, last_panel, new):
     """Multiply rows with a filter.
 
     Args:
@@ -161,6 +161,7 @@ def multiply_rows(addresses, count, pieces, filters, panels, new):
         panels: int64 ``[groups, Q, 4]``: where a panel begins in ``filters``, its first
             column, its vectors, and the first channel that its rows read. The last of a group
             may reach into the columns of the next group, which is computed later.
+        first_panel, last_panel: of each group, which to compute; the last exclusive.
         new: float32 ``[rows of whole blocks, columns]``, written; with room for what the last
             panel reaches beyond its columns.
     """
@@ -170,12 +171,13 @@ def multiply_rows(addresses, count, pieces, filters, panels, new):
         for p in range(pieces.shape[0]):
             first_segment, taken, first, numbers, before = (
                 pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3], pieces[p, 4])
-            for q in range(panels.shape[1]):
+            for q in range(first_panel, last_panel):
                 start, column, vectors, channel = (
                     panels[group, q, 0], panels[group, q, 1], panels[group, q, 2],
                     panels[group, q, 3])
                 piece = weights + 4 * (start + before * vectors * WIDTH)
-                ahead = weights + 4 * _next_piece(pieces, panels[group], p, q)
+                ahead = weights + 4 * _next_piece(pieces, panels[group], p, q, first_panel,
+                                                  last_panel)
                 for block in range((count + BLOCK - 1) // BLOCK):
                     rows = table + 8 * BLOCK * (block * segments + first_segment)
                     target = out + 4 * (block * BLOCK * step + column)
@@ -185,23 +187,10 @@ def multiply_rows(addresses, count, pieces, filters, panels, new):
 
 
 @loop
-def _next_piece(pieces, panels, p, q):
+def _next_piece(pieces, panels, p, q, first_panel, last_panel):
     """Return where the filter's next piece begins; the last's own beginning."""
-    if q + 1 < panels.shape[0]:
+    if q + 1 < last_panel:
         q += 1
     elif p + 1 < pieces.shape[0]:
-        p, q = p + 1, 0
+        p, q = p + 1, first_panel
     return panels[q, 0] + pieces[p, 4] * panels[q, 2] * WIDTH
-
-
-def _take(typing: Any, counter: Any, amount: Any) -> Any:
-    """Add an amount to the number at an address, at once for all threads; return what it was."""
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address, more = args
-        place = builder.inttoptr(address, _INT.as_pointer())
-        return builder.atomic_rmw("add", place, more, "monotonic")
-
-    return types.intp(types.intp, types.intp), codegen
-
-
-take: Any = intrinsic(_take)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import NamedTuple
 
 import numpy as np
@@ -62,10 +63,10 @@ def flat(tensor: Tensor) -> np.ndarray:
     return array
 
 
-def floats(scratch: Tensor, *shape: int) -> Tensor:
+def rows_of(scratch: Tensor, *shape: int) -> np.ndarray:
     """View the start of a scratch buffer as float32 of a shape."""
-    size = int(np.prod(shape))
-    return scratch[: 4 * size].view(torch.float32).view(*shape)
+    array: np.ndarray = scratch[: 4 * int(np.prod(shape))].view(torch.float32).view(*shape).numpy()
+    return array
 
 
 def ints(scratch: Tensor, size: int) -> np.ndarray:
@@ -77,3 +78,14 @@ def longs(scratch: Tensor, *shape: int) -> np.ndarray:
     """View the start of a scratch buffer as int64 of a shape."""
     size = int(np.prod(shape))
     return flat(scratch[: 8 * size].view(torch.int64)).reshape(shape)
+
+
+def floats_at(address: int, *shape: int) -> np.ndarray:
+    """View memory as float32 of a shape."""
+    numbers = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+    return np.ctypeslib.as_array(numbers).reshape(shape)
+
+
+def ints_at(address: int, size: int) -> np.ndarray:
+    """View memory as int32."""
+    return np.ctypeslib.as_array((ctypes.c_int32 * size).from_address(address))

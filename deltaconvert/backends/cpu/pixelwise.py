@@ -1,21 +1,28 @@
 """Operators with a function on gathered pixels: that function, on what their taps pick."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cpu.finish import Finish
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.gather import Gather
-from deltaconvert.backends.cpu.maps import flat_map, floats
-from deltaconvert.backends.cpu.rows import list_scratch
-from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
-from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.backends.cpu.jit import entry
+from deltaconvert.backends.cpu.maps import flat_map, ints_at, rows_of
+from deltaconvert.backends.cpu.native import Floats3, Longs2, call, layout, read
+from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.nodes import DeltaNode, fill
 
 
@@ -54,26 +61,76 @@ def _width(node: DeltaNode) -> int:
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
-    """Return the list of candidates and memory for each input's rows of a chunk."""
-    width = _width(node)
-    return list_scratch(node) + row_scratch("gathered", chunk_rows(width), width, workers)
+    """Return the list of candidates, and memory for the rows of a chunk, in and out."""
+    assert node.about.output.shape is not None
+    width, channels = _width(node), node.about.output.shape[1]
+    rows = chunk_rows(width)
+    return [*list_scratch(node), row_scratch("gathered", rows, width - channels, workers),
+            row_scratch("new", rows, channels, workers)]
 
 
-def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers) -> ChunkedStep:
+class Pixelwise(NamedTuple):
+    """A step whose rows Python computes.
+
+    Args:
+        parts, ending: of its step.
+        call: address of what computes a part.
+        chunk: int64 ``[workers, 2]``, where that is told the address and the number of its
+            pixels.
+        new: float32 ``[workers, rows, C]``, where it leaves them.
+    """
+
+    parts: Parts
+    ending: Ending
+    call: int
+    chunk: Longs2
+    new: Floats3
+
+
+_PIXELWISE = layout(Pixelwise)
+
+
+@entry
+def compute_parts(address, worker):
+    """Have parts computed, and finish them, until all are taken."""
+    task = read(address, _PIXELWISE)
+    new = task.new[worker]
+    while True:
+        pixels = take_pixels(task.parts)
+        if pixels.shape[0] == 0:
+            return
+        task.chunk[worker, 0] = pixels.ctypes.data
+        task.chunk[worker, 1] = pixels.shape[0]
+        call(task.call, worker, 0)
+        finish_rows(new, pixels, task.ending, worker)
+
+
+def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a pixelwise operator."""
-    scratch = [buffers.scratch[f"cpu.gathered.{w}"] for w in range(workers.threads)]
-    width = _width(node)
-    return ChunkedStep(node, buffers, Finish(node, buffers, workers.threads),
-                       Pixelwise(node, buffers, scratch), workers, chunk_rows(width),
-                       0.3 * width)
+    assert node.about.output.shape is not None
+    width, channels, threads = _width(node), node.about.output.shape[1], engine.workers.threads
+    rows = chunk_rows(width)
+    head = head_of(node, buffers, engine, 0.3 * width, rows)
+    chunk = np.zeros((threads, 2), np.int64)
+    new = rows_of(buffers.scratch["cpu.new"], threads, rows, channels)
+    memory = rows_of(buffers.scratch["cpu.gathered"], threads, rows * (width - channels))
+    compute = Rows(node, buffers, memory)
+
+    def call_back(worker: int) -> None:
+        address, count = chunk[worker].tolist()
+        new[worker, :count] = compute(worker, ints_at(address, count))
+
+    task = Pixelwise(head.parts, ending_of(node, buffers, head, engine),
+                     engine.callback(call_back), chunk, new)
+    return CompiledStep(node, engine, head, compute_parts, task)
 
 
-class Pixelwise:
+class Rows:
     """Gathers the inputs' pixels and calls the operator's function on them."""
 
-    def __init__(self, node: DeltaNode, buffers: Buffers, scratch: Sequence[Tensor]) -> None:
+    def __init__(self, node: DeltaNode, buffers: Buffers, memory: np.ndarray) -> None:
         """Make a gather for each input."""
-        self.node, self.scratch = node, scratch
+        self.node, self.memory = node, memory
         assert node.about.operator is not None
         missing = node.about.operator.missing(node.about.params)
         self.gathers = [Gather(flat_map(edge.value), footprint, missing=missing)
@@ -81,14 +138,15 @@ class Pixelwise:
                         zip(buffers.inputs, node.about.footprints, strict=True)]
 
     def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
-        """See `Producer`."""
+        """Return float32 ``[M, C]`` for int32 ``[M]`` pixels; each worker has its own memory."""
         values, start = [], 0
         for gather in self.gathers:
-            rows = floats(self.scratch[worker][start:], len(pixels), gather.width)
-            gather(pixels, rows.numpy())
+            size = len(pixels) * gather.width
+            rows = self.memory[worker, start:start + size].reshape(len(pixels), gather.width)
+            gather(pixels, rows)
             taps = gather.rows.shape[1], gather.cols.shape[1]
-            values.append(rows.view(len(pixels), *taps, -1).permute(0, 3, 1, 2))
-            start += 4 * rows.numel()
+            values.append(torch.from_numpy(rows).view(len(pixels), *taps, -1).permute(0, 3, 1, 2))
+            start += size
         new = apply(self.node, values).reshape(len(pixels), -1)
         result: np.ndarray = new.contiguous().numpy()
         return result

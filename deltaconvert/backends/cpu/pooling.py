@@ -5,20 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cpu.finish import Finish
-from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.maps import FlatMap, flat_map, floats
-from deltaconvert.backends.cpu.rows import list_scratch
-from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
-from deltaconvert.backends.cpu.taps import list_taps, taps_of
-from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.frame import Parts, take_pixels
+from deltaconvert.backends.cpu.jit import Entry, entry, loop
+from deltaconvert.backends.cpu.maps import flat_map, rows_of
+from deltaconvert.backends.cpu.native import Floats2, Floats3, layout, read
+from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.taps import Taps, list_taps, taps_of
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Description, Slot
 
@@ -36,30 +36,35 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     """Return the list of candidates and the rows of a chunk."""
     shape = node.about.output.shape
     assert shape is not None
-    return list_scratch(node) + row_scratch("new", chunk_rows(shape[1]), shape[1], workers)
+    return [*list_scratch(node), row_scratch("new", chunk_rows(shape[1]), shape[1], workers)]
 
 
-def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers) -> ChunkedStep:
+def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a pooling or a resizing."""
     about = node.about
     source, footprint = flat_map(buffers.inputs[0].value), about.footprints[0]
-    new = [buffers.scratch[f"cpu.new.{w}"] for w in range(workers.threads)]
-    produce = Pooling(source, footprint, new, *_loop_of(about, footprint))
-    row_ns = 0.1 * source.channels * footprint.taps[0] * footprint.taps[1]
-    return ChunkedStep(node, buffers, Finish(node, buffers, workers.threads), produce, workers,
-                       chunk_rows(source.channels), row_ns)
+    rows = chunk_rows(source.channels)
+    row_ns = 0.1 * source.channels * footprint.taps[0] * footprint.taps[1] + 20
+    head = head_of(node, buffers, engine, row_ns, rows)
+    work, tables = _loop_of(about, footprint)
+    rows_table, cols_table = (np.array(t, np.float32, order="C") for t in tables)
+    new = rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, source.channels)
+    task = Pooling(head.parts, ending_of(node, buffers, head, engine), taps_of(source, footprint),
+                   rows_table, cols_table, new)
+    return CompiledStep(node, engine, head, work, task)
 
 
-def _loop_of(about: Description, footprint: Footprint) -> tuple[Any, tuple[np.ndarray, ...]]:
-    """Return the loop that computes a node, and the tables that it takes beside the taps."""
+def _loop_of(about: Description, footprint: Footprint) -> tuple[Entry, tuple[np.ndarray, ...]]:
+    """Return what computes a node, and the two tables that it takes beside the taps."""
     operator = about.operator
     assert operator is not None
     if operator.weights is not None:
         assert about.shapes is not None
-        return weighted_rows, operator.weights(about.shapes)
+        return weigh_parts, operator.weights(about.shapes)
     if "max" in operator.name:
-        return max_rows, ()
-    return mean_rows, divisors_of(about, footprint)
+        return max_parts, (np.zeros((1, 1)), np.zeros((1, 1)))
+    rows, cols = divisors_of(about, footprint)
+    return mean_parts, (rows[:, None], cols[:, None])
 
 
 def divisors_of(about: Description, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
@@ -87,29 +92,65 @@ def _padded_taps(out: int, size: int, kernel: int, stride: int, padding: int) ->
     return (np.minimum(start + kernel, size + padding) - start).astype(np.float32)
 
 
-class Pooling:
-    """Computes rows of a pooling or a resizing.
+class Pooling(NamedTuple):
+    """A pooling or a resizing.
 
     Args:
-        source: the map that is read.
-        footprint: its taps.
-        new: scratch for the rows, one a worker.
-        compute: the loop.
-        tables: what the loop takes beside the taps.
+        parts, ending: of its step.
+        taps: what a pixel reads.
+        rows, cols: float32 ``[H_out, ...]`` and ``[W_out, ...]``: weights of the taps, or
+            divisors.
+        new: float32 ``[workers, rows, C]``.
     """
 
-    def __init__(self, source: FlatMap, footprint: Footprint, new: Sequence[Tensor],
-                 compute: Callable[..., None], tables: tuple[np.ndarray, ...]) -> None:
-        """Resolve the tables."""
-        self.taps, self.new, self.compute = taps_of(source, footprint), new, compute
-        self.channels = source.channels
-        self.tables = [np.array(t, np.float32, order="C") for t in tables]
+    parts: Parts
+    ending: Ending
+    taps: Taps
+    rows: Floats2
+    cols: Floats2
+    new: Floats3
 
-    def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
-        """See `Producer`."""
-        out: np.ndarray = floats(self.new[worker], len(pixels), self.channels).numpy()
-        self.compute(self.taps, *self.tables, pixels, out)
-        return out
+
+_POOLING = layout(Pooling)
+
+
+@entry
+def max_parts(address, worker):
+    """Compute and finish maxima until all parts are taken."""
+    task = read(address, _POOLING)
+    new = task.new[worker]
+    while True:
+        pixels = take_pixels(task.parts)
+        if pixels.shape[0] == 0:
+            return
+        max_rows(task.taps, pixels, new)
+        finish_rows(new, pixels, task.ending, worker)
+
+
+@entry
+def mean_parts(address, worker):
+    """The same for means."""
+    task = read(address, _POOLING)
+    new = task.new[worker]
+    while True:
+        pixels = take_pixels(task.parts)
+        if pixels.shape[0] == 0:
+            return
+        mean_rows(task.taps, task.rows, task.cols, pixels, new)
+        finish_rows(new, pixels, task.ending, worker)
+
+
+@entry
+def weigh_parts(address, worker):
+    """The same for weighted sums."""
+    task = read(address, _POOLING)
+    new = task.new[worker]
+    while True:
+        pixels = take_pixels(task.parts)
+        if pixels.shape[0] == 0:
+            return
+        weighted_rows(task.taps, task.rows, task.cols, pixels, new)
+        finish_rows(new, pixels, task.ending, worker)
 
 
 @loop
@@ -143,7 +184,8 @@ def mean_rows(taps, row_divisors, col_divisors, pixels, out):
             source = taps.data[starts[tap]:starts[tap] + channels]
             for c in range(channels):
                 row[c] += source[c]
-        divisor = row_divisors[pixel // width_out % height_out] * col_divisors[pixel % width_out]
+        divisor = (row_divisors[pixel // width_out % height_out, 0]
+                   * col_divisors[pixel % width_out, 0])
         for c in range(channels):
             row[c] = row[c] / divisor
 

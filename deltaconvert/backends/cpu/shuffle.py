@@ -5,54 +5,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import pooling
-from deltaconvert.backends.cpu.finish import Finish
-from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.maps import FlatMap, flat_map, floats
-from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows
-from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.frame import Parts, take_pixels
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.maps import flat_map, rows_of
+from deltaconvert.backends.cpu.native import Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows
 from deltaconvert.nodes import DeltaNode
 
 refusal, plan = pooling.refusal, pooling.plan
 
 
-def bind(node: DeltaNode, weights: None, buffers: Buffers, workers: Workers) -> ChunkedStep:
-    """Return the step of a pixel shuffle."""
-    finish = Finish(node, buffers, workers.threads)
-    new = [buffers.scratch[f"cpu.new.{w}"] for w in range(workers.threads)]
-    produce = PixelShuffle(flat_map(buffers.inputs[0].value), node.about.params["factor"],
-                           finish.out, new)
-    channels = finish.out.channels
-    return ChunkedStep(node, buffers, finish, produce, workers, chunk_rows(channels),
-                       0.3 * channels)
-
-
-class PixelShuffle:
-    """Computes rows of a pixel shuffle.
+class Shuffle(NamedTuple):
+    """A pixel shuffle.
 
     Args:
-        source: the map that is read.
+        parts, ending: of its step.
+        data, step: of the map that is read, see `FlatMap`.
         factor: of the shuffle.
-        out: the map that is written, for its size.
-        new: scratch for the rows, one a worker.
+        height, width: of a lane of the output.
+        new: float32 ``[workers, rows, C]``.
     """
 
-    def __init__(self, source: FlatMap, factor: int, out: FlatMap, new: Sequence[Tensor]) -> None:
-        """Keep them."""
-        self.source, self.factor, self.out, self.new = source, factor, out, new
+    parts: Parts
+    ending: Ending
+    data: Floats
+    step: int
+    factor: int
+    height: int
+    width: int
+    new: Floats3
 
-    def __call__(self, worker: int, pixels: np.ndarray) -> np.ndarray:
-        """See `Producer`."""
-        rows: np.ndarray = floats(self.new[worker], len(pixels), self.out.channels).numpy()
-        shuffle_rows(self.source.data, self.source.step, self.factor, self.out.height,
-                     self.out.width, pixels, rows)
-        return rows
+
+_SHUFFLE = layout(Shuffle)
+
+
+def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
+    """Return the step of a pixel shuffle."""
+    source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
+    rows = chunk_rows(out.channels)
+    head = head_of(node, buffers, engine, 0.3 * out.channels + 20, rows)
+    task = Shuffle(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
+                   node.about.params["factor"], out.height, out.width,
+                   rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows,
+                           out.channels))
+    return CompiledStep(node, engine, head, shuffle_parts, task)
+
+
+@entry
+def shuffle_parts(address, worker):
+    """Compute and finish parts until all are taken."""
+    task = read(address, _SHUFFLE)
+    new = task.new[worker]
+    while True:
+        pixels = take_pixels(task.parts)
+        if pixels.shape[0] == 0:
+            return
+        shuffle_rows(task.data, task.step, task.factor, task.height, task.width, pixels, new)
+        finish_rows(new, pixels, task.ending, worker)
 
 
 @loop

@@ -1,20 +1,37 @@
 """The door in: which pixels of a frame changed, found while it is checked, in one read."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.frame import collect
 from deltaconvert.backends.cpu.frames import (
     BLOCK,
     compare_blocks,
     compare_pixels,
     replace_pixels,
 )
+from deltaconvert.backends.cpu.jit import entry
 from deltaconvert.backends.cpu.maps import flat, flat_map, ints
-from deltaconvert.backends.cpu.rows import collect
-from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.backends.cpu.native import (
+    Bytes,
+    Doubles,
+    Flags,
+    Floats,
+    Longs,
+    floats_from,
+    layout,
+    read,
+    take,
+)
 from deltaconvert.backends.reference import refuse_not_finite
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode
@@ -29,23 +46,81 @@ def plan(node: DeltaNode) -> list[Scratch]:
     return [Scratch(f"cpu.{node.about.name}.marks", pixels), Scratch("cpu.sparsify", 4 * pixels)]
 
 
+class Comparison(NamedTuple):
+    """A frame that is compared with the value.
+
+    Args:
+        frame: int64 ``[1]``: the address of its numbers.
+        strides, shape: int64 ``[4]``, of lane, channel, row and pixel.
+        value, step: see `FlatMap`.
+        block, block_threshold, cap: the test of blocks, if so.
+        thresholds, rms: the test of pixels, one a lane.
+        marks: uint8, flat, written.
+        taken: int64 ``[1]``: lines that are taken.
+        finite: bool ``[workers]``, written.
+    """
+
+    frame: Longs
+    strides: Longs
+    shape: Longs
+    value: Floats
+    step: int
+    block: bool
+    block_threshold: np.float32
+    cap: np.float32
+    thresholds: Doubles
+    rms: bool
+    marks: Bytes
+    taken: Longs
+    finite: Flags
+
+
+_COMPARISON = layout(Comparison)
+
+
+@entry
+def compare_parts(address, worker):
+    """Mark what changed in the lines of the frame, or rows of blocks, until all are taken."""
+    task = read(address, _COMPARISON)
+    numbers = 1 + ((task.shape - 1) * task.strides).sum()
+    frame = floats_from(task.frame[0], numbers)
+    rows = (task.shape[2] + BLOCK - 1) // BLOCK if task.block else task.shape[2]
+    total, size = rows * task.shape[0], 2 if task.block else 2 * BLOCK
+    while True:
+        first = take(task.taken.ctypes.data, size)
+        if first >= total:
+            return
+        last = min(first + size, total)
+        if task.block:
+            finite = compare_blocks(
+                frame, task.strides, task.shape, task.value, task.step, task.block_threshold,
+                task.cap, task.rms, first, last, task.marks)
+        else:
+            finite = compare_pixels(
+                frame, task.strides, task.shape, task.value, task.step, task.thresholds,
+                task.rms, first, last, task.marks)
+        task.finite[worker] = task.finite[worker] and finite
+
+
 class CpuSparsify:
     """See `SparsifyStep`."""
 
-    def __init__(self, node: DeltaNode, config: Config, buffers: Buffers,
-                 workers: Workers) -> None:
+    def __init__(self, node: DeltaNode, config: Config, buffers: Buffers, engine: Engine) -> None:
         """Resolve buffers and settings."""
-        self.node, self.workers = node, workers
+        self.node, self.engine = node, engine
         self.edge, self.state = buffers.output, buffers.state
         self.value = flat_map(self.edge.value)
         self.mask = flat(self.edge.mask)
         self.marks = flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:self.mask.size]
         self.pixels = ints(buffers.scratch["cpu.sparsify"], self.mask.size)
-        self.shape = np.array(self.edge.value.shape, np.int64)
-        self.rms = node.about.norm == "rms"
-        self.block = config.input_test == "block" and config.input_threshold > 0
-        self.block_threshold = np.float32(config.input_threshold)
-        self.cap = np.float32(config.cap)
+        self.task = Comparison(
+            np.zeros(1, np.int64), np.zeros(4, np.int64),
+            np.array(self.edge.value.shape, np.int64), self.value.data, self.value.step,
+            config.input_test == "block" and config.input_threshold > 0,
+            np.float32(config.input_threshold), np.float32(config.cap), self.edge.threshold,
+            node.about.norm == "rms", self.marks, np.zeros(1, np.int64),
+            np.ones(engine.workers.threads, np.bool_))
+        self.place = engine.add(None, compare_parts, self.task)
 
     def examine(self, frame: Tensor) -> None:
         """Mark what changed, in memory of its own; change nothing else.
@@ -53,44 +128,27 @@ class CpuSparsify:
         Raises:
             NotFiniteError: naming the lane and how many numbers are not finite.
         """
-        numbers, strides = flat_frame(frame)
-        height = self.value.height
-        rows = self.value.lanes * (-(-height // BLOCK) if self.block else height)
-        share = numbers.size > SHARED_NUMBERS
-        size = -(-rows // (4 * self.workers.threads)) if share else rows
-        finite = np.ones(-(-rows // size), np.bool_)
-
-        def part(worker: int, index: int) -> None:
-            finite[index] = self._compare(numbers, strides, index * size,
-                                          min((index + 1) * size, rows))
-
-        self.workers.run(part, len(finite), share)
-        if not finite.all():
+        numbers, self.task.strides[:] = flat_frame(frame)
+        self.task.frame[0], self.task.taken[0] = numbers.ctypes.data, 0
+        self.task.finite[:] = True
+        self.engine.run(self.place, self.place + 1, numbers.size > SHARED_NUMBERS)
+        if not self.task.finite.all():
             refuse_not_finite(self.node, frame)
-
-    def _compare(self, numbers: np.ndarray, strides: np.ndarray, first: int, last: int) -> bool:
-        args = (numbers, strides, self.shape, self.value.data, self.value.step)
-        if self.block:
-            return bool(compare_blocks(*args, self.block_threshold, self.cap, self.rms, first,
-                                       last, self.marks))
-        thresholds = self.edge.threshold.astype(np.float32)
-        return bool(compare_pixels(*args, thresholds, self.rms, first, last, self.marks))
 
     def __call__(self, frame: Tensor) -> Work:
         """Replace the pixels that `examine` marked; all of a fresh lane."""
         pixels = self.value.pixels
-        for lane, fresh in enumerate(self.state.fresh):
-            if fresh:
-                self.marks[lane * pixels:(lane + 1) * pixels] = 1
-        counts = np.zeros(self.value.lanes, np.int64)
-        total = collect(self.marks, pixels, self.pixels, counts)
+        for lane in self.state.fresh.nonzero()[0]:
+            self.marks[lane * pixels:(lane + 1) * pixels] = 1
+        total = collect(self.marks, pixels, self.value.lanes, self.pixels)
         if total:
             numbers, strides = flat_frame(frame)
-            replace_pixels(numbers, strides, self.shape, self.pixels[:total], self.value.data,
-                           self.value.step)
+            replace_pixels(numbers, strides, self.task.shape, self.pixels[:total],
+                           self.value.data, self.value.step)
         if total or self.edge.changed:
             np.copyto(self.mask, self.marks)
-        self.edge.publish(counts.tolist())
+        self.edge.publish(self.mask.reshape(self.value.lanes, -1).sum(1, np.int64)
+                          if total else [0] * self.value.lanes)
         return Work(self.mask.size, 0)
 
 
@@ -108,5 +166,3 @@ def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:
         span = frame.numel()
     strides = np.array(frame.stride(), np.int64)
     return frame.as_strided((span,), (1,)).numpy(), strides
-
-

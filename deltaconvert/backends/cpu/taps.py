@@ -11,6 +11,7 @@ import numpy as np
 
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap
+from deltaconvert.backends.cpu.native import Floats, Ints2
 from deltaconvert.footprint import Footprint
 
 
@@ -22,12 +23,12 @@ class Taps(NamedTuple):
         rows, cols: int32 ``[H_out, taps_y]`` and ``[W_out, taps_x]``, or -1.
     """
 
-    data: np.ndarray
+    data: Floats
     step: int
     height: int
     width: int
-    rows: np.ndarray
-    cols: np.ndarray
+    rows: Ints2
+    cols: Ints2
 
 
 def taps_of(value: FlatMap, footprint: Footprint) -> Taps:

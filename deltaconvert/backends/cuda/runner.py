@@ -6,18 +6,18 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, fx
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Step
 from deltaconvert.backends.cuda.candidates import THREADS, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
+from deltaconvert.backends.exits import exits
 from deltaconvert.cuda.arguments import BeginArgs, EndArgs
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
 from deltaconvert.errors import FrameError
-from deltaconvert.nodes import DeltaNode, DensifyNode, copy_value
+from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import NodeStats, State
 
 
@@ -44,7 +44,7 @@ class Runner:
         self.frames = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.no_graph = _why_no_graph(nodes, context, graphs)
-        self.exits = _exits(graph_module)
+        self.exits = exits(graph_module)
         doors = [step for step in state.steps.values() if isinstance(step, CudaSparsify)]
         for door in doors:
             door.runner = self
@@ -106,8 +106,7 @@ class Runner:
                 return self._run_eagerly(frames)
         self._doors(frames)
         self.graph.replay()
-        return [copy_value(leaf) if name is None else copy_value(self.state.edges[name].value)
-                for name, leaf in self.exits]
+        return [leaf.take(self.state) for leaf in self.exits]
 
     def _doors(self, frames: list[Any]) -> None:
         places = [n for n in self.graph_module.graph.nodes if n.op == "placeholder"][1:]
@@ -201,22 +200,3 @@ def _why_no_graph(nodes: list[DeltaNode], context: Context, graphs: bool) -> str
         return "not on a GPU"
     others = [n.about.name for n in nodes if n.about.name not in context.tallies]
     return f"{', '.join(others)} run by another backend" if others else ""
-
-
-def _exits(graph_module: GraphModule) -> list[tuple[str | None, Any]]:
-    """Return what the graph returns: the name of an edge, or a constant."""
-    output = next(n for n in graph_module.graph.nodes if n.op == "output")
-    return [_exit(graph_module, leaf) for leaf in output.args[0]]
-
-
-def _exit(graph_module: GraphModule, leaf: Any) -> tuple[str | None, Any]:
-    if not isinstance(leaf, fx.Node):
-        return None, leaf
-    if leaf.op == "call_module":
-        door = graph_module.get_submodule(str(leaf.target))
-        assert isinstance(door, DensifyNode)
-        return door.about.inputs[0].name, None
-    (constant,) = leaf.all_input_nodes
-    value = getattr(graph_module, str(constant.target))
-    assert isinstance(value, Tensor)
-    return None, value

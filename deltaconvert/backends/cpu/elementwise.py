@@ -1,0 +1,186 @@
+"""Sums and products of maps, gates and numbers, and activations that stand alone."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cpu.activations import compiled_activation
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.frame import Parts, take_pixels
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.maps import flat_map, rows_of
+from deltaconvert.backends.cpu.native import Floats3, layout, read
+from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.taps import Taps, taps_of
+from deltaconvert.nodes import DeltaNode, Slot
+
+_ADD, _MULTIPLY, _COPY = range(3)
+_CODES = {"add": _ADD, "sub": _ADD, "mul": _MULTIPLY}
+_NONE = Taps(np.zeros(0, np.float32), 0, 0, 0, np.zeros((1, 1), np.int32),
+             np.zeros((1, 1), np.int32))
+
+
+class Elementwise(NamedTuple):
+    """``x + factor * y``, ``x * y`` or ``x``.
+
+    Args:
+        parts, ending: of its step.
+        code: which.
+        x, y: maps, or gates that are read from everywhere; without numbers for a constant.
+        x_channels, y_channels: of the maps; 1 is read by every channel.
+        x_constant, y_constant: else.
+        factor: of ``y`` in a sum.
+        new: float32 ``[workers, rows, C]``.
+    """
+
+    parts: Parts
+    ending: Ending
+    code: int
+    x: Taps
+    y: Taps
+    x_channels: int
+    y_channels: int
+    x_constant: np.float32
+    y_constant: np.float32
+    factor: np.float32
+    new: Floats3
+
+
+_ELEMENTWISE = layout(Elementwise)
+
+
+def refusal(node: DeltaNode) -> str | None:
+    """Return why this node must run by its pixelwise function."""
+    about = node.about
+    assert about.operator is not None
+    if about.operator.is_activation:
+        known = compiled_activation((about.operator.name, *about.params.values()))
+        return None if known and len(about.args) == 1 else "the loops do not have this activation"
+    if about.operator.name not in _CODES or len(about.args) != 2:
+        return "the loops do not have this operator"
+    if not all(isinstance(a, Slot | int | float) for a in about.args):
+        return "an operand is a constant tensor"
+    return None
+
+
+def plan(node: DeltaNode, workers: int) -> list[Scratch]:
+    """Return the list of candidates and the rows of a chunk."""
+    assert node.about.output.shape is not None
+    channels = node.about.output.shape[1]
+    return [*list_scratch(node), row_scratch("new", chunk_rows(channels), channels, workers)]
+
+
+def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
+    """Return the step of a sum, a product or an activation."""
+    about = node.about
+    assert about.operator is not None
+    channels = flat_map(buffers.output.value).channels
+    rows = chunk_rows(channels)
+    head = head_of(node, buffers, engine, 0.3 * channels + 20, rows)
+    alone = about.operator.is_activation
+    activation = (about.operator.name, *about.params.values()) if alone else (
+        about.params.get("activation"))
+    operands = [_operand(node, buffers, a) for a in (*about.args, 0.0)[:2]]
+    (x, x_channels, x_constant), (y, y_channels, y_constant) = operands
+    factor = about.params.get("alpha", 1) * (-1 if about.operator.name == "sub" else 1)
+    task = Elementwise(
+        head.parts, ending_of(node, buffers, head, engine, activation=activation),
+        _COPY if alone else _CODES[about.operator.name], x, y, x_channels, y_channels,
+        x_constant, y_constant, np.float32(factor),
+        rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
+    return CompiledStep(node, engine, head, combine_parts, task)
+
+
+def _operand(node: DeltaNode, buffers: Buffers, argument: Any) -> tuple[Taps, int, np.float32]:
+    if not isinstance(argument, Slot):
+        return _NONE, 1, np.float32(argument)
+    source = flat_map(buffers.inputs[argument.index].value)
+    return (taps_of(source, node.about.footprints[argument.index]), source.channels,
+            np.float32(0))
+
+
+@entry
+def combine_parts(address, worker):
+    """Compute and finish parts until all are taken."""
+    task = read(address, _ELEMENTWISE)
+    new = task.new[worker]
+    while True:
+        pixels = take_pixels(task.parts)
+        if pixels.shape[0] == 0:
+            return
+        load_rows(task.x, task.x_channels, task.x_constant, pixels, new)
+        if task.code == _ADD:
+            add_rows(task.y, task.y_channels, task.y_constant, task.factor, pixels, new)
+        elif task.code == _MULTIPLY:
+            multiply_rows(task.y, task.y_channels, task.y_constant, pixels, new)
+        finish_rows(new, pixels, task.ending, worker)
+
+
+@loop
+def place_of(taps, pixel):
+    """Return where the numbers of the one pixel lie that an output pixel reads."""
+    height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
+    y, x = pixel // width_out % height_out, pixel % width_out
+    line = pixel // (width_out * height_out) * taps.height + taps.rows[y, 0]
+    return (line * taps.width + taps.cols[x, 0]) * taps.step
+
+
+@loop
+def load_rows(taps, channels, constant, pixels, new):
+    """Write an operand's pixels to rows."""
+    for i in range(pixels.shape[0]):
+        row = new[i]
+        if taps.data.shape[0] == 0:
+            row[:] = constant
+            continue
+        start = place_of(taps, np.int64(pixels[i]))
+        if channels == 1:
+            row[:] = taps.data[start]
+        else:
+            other = taps.data[start:start + channels]
+            for c in range(row.shape[0]):
+                row[c] = other[c]
+
+
+@loop
+def add_rows(taps, channels, constant, factor, pixels, new):
+    """Add a multiple of an operand's pixels to rows."""
+    for i in range(pixels.shape[0]):
+        row = new[i]
+        if taps.data.shape[0] == 0 or channels == 1:
+            one = constant
+            if taps.data.shape[0] != 0:
+                one = taps.data[place_of(taps, np.int64(pixels[i]))]
+            for c in range(row.shape[0]):
+                row[c] += factor * one
+        else:
+            start = place_of(taps, np.int64(pixels[i]))
+            other = taps.data[start:start + channels]
+            for c in range(row.shape[0]):
+                row[c] += factor * other[c]
+
+
+@loop
+def multiply_rows(taps, channels, constant, pixels, new):
+    """Multiply rows with an operand's pixels."""
+    for i in range(pixels.shape[0]):
+        row = new[i]
+        if taps.data.shape[0] == 0 or channels == 1:
+            one = constant
+            if taps.data.shape[0] != 0:
+                one = taps.data[place_of(taps, np.int64(pixels[i]))]
+            for c in range(row.shape[0]):
+                row[c] *= one
+        else:
+            start = place_of(taps, np.int64(pixels[i]))
+            other = taps.data[start:start + channels]
+            for c in range(row.shape[0]):
+                row[c] *= other[c]

@@ -1,0 +1,107 @@
+"""What runs the compiled steps of one stream: their table, what it points to, and the helpers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from deltaconvert.backends.cpu.frame import GATE, Session, run_steps, serve
+from deltaconvert.backends.cpu.jit import SIGNATURE, Entry
+from deltaconvert.backends.cpu.native import Kept
+from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.state import State
+
+
+class Engine:
+    """The table of a stream's compiled steps.
+
+    Attributes:
+        workers: the pool that helps.
+        errors: what Python raised inside a compiled step; raised again when it is over.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        """Start with an empty table."""
+        self.workers = workers
+        self.errors: list[BaseException] = []
+        self.calls_python = False
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._kept: list[Any] = []
+        self._shared: dict[str, Any] = {}
+        self._gate = np.zeros(GATE + 8, np.int64)
+        self._session: Kept | None = None
+
+    def keep(self, value: Any) -> Kept:
+        """Put a tuple into memory for as long as the engine lives."""
+        kept = Kept(value)
+        self._kept.append(kept)
+        return kept
+
+    def shared(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what was made under a key, or make it."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def add(self, head: Any, work: Entry, task: Any, prepare: Entry | None = None) -> int:
+        """Add a step to the table; return its place.
+
+        Args:
+            head: its `Head`; nothing for a step that is no node's.
+            work: called by every worker, with the task's address and the worker's number.
+            task: a tuple.
+            prepare: called before, with the number of workers.
+        """
+        self._rows.append((self.keep(head).address if head else 0,
+                           prepare.address if prepare else 0, work.address,
+                           self.keep(task).address))
+        self._session = None
+        return len(self._rows) - 1
+
+    def callback(self, function: Callable[[int], None]) -> int:
+        """Return the address of an entry that calls Python with the number of the worker."""
+        def call(worker: int, _: int) -> None:
+            try:
+                with torch.inference_mode():
+                    function(worker)
+            except BaseException as error:  # an interrupt too: it must not end in compiled code
+                self.errors.append(error)
+
+        entry = SIGNATURE(call)
+        self._kept.append(entry)
+        self.calls_python = True
+        return ctypes.cast(entry, ctypes.c_void_p).value or 0
+
+    def run(self, first: int, last: int, share: bool = True) -> None:
+        """Run the steps from ``first`` up to ``last``, exclusive.
+
+        Args:
+            first, last: places in the table.
+            share: whether there is work for helpers.
+        """
+        session = self._session = self._session or Kept(Session(
+            np.array(self._rows, np.int64).reshape(-1, 4), self._gate, self.workers.threads))
+        if share:
+            self.workers.invite(lambda worker: serve(session.address, worker))
+        before = torch.get_num_threads()
+        if self.calls_python and before != 1:
+            torch.set_num_threads(1)  # the workers are threads enough
+        run_steps(session.address, first << 32 | last)
+        if self.calls_python and before != 1:
+            torch.set_num_threads(before)
+        if self.errors:
+            error = self.errors[0]
+            self.errors.clear()
+            raise error
+
+
+def engine_of(state: State, workers: Workers) -> Engine:
+    """Return the engine of a stream."""
+    if state.context is None:
+        state.context = Engine(workers)
+    engine: Engine = state.context
+    return engine

@@ -1,0 +1,370 @@
+"""The compiled frame: step after step of a table, shared with whoever helps, without Python.
+
+A step begins by finding its candidates, computes them in parts that its workers take, and
+ends by publishing what it changed. A step that is worth sharing opens the gate; helpers, who
+watch it while a frame runs, come in, and the caller closes it when no part is left. A helper
+that never came is not waited for: a stream is never stuck behind other programs on the cores.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.native import (
+    Bytes,
+    Flags,
+    Ints,
+    Ints2,
+    Longs,
+    Longs2,
+    add,
+    call,
+    exchange,
+    layout,
+    load,
+    pause,
+    read,
+    replace,
+    take,
+    yield_processor,
+)
+
+# Columns of a table of steps: addresses.
+HEAD, PREPARE, WORK, TASK = range(4)
+# Of a gate: numbers in cache lines of their own. The word holds a ticket that is new for each
+# step, whether it is open, and how many helpers are inside.
+WORD, STEP, OVER, TICKET = 0, 8, 16, 24
+GATE = 32
+_TICKET, _OPEN = np.int64(1 << 32), np.int64(1 << 16)
+# A helper that has seen nothing to do for so long, some 50 us, lets others have the processor.
+_PATIENCE = 1000
+# Of a ledger.
+FOUND, WRITTEN, FRAMES, ALL_FOUND, ALL_WRITTEN = range(5)
+LEDGER = 5
+# Of the rows that a worker takes, so that one that comes late leaves little undone.
+_PARTS_OF_A_WORKER = 2
+# Numbers of `Parts.progress`.
+TAKEN, ROWS, WORKERS, GROUPS, DONE = range(5)
+PROGRESS = 5
+
+
+class Input(NamedTuple):
+    """An input edge, and which of its pixels an output pixel reads.
+
+    Args:
+        mask: uint8, flat.
+        tally: see `Edge.tally`.
+        rows, cols: int32 ``[H_out, taps_y]`` and ``[W_out, taps_x]``, or -1.
+        height, width: of the input.
+    """
+
+    mask: Bytes
+    tally: Longs
+    rows: Ints2
+    cols: Ints2
+    height: int
+    width: int
+
+
+class Parts(NamedTuple):
+    """The candidates of a step, and how far they are taken.
+
+    Args:
+        pixels: int32, flat indices ``(lane * height + y) * width + x``, ascending.
+        listed: int64 ``[1 + inputs]``: how many, and the versions of the inputs' masks that
+            they were derived from; shared, as ``pixels``, by all readers of equal footprints.
+        progress: int64 ``[PROGRESS]``: how many are taken, the rows of a part, the workers, and
+            what `convolution.prepare` adds.
+    """
+
+    pixels: Ints
+    listed: Longs
+    progress: Longs
+
+
+class Head(NamedTuple):
+    """What the frame needs to begin and end a step.
+
+    Args:
+        inputs: addresses of `Input`.
+        alone: one input, read by each output pixel at its own place.
+        plane: output pixels of a lane.
+        fresh: one a lane.
+        parts: of the step.
+        marks: uint8, working memory: one an output pixel.
+        mask, tally: of the output edge.
+        counts: int64 ``[workers, lanes]``: pixels that were written.
+        shared_from: candidates from which helpers are called.
+        grain, most: rows of a part are a multiple of ``grain``, and not more than ``most``.
+        ledger: int64 ``[LEDGER]``.
+    """
+
+    inputs: Longs
+    alone: bool
+    plane: int
+    fresh: Flags
+    parts: Parts
+    marks: Bytes
+    mask: Bytes
+    tally: Longs
+    counts: Longs2
+    shared_from: int
+    grain: int
+    most: int
+    ledger: Longs
+
+
+class Session(NamedTuple):
+    """What a frame runs on.
+
+    Args:
+        table: int64 ``[steps, 4]``.
+        gate: int64 ``[GATE]``.
+        threads: the workers, the caller among them.
+    """
+
+    table: Longs2
+    gate: Longs
+    threads: int
+
+
+_INPUT, _HEAD, _SESSION = layout(Input), layout(Head), layout(Session)
+
+
+@entry
+def run_steps(address, steps):
+    """Run the steps from ``steps >> 32`` up to the lower half of ``steps``, exclusive."""
+    session = read(address, _SESSION)
+    exchange(session.gate.ctypes.data + 8 * OVER, 0)
+    for step in range(steps >> 32, steps & 0xffffffff):
+        _run_step(session, step)
+    exchange(session.gate.ctypes.data + 8 * OVER, 1)
+
+
+@entry
+def serve(address, worker):
+    """Help with every step that is opened, until the steps are over."""
+    session = read(address, _SESSION)
+    table, gate = session.table, session.gate
+    word = gate.ctypes.data + 8 * WORD
+    done, idle = np.int64(-1), 0
+    while load(gate.ctypes.data + 8 * OVER) == 0:
+        seen = load(word)
+        if seen & _OPEN and seen // _TICKET != done:
+            if replace(word, seen, seen + 1):
+                step = gate[STEP]
+                call(table[step, WORK], table[step, TASK], worker)
+                add(word, -1)
+                done, idle = seen // _TICKET, 0
+        else:
+            idle += 1
+            _wait(idle)
+
+
+@loop
+def _run_step(session, step):
+    table = session.table
+    workers = session.threads
+    if table[step, HEAD] != 0:
+        head = read(table[step, HEAD], _HEAD)
+        workers = begin(head, session.threads)
+    if workers > 0:
+        if table[step, PREPARE] != 0:
+            call(table[step, PREPARE], table[step, TASK], workers)
+        if workers > 1:
+            _share(session, step)
+        else:
+            call(table[step, WORK], table[step, TASK], 0)
+    if table[step, HEAD] != 0:
+        end(read(table[step, HEAD], _HEAD))
+
+
+@loop
+def _share(session, step):
+    gate = session.gate
+    word = gate.ctypes.data + 8 * WORD
+    gate[TICKET] += 1
+    gate[STEP] = step
+    exchange(word, gate[TICKET] * _TICKET + _OPEN)
+    call(session.table[step, WORK], session.table[step, TASK], 0)
+    add(word, -_OPEN)
+    idle = 0
+    while load(word) % _OPEN != 0:
+        idle += 1
+        _wait(idle)
+
+
+@loop
+def _wait(idle):
+    if idle < _PATIENCE:
+        pause()
+    else:
+        yield_processor()
+
+
+@loop
+def begin(head, threads):
+    """Find the candidates, clear the mask; return how many workers are called, 0 for no work."""
+    found = find(head)
+    head.ledger[FOUND] = found
+    written = np.int64(0)
+    for lane in range(head.counts.shape[1]):
+        written += head.tally[lane]
+        for worker in range(head.counts.shape[0]):
+            head.counts[worker, lane] = 0
+    if written != 0:
+        head.mask[:] = 0
+    if found == 0:
+        return 0
+    workers = threads if found >= head.shared_from else 1
+    parts = workers * _PARTS_OF_A_WORKER if workers > 1 else 1
+    rows = (found + parts - 1) // parts
+    rows = (rows + head.grain - 1) // head.grain * head.grain
+    progress = head.parts.progress
+    progress[TAKEN] = 0
+    progress[ROWS] = min(rows, head.most)
+    progress[WORKERS] = workers
+    return workers
+
+
+@loop
+def end(head):
+    """Publish how many pixels were written."""
+    lanes = head.counts.shape[1]
+    written = np.int64(0)
+    for lane in range(lanes):
+        count = np.int64(0)
+        for worker in range(head.counts.shape[0]):
+            count += head.counts[worker, lane]
+        head.tally[lane] = count
+        written += count
+    head.tally[lanes] += 1
+    head.ledger[WRITTEN] = written
+    head.ledger[FRAMES] += 1
+    head.ledger[ALL_FOUND] += head.ledger[FOUND]
+    head.ledger[ALL_WRITTEN] += written
+
+
+@loop
+def take_pixels(parts):
+    """Return the next candidates that nobody has taken; none at the end."""
+    total, rows = parts.listed[0], parts.progress[ROWS]
+    start = min(take(parts.progress.ctypes.data, rows), total)
+    return parts.pixels[start:min(start + rows, total)]
+
+
+@loop
+def find(head):
+    """List the candidates, unless a reader of the same masks has; return how many there are."""
+    lanes = head.counts.shape[1]
+    listed = head.parts.listed
+    changed = False
+    for lane in range(lanes):
+        changed = changed or head.fresh[lane]
+    known = True
+    for k in range(head.inputs.shape[0]):
+        tally = read(head.inputs[k], _INPUT).tally
+        for lane in range(lanes):
+            changed = changed or tally[lane] != 0
+        known = known and listed[1 + k] == tally[lanes]
+        listed[1 + k] = tally[lanes]
+    if not changed:
+        listed[0] = 0
+    elif not known:
+        listed[0] = _list(head)
+    return listed[0]
+
+
+@loop
+def _list(head):
+    lanes = head.counts.shape[1]
+    fresh = False
+    for lane in range(lanes):
+        fresh = fresh or head.fresh[lane]
+    if head.alone and not fresh:
+        return collect(read(head.inputs[0], _INPUT).mask, head.plane, lanes, head.parts.pixels)
+    marks = head.marks
+    marks[:] = 0
+    for k in range(head.inputs.shape[0]):
+        source = read(head.inputs[k], _INPUT)
+        changed = False
+        for lane in range(lanes):
+            changed = changed or source.tally[lane] != 0
+        if changed:
+            mark(source, lanes, marks)
+    for lane in range(lanes):
+        if head.fresh[lane]:
+            marks[lane * head.plane:(lane + 1) * head.plane] = 1
+    return collect(marks, head.plane, lanes, head.parts.pixels)
+
+
+@loop
+def mark(source, lanes, marks):
+    """Set the marks of the output pixels one of whose taps is set in the mask."""
+    mask, rows, cols = source.mask, source.rows, source.cols
+    height, width = source.height, source.width
+    height_out, width_out = rows.shape[0], cols.shape[0]
+    line = np.empty(width, np.uint8)
+    full = np.empty(height, np.uint8)
+    for lane in range(lanes):
+        for y in range(height):
+            row = mask[(lane * height + y) * width:(lane * height + y + 1) * width]
+            found = np.uint8(0)
+            for x in range(width):
+                found |= row[x]
+            full[y] = found
+        for y in range(height_out):
+            if not unite_rows(mask, lane * height, rows[y], full, width, line):
+                continue
+            start = (lane * height_out + y) * width_out
+            out = marks[start:start + width_out]
+            for tap in range(cols.shape[1]):
+                for x in range(width_out):
+                    column = cols[x, tap]
+                    if column >= 0:
+                        out[x] |= line[column]
+
+
+@loop
+def unite_rows(mask, first, taps, full, width, line):
+    """Write the union of the tapped mask rows to ``line``; return whether it holds anything."""
+    any_row = False
+    for tap in range(taps.shape[0]):
+        y = taps[tap]
+        if y < 0 or full[y] == 0:
+            continue
+        row = mask[(first + y) * width:(first + y + 1) * width]
+        if any_row:
+            for x in range(width):
+                line[x] |= row[x]
+        else:
+            for x in range(width):
+                line[x] = row[x]
+        any_row = True
+    return any_row
+
+
+@loop
+def collect(marks, plane, lanes, pixels):
+    """List the set marks; return how many there are."""
+    total = 0
+    for lane in range(lanes):
+        start = lane * plane
+        lane_marks = marks[start:start + plane]
+        words = lane_marks[:plane // 8 * 8].view(np.uint64)
+        for word in range(words.shape[0]):
+            if words[word] != 0:  # most of a quiet scene is skipped eight at a time
+                for at in range(word * 8, word * 8 + 8):
+                    pixels[total] = start + at
+                    total += lane_marks[at] != 0
+        for at in range(plane // 8 * 8, plane):
+            if lane_marks[at] != 0:
+                pixels[total] = start + at
+                total += 1
+    return total

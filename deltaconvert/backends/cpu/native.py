@@ -1,0 +1,218 @@
+"""What compiled code does beneath Numba: tuples in memory, calls by address, atomics.
+
+A step's arguments are a `NamedTuple` whose annotations say how it lies in memory. `Kept` puts
+one there once; compiled code reads it by its address. So a frame's steps are numbers in a
+table, and compiled code goes from one to the next without Python.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (compiled code: Numba infers the types of its loops)
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from typing import Annotated, Any, get_type_hints
+
+import llvmlite.binding
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+Floats = Annotated[np.ndarray, types.float32[::1]]
+Floats2 = Annotated[np.ndarray, types.float32[:, ::1]]
+Floats3 = Annotated[np.ndarray, types.float32[:, :, ::1]]
+Doubles = Annotated[np.ndarray, types.float64[::1]]
+Ints = Annotated[np.ndarray, types.int32[::1]]
+Ints2 = Annotated[np.ndarray, types.int32[:, ::1]]
+Longs = Annotated[np.ndarray, types.int64[::1]]
+Longs2 = Annotated[np.ndarray, types.int64[:, ::1]]
+Longs3 = Annotated[np.ndarray, types.int64[:, :, ::1]]
+Longs4 = Annotated[np.ndarray, types.int64[:, :, :, ::1]]
+Bytes = Annotated[np.ndarray, types.uint8[::1]]
+Flags = Annotated[np.ndarray, types.boolean[::1]]
+
+_PLAIN = {int: types.intp, bool: types.boolean, np.float32: types.float32}
+_SCALARS = {types.intp: ctypes.c_ssize_t, types.boolean: ctypes.c_bool,
+            types.float32: ctypes.c_float}
+_INT = ir.IntType(64)
+
+
+def layout(kind: type) -> Any:
+    """Return the Numba type of a `NamedTuple` class, from the annotations of its fields."""
+    fields = get_type_hints(kind, include_extras=True)
+    return types.BaseTuple.from_types(tuple(_field(hint) for hint in fields.values()), kind)
+
+
+def _field(hint: Any) -> Any:
+    if found := _PLAIN.get(hint):
+        return found
+    return hint.__metadata__[0] if hasattr(hint, "__metadata__") else layout(hint)
+
+
+class Kept:
+    """A tuple in memory, for as long as this object lives.
+
+    Attributes:
+        address: where.
+    """
+
+    def __init__(self, value: Any) -> None:
+        """Copy the tuple; its arrays stay where they are.
+
+        Raises:
+            TypeError: a field is not what its annotation says.
+        """
+        kind, declared = numba.typeof(value), layout(type(value))
+        if kind != declared:
+            wrong = [f"{name} is {a}, not {b}" for name, a, b in
+                     zip(value._fields, kind, declared, strict=True) if a != b]
+            raise TypeError(f"{type(value).__name__}: {'; '.join(wrong)}")
+        self.value = value
+        self.memory = _structure(declared)()
+        _fill(self.memory, declared, value)
+        self.address = ctypes.addressof(self.memory)
+
+
+def _structure(kind: Any) -> Any:
+    """Return how Numba lays a type out, for `ctypes`."""
+    fields: list[tuple[str, Any]]
+    if isinstance(kind, types.BaseTuple):
+        fields = [(f"field{i}", _structure(field)) for i, field in enumerate(tuple(kind))]
+    elif isinstance(kind, types.Array):
+        sizes = ctypes.c_ssize_t * kind.ndim
+        fields = [(name, ctypes.c_void_p) for name in ("meminfo", "parent")]
+        fields += [(name, ctypes.c_ssize_t) for name in ("items", "item_bytes", "data")]
+        fields += [("shape", sizes), ("strides", sizes)]
+    else:
+        return _SCALARS[kind]
+    return type("Layout", (ctypes.Structure,), {"_fields_": fields})
+
+
+def _fill(memory: Any, kind: Any, value: Any) -> None:
+    """Write a tuple; its arrays are borrowed, so no reference to them is counted."""
+    for (name, _), field, part in zip(memory._fields_, kind, value, strict=True):
+        if isinstance(field, types.BaseTuple):
+            _fill(getattr(memory, name), field, part)
+        elif isinstance(field, types.Array):
+            array = getattr(memory, name)
+            array.items, array.item_bytes, array.data = part.size, part.itemsize, part.ctypes.data
+            array.shape[:], array.strides[:] = part.shape, part.strides
+        else:
+            setattr(memory, name, part)
+
+
+def _read(typing: Any, address: Any, kind: Any) -> Any:
+    """Read a value of a kind, a `layout`, from an address."""
+    found = kind.instance_type
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], context.get_value_type(found).as_pointer())
+        return impl_ret_borrowed(context, builder, found, builder.load(place))
+
+    return found(types.intp, kind), codegen
+
+
+def _floats_from(typing: Any, address: Any, size: Any) -> Any:
+    """View memory as float32 ``[size]``, for as long as somebody else keeps it."""
+    found = types.float32[::1]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(found)(context, builder)
+        data = builder.inttoptr(args[0], array.data.type)
+        bytes_each = _INT(4)
+        populate_array(array, data, cgutils.pack_array(builder, [args[1]]),
+                       cgutils.pack_array(builder, [bytes_each]), bytes_each, None)
+        return array._getvalue()
+
+    return found(types.intp, types.intp), codegen
+
+
+def _call(typing: Any, function: Any, address: Any, number: Any) -> Any:
+    """Call an `Entry` by its address."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_INT, _INT])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), codegen
+
+
+def _atomic(operation: str, ordering: str) -> Any:
+    def change(typing: Any, address: Any, amount: Any) -> Any:
+        """Change the number at an address, at once for all threads; return what it was."""
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            place = builder.inttoptr(args[0], _INT.as_pointer())
+            return builder.atomic_rmw(operation, place, args[1], ordering)
+
+        return types.intp(types.intp, types.intp), codegen
+
+    return intrinsic(change)
+
+
+def _load(typing: Any, address: Any) -> Any:
+    """Read the number at an address, with all that was written before it."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], _INT.as_pointer())
+        return builder.load_atomic(place, "acquire", 8)
+
+    return types.intp(types.intp), codegen
+
+
+def _replace(typing: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write ``new`` where ``old`` is still there; return whether it was."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], _INT.as_pointer())
+        done = builder.cmpxchg(place, args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(done, 1)
+
+    return types.boolean(types.intp, types.intp, types.intp), codegen
+
+
+def _yield(typing: Any) -> Any:
+    """Let another thread have the processor."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, _YIELD), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _pause(typing: Any) -> Any:
+    """Tell the processor that this thread waits; nothing where that instruction is not known."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if x86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind,
+                                                        "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+_YIELD = "deltaconvert_yield"
+if sys.platform == "win32":
+    _yielding: Any = ctypes.windll.kernel32.SwitchToThread
+else:
+    _yielding = ctypes.CDLL(None).sched_yield
+llvmlite.binding.add_symbol(_YIELD, ctypes.cast(_yielding, ctypes.c_void_p).value)
+
+read: Any = intrinsic(_read)
+floats_from: Any = intrinsic(_floats_from)
+call: Any = intrinsic(_call)
+take: Any = _atomic("add", "monotonic")
+add: Any = _atomic("add", "seq_cst")
+exchange: Any = _atomic("xchg", "seq_cst")
+load: Any = intrinsic(_load)
+replace: Any = intrinsic(_replace)
+pause: Any = intrinsic(_pause)
+yield_processor: Any = intrinsic(_yield)

@@ -1,0 +1,103 @@
+"""A stream's frames: the doors, then runs of compiled steps, with what is not compiled between."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from torch.fx import GraphModule
+
+from deltaconvert.backends.cpu.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
+from deltaconvert.backends.cpu.steps import CompiledStep
+from deltaconvert.backends.exits import exits
+from deltaconvert.nodes import DeltaNode
+from deltaconvert.state import NodeStats, State
+
+
+class Runner:
+    """See `FrameRunner`.
+
+    A frame with a fresh lane, whose thresholds may have to be settled, or with an observer,
+    goes step by step.
+    """
+
+    def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State) -> None:
+        """Find the runs of compiled steps.
+
+        Args:
+            graph_module: called as ``(state, *frames)``.
+            nodes: those with a step, in order.
+            state: whose steps are all bound.
+        """
+        self.graph_module, self.state = graph_module, state
+        self.exits = exits(graph_module)
+        self.doors = _doors(graph_module)
+        self.compiled = {n.about.name: n for n in nodes
+                         if isinstance(state.steps[n.about.name], CompiledStep)}
+        inner = [n for n in nodes if n.about.rule != "sparsify"]
+        self.runs = [list(run) for _, run in
+                     groupby(inner, key=lambda n: n.about.name in self.compiled)]
+
+    def __call__(self, frames: list[Any]) -> list[Any]:
+        """Run a frame that was examined; return the outputs, as copies."""
+        state = self.state
+        if state.fresh.any() or state.observer is not None:
+            leaves: list[Any] = self.graph_module(state, *frames)
+            for name in self.compiled:  # these are counted in their ledgers
+                state.counted.pop(name, None)
+            return leaves
+        for door, place in self.doors:
+            state.run(door, frames[place])
+        changed = any(state.edges[door.about.name].changed for door, _ in self.doors)
+        for run in self.runs:
+            first, last = (state.steps[run[i].about.name] for i in (0, -1))
+            if isinstance(first, CompiledStep) and isinstance(last, CompiledStep):
+                first.engine.run(first.place, last.place + 1, share=changed)
+            else:
+                for node in run:
+                    state.run(node)
+        return [leaf.take(state) for leaf in self.exits]
+
+    def check(self) -> None:
+        """Return at once: on a CPU a bad frame is refused before it is run."""
+
+    def last(self) -> dict[str, NodeStats]:
+        """Return the last frame's work in compiled steps."""
+        return self._stats((FOUND, WRITTEN), None, self.state.counted)
+
+    def totals(self) -> dict[str, NodeStats]:
+        """Return the work of all frames in compiled steps."""
+        return self._stats((ALL_FOUND, ALL_WRITTEN), FRAMES, self.state.added)
+
+    def _stats(self, columns: tuple[int, int], frames: int | None,
+               others: dict[str, NodeStats]) -> dict[str, NodeStats]:
+        stats: dict[str, NodeStats] = {}
+        for name, node in self.compiled.items():
+            ledger = self._step(name).head.ledger
+            found, written = (int(ledger[column]) for column in columns)
+            count = 1 if frames is None else int(ledger[frames])
+            sources = [self.state.edges[spec.name] for spec in node.about.inputs]
+            before = (stats.get(e.spec.name) or others.get(e.spec.name) or NodeStats()
+                      for e in sources)
+            dense = count * self.state.lanes * node.dense_multiply_adds
+            work = found * node.about.multiply_adds
+            stats[name] = NodeStats(
+                count, sum(b.pixels_out for b in before),
+                count * sum(e.mask.numel() for e in sources), found, written,
+                count * self.state.edges[name].mask.numel(), work, work, dense)
+        return stats
+
+    def _step(self, name: str) -> CompiledStep:
+        step = self.state.steps[name]
+        assert isinstance(step, CompiledStep)
+        return step
+
+
+def _doors(graph_module: GraphModule) -> list[tuple[DeltaNode, int]]:
+    """Return the doors in, and the place of the frame that each takes."""
+    frames = [n for n in graph_module.graph.nodes if n.op == "placeholder"][1:]
+    doors = [graph_module.get_submodule(str(n.target)) for n in graph_module.graph.nodes
+             if n.op == "call_module"]
+    places = {f.name.removesuffix("_frame"): i for i, f in enumerate(frames)}
+    return [(door, places[door.about.name]) for door in doors
+            if isinstance(door, DeltaNode) and door.about.rule == "sparsify"]

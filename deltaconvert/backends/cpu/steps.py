@@ -1,0 +1,49 @@
+"""A step of this backend: its place in the stream's table, and the memory that steps want."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deltaconvert.backends.base import Scratch, Work
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.frame import FOUND, Head
+from deltaconvert.backends.cpu.jit import Entry
+from deltaconvert.nodes import DeltaNode
+
+# Large enough to hide the calls of a chunk, small enough to be hot still when it is finished.
+_CHUNK_BYTES = 1536 * 1024
+_FEWEST_ROWS, _MOST_ROWS = 128, 2048
+
+
+class CompiledStep:
+    """A node's step that runs in compiled code, alone or with the steps around it.
+
+    Args:
+        node: a local node.
+        engine: of the stream.
+        head: of the step.
+        work, task, prepare: see `Engine.add`.
+    """
+
+    def __init__(self, node: DeltaNode, engine: Engine, head: Head, work: Entry, task: Any,
+                 prepare: Entry | None = None) -> None:
+        """Add it to the stream's table."""
+        self.node, self.engine, self.head = node, engine, head
+        self.place = engine.add(head, work, task, prepare)
+
+    def __call__(self) -> Work:
+        """Apply the rule at this frame's candidates."""
+        self.engine.run(self.place, self.place + 1)
+        found = int(self.head.ledger[FOUND])
+        return Work(found, found * self.node.about.multiply_adds)
+
+
+def chunk_rows(numbers: int) -> int:
+    """Return how many rows of so many numbers make a chunk."""
+    rows = _CHUNK_BYTES // (4 * max(numbers, 1)) // 64 * 64
+    return min(max(rows, _FEWEST_ROWS), _MOST_ROWS)
+
+
+def row_scratch(name: str, rows: int, numbers: int, workers: int) -> Scratch:
+    """Return memory for a chunk of rows for every worker."""
+    return Scratch(f"cpu.{name}", 4 * workers * rows * numbers)
