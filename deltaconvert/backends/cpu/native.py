@@ -82,9 +82,10 @@ class Kept:
 
 def _structure(kind: Any) -> Any:
     """Return how Numba lays a type out, for `ctypes`."""
+    parts: Any = kind
     fields: list[tuple[str, Any]]
     if isinstance(kind, types.BaseTuple):
-        fields = [(f"field{i}", _structure(field)) for i, field in enumerate(tuple(kind))]
+        fields = [(f"field{i}", _structure(part)) for i, part in enumerate(parts)]
     elif isinstance(kind, types.Array):
         sizes = ctypes.c_ssize_t * kind.ndim
         fields = [(name, ctypes.c_void_p) for name in ("meminfo", "parent")]
