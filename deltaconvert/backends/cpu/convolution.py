@@ -9,11 +9,13 @@ library's own convolution of the whole lane and the passes behind it (docs/perfo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
+from deltaconvert.backends.cpu import winograd
 from deltaconvert.backends.cpu.addresses import find_rows, source_of
 from deltaconvert.backends.cpu.depthwise import Depthwise
 from deltaconvert.backends.cpu.filters import (
@@ -75,6 +77,7 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     scratch = list_scratch(node) + row_scratch("new", rows, shape[1] + PANEL, workers)
     scratch += row_scratch("addresses", rows, 2 * segments, workers)
     scratch += row_scratch("copies", rows, copied, workers)
+    scratch += winograd.plan(node, workers)
     if is_transposed(node):
         scratch.append(Scratch("cpu.phases", 4 * int(np.prod(node.about.output.mask_shape))))
     return scratch
@@ -195,6 +198,11 @@ class ConvolutionStep:
         self.finder = CandidateFinder(node, buffers)
         self.phases = [Product(node, phase, buffers, finish, workers.threads)
                        for phase in filters.phases]
+        self.tiles = None
+        if filters.tiled is not None:
+            self.tiles = winograd.TileProduct(node, filters.tiled, filters.phases[0],
+                                              self.phases[0].source, buffers, finish,
+                                              workers.threads)
         self.sorted = None
         if len(self.phases) > 1:
             self.sorted = ints(buffers.scratch["cpu.phases"],
@@ -214,15 +222,22 @@ class ConvolutionStep:
     def _compute(self, pixels: np.ndarray) -> None:
         share = len(pixels) * self.node.about.multiply_adds > SHARED_MULTIPLY_ADDS
         workers = self.workers.threads if share else 1
+        products: Sequence[Product | winograd.TileProduct] = self.phases
+        if self.tiles is not None and self.tiles.begin(pixels, workers):
+            products = [self.tiles]
+        else:
+            self._begin(pixels, workers)
+
+        def part(worker: int, index: int) -> None:
+            for product in products:
+                product(worker)
+
+        self.workers.run(part, workers, share)
+
+    def _begin(self, pixels: np.ndarray, workers: int) -> None:
         pixels, bounds = self._by_phase(pixels)
         for phase, (start, stop) in zip(self.phases, pairwise(bounds), strict=True):
             phase.begin(pixels[start:stop], workers)
-
-        def part(worker: int, index: int) -> None:
-            for phase in self.phases:
-                phase(worker)
-
-        self.workers.run(part, workers, share)
 
     def _by_phase(self, pixels: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Sort pixels by phase, where there are several."""
