@@ -187,7 +187,7 @@ class TileProduct:
         self.tiles = self.list[:total]
         self.taken[0] = 0
         share = -(-total // (2 * workers)) if workers > 1 else total
-        self.count = min(-(-share // BLOCK) * BLOCK, TILES)
+        self.count = min(-(-share // BLOCK) * BLOCK, len(self.memory[0].rows))
         return pays(len(pixels), total, self.group, workers)
 
     def __call__(self, worker: int) -> None:
