@@ -200,7 +200,7 @@ class ConvolutionStep:
                        for phase in filters.phases]
         self.tiles = None
         if filters.tiled is not None:
-            self.tiles = winograd.TileProduct(node, filters.tiled, filters.phases[0],
+            self.tiles = winograd.TileProduct(filters.tiled, filters.phases[0],
                                               self.phases[0].source, buffers, finish,
                                               workers.threads)
         self.sorted = None

@@ -199,7 +199,7 @@ def _take(typing: Any, counter: Any, amount: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address, more = args
         place = builder.inttoptr(address, _INT.as_pointer())
-        return builder.atomic_rmw("add", place, more, "monotonic")
+        return builder.atomic_rmw("add", place, more, "acq_rel")
 
     return types.intp(types.intp, types.intp), codegen
 

@@ -54,24 +54,25 @@ HELD = 4  # pixels of a tile
 # Numbers from a place to the next differ from a multiple of a page by this, or the 16 places of a
 # tile would share a few lines of the first cache.
 APART, PAGE = 64, 1024
+# A filter of so many numbers at a place is read once for all workers, each its columns, as long
+# as there are few chunks; else each worker would read all of it from memory for a few tiles.
+LARGE_PRODUCT, FEW_CHUNKS = 256 * 256, 4
 
 
-def pays(pixels: int, tiles: int, channels: tuple[int, int], workers: int) -> bool:
+def pays(pixels: int, tiles: int, channels: tuple[int, int]) -> bool:
     """Return whether so many tiles take less time than their candidates one by one.
 
-    Times are in multiply-adds. To transform a number, in and back, takes as long as 64. And a
-    filter that comes from memory takes as long as a product of some 20 rows with it, for every
-    worker: where there are few, nine places are sooner there than sixteen.
+    Times are in multiply-adds. To transform a number, in and back, takes as long as 64. To read
+    a filter, mostly from memory, takes as long as a product of 8 rows with it: where there are
+    few, nine taps are sooner there than sixteen places.
 
     Args:
         pixels: candidates.
         tiles: that hold them.
         channels: of a group, in and out.
-        workers: who share them.
     """
-    product, fewest = channels[0] * channels[1], 20 * workers
-    by_tiles = PLACES * (product + 4 * sum(channels)) * max(tiles, fewest)
-    return by_tiles < 9 * product * max(pixels, fewest)
+    product = channels[0] * channels[1]
+    return PLACES * (product + 4 * sum(channels)) * (tiles + 8) < 9 * product * (pixels + 8)
 
 
 class Layer(NamedTuple):
@@ -94,45 +95,74 @@ class Layer(NamedTuple):
     by_definition: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+class Frame(NamedTuple):
+    """What the workers share in a frame.
+
+    Args:
+        tiles: int32 ``[tiles, 2]``, see `find_tiles`.
+        count: tiles of a chunk.
+        parts: of the output's columns; each part of each chunk is one worker's.
+        taken: int64 ``[1]``: parts handed out.
+        done: int64 ``[FEW_CHUNKS]``: parts of each chunk that are computed.
+    """
+
+    tiles: np.ndarray
+    count: int
+    parts: int
+    taken: np.ndarray
+    done: np.ndarray
+
+
+class Rows(NamedTuple):
+    """The results of chunks: of each worker's, or, where workers share a chunk, of each chunk.
+
+    Args:
+        new: float32 ``[slots, 4 * TILES + BLOCK, C_out]`` and `PANEL` more columns: a row a
+            candidate, and memory for a block of others.
+        pixels: int32 ``[slots, 4 * TILES]``: the candidates.
+        spoiled: uint8 ``[slots, TILES]``: tiles whose result is not finite; cleared after use.
+    """
+
+    new: np.ndarray
+    pixels: np.ndarray
+    spoiled: np.ndarray
+
+
 class Memory(NamedTuple):
-    """What a worker writes.
+    """What a worker has for itself.
 
     Args:
         patches: float32 ``[16, TILES, C_in]``, transformed.
         rows: int64 ``[TILES]``: addresses of the first place's rows.
         products: float32 ``[16, TILES, C_out]`` and a few more columns.
-        new: float32 ``[4 * TILES + BLOCK, C_out]`` and `PANEL` more columns: a row a candidate.
-        pixels: int32 ``[4 * TILES]``: the candidates.
-        spoiled: int32 ``[4 * TILES]``: those whose tiles were not finite.
         table: int64 ``[16]``, addresses.
-        copies, addresses: see `addresses.find_rows`.
+        copies, addresses: see `addresses.find_rows`, for one block.
+        slot: its own, of `Rows`.
     """
 
     patches: np.ndarray
     rows: np.ndarray
     products: np.ndarray
-    new: np.ndarray
-    pixels: np.ndarray
-    spoiled: np.ndarray
     table: np.ndarray
     copies: np.ndarray
     addresses: np.ndarray
+    slot: int
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     """Return the memory for tiles, where a node may be computed by them."""
-    channels = tiled_channels(node)
-    if channels is None:
+    if tiled_channels(node) is None:
         return []
     lanes, height, width = node.about.output.mask_shape
-    columns = node.about.output.shape[1]  # type: ignore[index]
-    wanted = [Scratch("cpu.tiles", 8 * lanes * -(-height // 2) * -(-width // 2))]
+    shape_in, shape_out = node.about.inputs[0].shape, node.about.output.shape
+    assert shape_in is not None
+    assert shape_out is not None
+    slots = max(workers, FEW_CHUNKS)
+    wanted = [Scratch("cpu.tiles", 8 * lanes * -(-height // 2) * -(-width // 2)),
+              Scratch("cpu.rows", 4 * slots * (HELD * TILES + BLOCK) * (shape_out[1] + PANEL))]
     for w in range(workers):
-        wanted += [
-            Scratch(f"cpu.patches.{w}", 4 * PLACES * _place(node.about.inputs[0].shape[1])),
-            Scratch(f"cpu.products.{w}", 4 * PLACES * _place(columns + WIDTH)),
-            Scratch(f"cpu.new.{w}", 4 * (HELD * TILES + BLOCK) * (columns + PANEL)),
-            Scratch(f"cpu.held.{w}", 2 * 4 * HELD * TILES)]
+        wanted += [Scratch(f"cpu.patches.{w}", 4 * PLACES * _place(shape_in[1])),
+                   Scratch(f"cpu.products.{w}", 4 * PLACES * _place(shape_out[1] + WIDTH))]
     return wanted
 
 
@@ -146,17 +176,16 @@ class TileProduct:
     """Computes and finishes pixels tile by tile.
 
     Args:
-        node: a convolution that has a `Tiled` filter.
-        tiled: it.
+        tiled: the transformed filter.
         phase: the same by the definition.
         source: of both.
-        buffers: its edges and scratch.
-        finish: the end of its step.
+        buffers: scratch.
+        finish: the end of the step.
         workers: how many call at once.
     """
 
-    def __init__(self, node: DeltaNode, tiled: Tiled, phase: Phase, source: Source,
-                 buffers: Buffers, finish: Finish, workers: int) -> None:
+    def __init__(self, tiled: Tiled, phase: Phase, source: Source, buffers: Buffers,
+                 finish: Finish, workers: int) -> None:
         """View the working memory."""
         out, scratch = finish.out, buffers.scratch
         self.finish, self.group = finish, tiled.channels
@@ -165,40 +194,53 @@ class TileProduct:
                            (phase.pieces, phase.filters, phase.panels))
         most = out.lanes * -(-out.height // 2) * -(-out.width // 2)
         self.list = ints(scratch["cpu.tiles"], 2 * most).reshape(most, 2)
-        self.taken = np.zeros(1, np.int64)
-        self.memory = [self._memory(scratch, w, phase) for w in range(workers)]
+        slots = max(workers, FEW_CHUNKS)
+        self.rows = Rows(
+            floats(scratch["cpu.rows"], slots, HELD * TILES + BLOCK, out.channels + PANEL).numpy(),
+            np.zeros((slots, HELD * TILES), np.int32), np.zeros((slots, TILES), np.uint8))
+        self.memory = [self._memory(scratch, w, phase.segments) for w in range(workers)]
+        self.counters = np.zeros(1, np.int64), np.zeros(FEW_CHUNKS, np.int64)
 
-    def _memory(self, scratch: Any, worker: int, phase: Phase) -> Memory:
-        layer = self.layer
-        patches = _places(scratch[f"cpu.patches.{worker}"], layer.source.channels)
-        held = ints(scratch[f"cpu.held.{worker}"], 2 * HELD * TILES).reshape(2, -1)
+    def _memory(self, scratch: Any, worker: int, segments: int) -> Memory:
+        patches = _places(scratch[f"cpu.patches.{worker}"], self.layer.source.channels)
+        products = _places(scratch[f"cpu.products.{worker}"], self.layer.channels + WIDTH)
         rows = patches.ctypes.data + patches.strides[1] * np.arange(TILES)
-        return Memory(
-            patches, rows, _places(scratch[f"cpu.products.{worker}"], layer.channels + WIDTH),
-            floats(scratch[f"cpu.new.{worker}"], HELD * TILES + BLOCK,
-                   layer.channels + PANEL).numpy(),
-            held[0], held[1], np.zeros(PLACES, np.int64),
-            np.zeros((HELD * TILES, 0), np.float32),
-            np.zeros((HELD * TILES // BLOCK, phase.segments, BLOCK), np.int64))
+        return Memory(patches, rows, products, np.zeros(PLACES, np.int64),
+                      np.zeros((BLOCK, 0), np.float32), np.zeros((1, segments, BLOCK), np.int64),
+                      worker)
 
     def begin(self, pixels: np.ndarray, workers: int) -> bool:
         """Take up the pixels of a frame; return whether they are better computed by tiles."""
         total = find_tiles(pixels, *self.size, self.list)
-        self.tiles = self.list[:total]
-        self.taken[0] = 0
-        share = -(-total // (2 * workers)) if workers > 1 else total
-        self.count = min(-(-share // BLOCK) * BLOCK, len(self.memory[0].rows))
-        return pays(len(pixels), total, self.group, workers)
+        if not pays(len(pixels), total, self.group):
+            return False
+        count, parts = self._cut(total, workers)
+        for counter in self.counters:
+            counter.fill(0)
+        self.frame = Frame(self.list[:total], count, parts, *self.counters)
+        return True
+
+    def _cut(self, tiles: int, workers: int) -> tuple[int, int]:
+        """Return the tiles of a chunk, and the parts of its columns."""
+        most = self.rows.spoiled.shape[1]
+        groups, panels, _ = self.layer.panels.shape
+        if (groups == 1 and workers > 1 and tiles <= FEW_CHUNKS * most
+                and self.group[0] * self.group[1] >= LARGE_PRODUCT):
+            return most, min(workers, panels)
+        share = -(-tiles // (2 * workers)) if workers > 1 else tiles
+        few = BLOCK // 3
+        return min(-(-share // few) * few, most), 1
 
     def __call__(self, worker: int) -> None:
         """Apply the rule at the tiles that no other worker takes."""
-        memory, finish = self.memory[worker], self.finish
+        memory, rows, finish = self.memory[worker], self.rows, self.finish
         if finish.compiled:
-            convolve_tiles(self.layer, self.tiles, self.taken, self.count, memory, finish.ending,
+            convolve_tiles(self.layer, self.frame, memory, rows, finish.ending,
                            finish.counts[worker])
             return
-        while rows := compute_next(self.layer, self.tiles, self.taken, self.count, memory):
-            finish.rows(worker, memory.new, memory.pixels[:rows])
+        while (found := compute_next(self.layer, self.frame, memory, rows))[1]:
+            slot, count = found
+            finish.rows(worker, rows.new[slot], rows.pixels[slot, :count])
 
 
 def _places(scratch: Any, columns: int) -> np.ndarray:
@@ -210,30 +252,39 @@ def _places(scratch: Any, columns: int) -> np.ndarray:
 
 
 @loop
-def convolve_tiles(layer, tiles, taken, count, memory, ending, counts):
-    """Compute and finish tiles, so many at a time, until all are taken."""
+def convolve_tiles(layer, frame, memory, rows, ending, counts):
+    """Compute and finish tiles, until all are taken."""
     while True:
-        rows = compute_next(layer, tiles, taken, count, memory)
-        if rows == 0:
+        slot, count = compute_next(layer, frame, memory, rows)
+        if count == 0:
             return
-        finish_rows(memory.new, memory.pixels[:rows], ending, counts)
+        finish_rows(rows.new[slot], rows.pixels[slot, :count], ending, counts)
 
 
 @loop
-def compute_next(layer, tiles, taken, count, memory):
-    """Compute the next tiles that nobody has taken; return how many rows they gave, 0 at the end.
+def compute_next(layer, frame, memory, rows):
+    """Compute parts that nobody has taken, up to one that makes a chunk whole.
 
-    Row ``i`` of ``memory.new`` is that of ``memory.pixels[i]``.
+    Returns:
+        Where its rows are in `Rows`, and how many; 0 at the end.
     """
-    start = take(taken.ctypes.data, count)
-    chunk = tiles[start:start + count]
-    if chunk.shape[0] == 0:
-        return 0
-    transform_patches(layer.source, chunk, memory.patches, memory.table)
-    multiply_places(layer, chunk.shape[0], memory)
-    good, spoiled = transform_back(layer, chunk, memory)
-    compute_spoiled(layer, good, spoiled, memory)
-    return good + spoiled
+    panels = layer.panels
+    while True:
+        part = take(frame.taken.ctypes.data, 1)
+        chunk, part = part // frame.parts, part % frame.parts
+        tiles = frame.tiles[chunk * frame.count:(chunk + 1) * frame.count]
+        if tiles.shape[0] == 0:
+            return 0, 0
+        slot = memory.slot if frame.parts == 1 else chunk
+        first = panels.shape[1] * part // frame.parts
+        stop = panels.shape[1] * (part + 1) // frame.parts
+        transform_patches(layer.source, tiles, memory.patches, memory.table)
+        multiply_places(layer, first, stop, tiles.shape[0], memory)
+        channel = panels[0, first, 1]
+        channels = (layer.channels if part + 1 == frame.parts else panels[0, stop, 1]) - channel
+        transform_back(tiles, channel, channels, memory, rows.new[slot], rows.spoiled[slot])
+        if frame.parts == 1 or take(frame.done[slot:].ctypes.data, 1) == frame.parts - 1:
+            return slot, gather_candidates(layer, tiles, memory, rows, slot)
 
 
 @loop
@@ -306,20 +357,20 @@ def transform_patches(source, tiles, patches, table):
 
 
 @loop
-def multiply_places(layer, count, memory):
-    """Multiply the transformed patches of some tiles with the filter, place by place."""
+def multiply_places(layer, first, stop, count, memory):
+    """Multiply the transformed patches of some tiles with some panels, place by place."""
     products, bounds, panels = memory.products, layer.bounds, layer.panels
     for place in range(PLACES):
         for group in range(panels.shape[0]):
             for part in range(bounds.shape[0] - 1):
-                for q in range(panels.shape[1]):
+                for q in range(first, stop):
                     column, channel = panels[group, q, 1], panels[group, q, 3] + bounds[part]
                     piece = _piece(layer, group, q, place, part)
                     ahead = piece
-                    if q + 1 < panels.shape[1]:
+                    if q + 1 < stop:
                         ahead = _piece(layer, group, q + 1, place, part)
                     elif place + 1 < PLACES:
-                        ahead = _piece(layer, group, 0, place + 1, part)
+                        ahead = _piece(layer, group, first, place + 1, part)
                     out = products.ctypes.data + place * products.strides[0] + 4 * column
                     for block in range((count + BLOCK - 1) // BLOCK):
                         multiply_block(
@@ -340,46 +391,50 @@ def _piece(layer, group, q, place, part):
 
 
 @loop
-def transform_back(layer, tiles, memory):
-    """Write ``A^T m A`` to the rows of the candidates; list them, and those of spoiled tiles.
-
-    Returns:
-        How many there are of each.
-    """
-    products, table, new = memory.products, memory.table, memory.new
-    whole = layer.channels // WIDTH
-    rest, width = layer.channels - WIDTH * whole, layer.source.cols.shape[0]
-    good, spoiled = 0, 0
+def transform_back(tiles, channel, channels, memory, new, spoiled):
+    """Write some channels of ``A^T m A`` to the rows of the candidates; note spoiled tiles."""
+    products, table = memory.products, memory.table
+    whole, at = channels // WIDTH, 0
     for i in range(tiles.shape[0]):
-        at = good
         for k in range(HELD):
-            table[k] = new[new.shape[0] - 1].ctypes.data  # nobody's
+            table[k] = new[new.shape[0] - 1, channel:].ctypes.data  # nobody's
             if tiles[i, 1] >> k & 1:
-                table[k] = new[at].ctypes.data
-                memory.pixels[at] = tiles[i, 0] + k // 2 * width + k % 2
+                table[k] = new[at, channel:].ctypes.data
                 at += 1
-        start = products.ctypes.data + i * products.strides[1]
+        start = products.ctypes.data + i * products.strides[1] + 4 * channel
         bad = _from_places(start, products.strides[0], 0, whole, table.ctypes.data)
-        bad |= _from_places_singly(start, products.strides[0], 4 * WIDTH * whole, rest,
-                                   table.ctypes.data)
+        bad |= _from_places_singly(start, products.strides[0], 4 * WIDTH * whole,
+                                   channels - WIDTH * whole, table.ctypes.data)
         if bad:
-            for k in range(good, at):
-                memory.spoiled[spoiled] = memory.pixels[k]
-                spoiled += 1
-        else:
-            good = at
-    return good, spoiled
+            spoiled[i] = 1
 
 
 @loop
-def compute_spoiled(layer, good, spoiled, memory):
-    """Compute the pixels of spoiled tiles by the definition, into the rows behind the good."""
-    if spoiled != 0:
-        pieces, filters, panels = layer.by_definition
-        pixels = memory.spoiled[:spoiled]
-        memory.pixels[good:good + spoiled] = pixels
-        find_rows(layer.source, pixels, memory.copies, memory.addresses)
-        multiply_rows(memory.addresses, spoiled, pieces, filters, panels, memory.new[good:])
+def gather_candidates(layer, tiles, memory, rows, slot):
+    """List a chunk's candidates, compute those of spoiled tiles anew; return how many there are."""
+    pixels, width, at = rows.pixels[slot], layer.source.cols.shape[0], 0
+    for i in range(tiles.shape[0]):
+        before = at
+        for k in range(HELD):
+            if tiles[i, 1] >> k & 1:
+                pixels[at] = tiles[i, 0] + k // 2 * width + k % 2
+                at += 1
+        if rows.spoiled[slot, i]:
+            rows.spoiled[slot, i] = 0
+            compute_by_definition(layer, pixels[before:at], memory, rows.new[slot], before)
+    return at
+
+
+@loop
+def compute_by_definition(layer, pixels, memory, new, first):
+    """Compute up to a block of pixels tap by tap, into the rows from ``first`` on."""
+    pieces, filters, panels = layer.by_definition
+    beside = new[new.shape[0] - BLOCK:]
+    find_rows(layer.source, pixels, memory.copies, memory.addresses)
+    multiply_rows(memory.addresses, pixels.shape[0], pieces, filters, panels, beside)
+    for i in range(pixels.shape[0]):
+        for c in range(layer.channels):
+            new[first + i, c] = beside[i, c]
 
 
 _FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
