@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cpu import winograd
 from deltaconvert.backends.cpu.addresses import Source, find_rows, source_of
 from deltaconvert.backends.cpu.depthwise import Depthwise, filter_parts
 from deltaconvert.backends.cpu.engine import Engine
@@ -50,7 +51,6 @@ from deltaconvert.backends.cpu.native import (
     Longs2,
     Longs3,
     Longs4,
-    add,
     layout,
     read,
     take,
@@ -67,6 +67,7 @@ MOST_ROWS_BY_COLUMNS = 96
 # Numbers that a chunk of rows and its results take, of the second cache's quarter of a million.
 CHUNK_NUMBERS = 120_000
 _NONE = np.zeros(0, np.int32)
+_TILES = -1  # instead of groups of columns
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -102,6 +103,7 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     scratch = [*list_scratch(node), row_scratch("new", rows, shape[1] + PANEL, workers),
                row_scratch("addresses", workers * rows, 2 * segments, workers),
                row_scratch("copies", rows, copied, workers)]
+    scratch += winograd.plan(node, workers)
     if is_transposed(node):
         scratch.append(Scratch("cpu.phases", 4 * int(np.prod(node.about.output.mask_shape))))
     return scratch
@@ -147,6 +149,7 @@ class Convolution(NamedTuple):
         period: int64 ``[2]``, of the phases in height and width.
         height, width: of a lane of the output.
         sorted: int32, the candidates phase by phase; empty where there is one phase.
+        tiling: address of a `winograd.Tiling`, where tiles are a way to compute; else 0.
     """
 
     parts: Parts
@@ -156,6 +159,7 @@ class Convolution(NamedTuple):
     height: int
     width: int
     sorted: Ints
+    tiling: int
 
 
 _PRODUCT, _CONVOLUTION = layout(Product), layout(Convolution)
@@ -175,8 +179,18 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
     task = Convolution(
         head.parts, _ending(node, filters.bias, buffers, head, engine),
         np.array(phases, np.int64), np.array(filters.period, np.int64), out.height, out.width,
-        order)
+        order, _tiling(node, filters, buffers, engine))
     return CompiledStep(node, engine, head, convolve, task, prepare)
+
+
+def _tiling(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> int:
+    if filters.tiled is None:
+        return 0
+    (phase,) = filters.phases
+    index = node.about.args[0].index
+    source = source_of(flat_map(buffers.inputs[index].value), node.about.footprints[index],
+                       phase.taps, phase.lines)
+    return winograd.bind(filters.tiled, phase, source, buffers, engine).address
 
 
 def _bind_depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffers: Buffers,
@@ -224,6 +238,9 @@ def prepare(address, workers):
     """Sort the candidates by phase, where there are several; settle how they are shared."""
     task = read(address, _CONVOLUTION)
     whole = task.parts
+    if task.tiling != 0 and winograd.begin(task.tiling, whole, workers):
+        whole.progress[GROUPS] = _TILES
+        return
     if task.phases.shape[0] == 1:
         product = read(task.phases[0], _PRODUCT)
         whole.progress[GROUPS] = column_groups(product, workers)
@@ -238,6 +255,7 @@ def prepare(address, workers):
         parts.listed[0] = bounds[phase + 1]
         parts.progress[TAKEN] = bounds[phase]
         parts.progress[ROWS] = whole.progress[ROWS]
+    whole.progress[GROUPS] = 0
 
 
 @loop
@@ -260,6 +278,9 @@ def column_groups(product, workers):
 def convolve(address, worker):
     """Compute and finish parts of all phases until all are taken."""
     task = read(address, _CONVOLUTION)
+    if task.parts.progress[GROUPS] == _TILES:
+        winograd.convolve_tiles(task.tiling, task.ending, worker)
+        return
     for phase in range(task.phases.shape[0]):
         product = read(task.phases[phase], _PRODUCT)
         if task.phases.shape[0] == 1 and product.parts.progress[GROUPS] > 0:
@@ -300,7 +321,7 @@ def by_columns(product, ending, worker):
             known = True
         multiply_rows(addresses, pixels.shape[0], product.pieces, product.filters, product.panels,
                       group * panels // groups, (group + 1) * panels // groups, new)
-        if add(progress.ctypes.data + 8 * DONE, 1) == groups - 1:
+        if take(progress.ctypes.data + 8 * DONE, 1) == groups - 1:
             finish_rows(new, pixels, ending, worker)
 
 

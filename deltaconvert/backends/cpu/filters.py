@@ -26,6 +26,9 @@ NARROWEST_GROUP = 16
 PIECE = 512
 # Taps of fewer channels lie side by side in the map, and are taken as one.
 FEW_CHANNELS = 16
+# Winograd's F(2x2, 3x3): places of a transformed filter, and the transform along a side.
+PLACES = 16
+_TRANSFORM = ((1, 0, 0), (.5, .5, .5), (.5, -.5, .5), (0, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,34 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Tiled:
+    """A transformed filter, see `winograd`.
+
+    Args:
+        channels: of a group, in and out.
+        bounds, filters, panels: see `winograd.Layer`.
+    """
+
+    channels: tuple[int, int]
+    bounds: np.ndarray
+    filters: np.ndarray
+    panels: np.ndarray
+
+
+@dataclass(frozen=True)
 class Filters:
     """A convolution's weights in the layouts of this backend.
 
     Args:
         phases: for the product; empty for a depthwise convolution.
+        tiled: the same for tiles of pixels, where the convolution can be computed so.
         period: of the phases, in height and width.
         depthwise: ``[taps, channels]``, where every channel has one filter of its own.
         bias: float32 ``[C_out]`` or nothing.
     """
 
     phases: list[Phase]
+    tiled: Tiled | None
     period: tuple[int, int]
     depthwise: Tensor | None
     bias: Tensor | None
@@ -121,9 +141,36 @@ def fold(node: DeltaNode) -> Filters:
     depthwise = None
     if is_depthwise(node):
         depthwise = taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1).contiguous()
+    merged = _merge(taps)
     return Filters(
-        [] if depthwise is not None else _phases(_merge(taps), params, period), period, depthwise,
+        [] if depthwise is not None else _phases(merged, params, period),
+        None if tiled_channels(node) is None else _tile(merged), period, depthwise,
         None if bias is None else bias.detach().float().contiguous())
+
+
+def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
+    """Return a group's channels in and out, as multiplied, where tiles are a way to compute."""
+    weight, params = node.about.args[1], node.about.params
+    settings = *weight.shape[2:], *params["stride"], *params["dilation"]
+    if is_transposed(node) or is_depthwise(node) or settings != (3, 3, 1, 1, 1, 1):
+        return None
+    channels_in, channels_out = _group_channels(node)
+    together = _together(params["groups"], channels_in, channels_out)
+    channels = together * channels_in, together * channels_out
+    return channels if min(channels) >= FEW_CHANNELS else None
+
+
+def _tile(taps: Tensor) -> Tiled | None:
+    """Transform ``[groups, 3, 3, channels_in, channels_out]``, rounding once."""
+    side = torch.tensor(_TRANSFORM, dtype=torch.float64)
+    places = torch.einsum("ya,gabio,xb->gyxio", side, taps.double(), side).float()
+    if not bool(places.isfinite().all()):
+        return None  # no tile's result would be
+    channels = taps.shape[3]
+    parts = max(round(channels / PIECE), 1)
+    bounds = np.array([channels * i // parts for i in range(parts + 1)], np.int64)
+    filters, panels = _panels(places.flatten(1, 3), channels)
+    return Tiled((channels, taps.shape[4]), bounds, filters, panels)
 
 
 def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:

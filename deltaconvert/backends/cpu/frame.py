@@ -23,7 +23,6 @@ from deltaconvert.backends.cpu.native import (
     Ints2,
     Longs,
     Longs2,
-    add,
     call,
     exchange,
     layout,
@@ -160,7 +159,7 @@ def serve(address, worker):
             if replace(word, seen, seen + 1):
                 step = gate[STEP]
                 call(table[step, WORK], table[step, TASK], worker)
-                add(word, -1)
+                take(word, -1)
                 done, idle = seen // _TICKET, 0
         else:
             idle += 1
@@ -193,7 +192,7 @@ def _share(session, step):
     gate[STEP] = step
     exchange(word, gate[TICKET] * _TICKET + _OPEN)
     call(session.table[step, WORK], session.table[step, TASK], 0)
-    add(word, -_OPEN)
+    take(word, -_OPEN)
     idle = 0
     while load(word) % _OPEN != 0:
         idle += 1

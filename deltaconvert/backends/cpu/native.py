@@ -36,11 +36,12 @@ Longs2 = Annotated[np.ndarray, types.int64[:, ::1]]
 Longs3 = Annotated[np.ndarray, types.int64[:, :, ::1]]
 Longs4 = Annotated[np.ndarray, types.int64[:, :, :, ::1]]
 Bytes = Annotated[np.ndarray, types.uint8[::1]]
+Bytes2 = Annotated[np.ndarray, types.uint8[:, ::1]]
 Flags = Annotated[np.ndarray, types.boolean[::1]]
 
-_PLAIN = {int: types.intp, bool: types.boolean, np.float32: types.float32}
+_PLAIN = {int: types.intp, bool: types.boolean, float: types.float64, np.float32: types.float32}
 _SCALARS = {types.intp: ctypes.c_ssize_t, types.boolean: ctypes.c_bool,
-            types.float32: ctypes.c_float}
+            types.float32: ctypes.c_float, types.float64: ctypes.c_double}
 _INT = ir.IntType(64)
 
 
@@ -210,8 +211,7 @@ llvmlite.binding.add_symbol(_YIELD, ctypes.cast(_yielding, ctypes.c_void_p).valu
 read: Any = intrinsic(_read)
 floats_from: Any = intrinsic(_floats_from)
 call: Any = intrinsic(_call)
-take: Any = _atomic("add", "monotonic")
-add: Any = _atomic("add", "seq_cst")
+take: Any = _atomic("add", "acq_rel")
 exchange: Any = _atomic("xchg", "seq_cst")
 load: Any = intrinsic(_load)
 replace: Any = intrinsic(_replace)

@@ -28,7 +28,7 @@ class CompiledStep:
     def __init__(self, node: DeltaNode, engine: Engine, head: Head, work: Entry, task: Any,
                  prepare: Entry | None = None) -> None:
         """Add it to the stream's table."""
-        self.node, self.engine, self.head = node, engine, head
+        self.node, self.engine, self.head, self.task = node, engine, head, task
         self.place = engine.add(head, work, task, prepare)
 
     def __call__(self) -> Work:

@@ -1,0 +1,566 @@
+"""Convolutions of 3x3 taps by Winograd's F(2x2, 3x3), over the tiles that hold a candidate.
+
+A tile is two by two output pixels. They read a patch ``d`` of four by four input pixels, and with
+the filter ``g``, for every pair of channels,
+
+    tile = A^T ((G g G^T) * (B^T d B)) A        (* number by number)
+
+takes 16 multiply-adds for four pixels, where the definition takes 36 (Winograd 1980; Lavin and
+Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). Summed over the input's
+channels, each of the 16 places is a product of matrices: tiles times filters.
+
+Tiles lie where candidates are: a pair of rows begins at the first row that holds one, and a tile
+at the first column. So blobs of a few pixels fill their tiles to 75 to 90 %.
+
+An output pixel depends on its own nine taps and on no other number of the patch, term by term:
+with ``y0 = m0 + m1 + m2`` and ``y1 = m1 - m2 - m3``, ``y0`` never meets ``d3``, nor ``y1`` ``d0``.
+So its rounding error is one of its own neighbourhood, zeros all around give zero, and what is not
+a number stays with its readers. It may be another one though (infinity minus infinity), and large
+numbers may overflow on the way: tiles whose result is not finite are computed by the definition.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (compiled code: Numba infers the types of its loops)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cpu.addresses import Source, find_rows
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.filters import PLACES, Phase, Tiled, tiled_channels
+from deltaconvert.backends.cpu.finish import finish_rows
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, WIDTH, multiply_block, multiply_rows
+from deltaconvert.backends.cpu.maps import flat_map, ints, rows_of
+from deltaconvert.backends.cpu.native import (
+    Bytes2,
+    Floats,
+    Floats2,
+    Floats3,
+    Ints2,
+    Kept,
+    Longs,
+    Longs2,
+    Longs3,
+    layout,
+    read,
+    take,
+)
+from deltaconvert.nodes import DeltaNode
+
+# Tiles that are transformed, multiplied and finished before the next: whole blocks.
+TILES = 4 * BLOCK
+HELD = 4  # pixels of a tile
+# Numbers from a place to the next differ from a multiple of a page by this, or the 16 places of a
+# tile would share a few lines of the first cache.
+APART, PAGE = 64, 1024
+# A filter of so many numbers at a place is read once for all workers, each its columns, as long
+# as there are few chunks; else each worker would read all of it from memory for a few tiles.
+LARGE_PRODUCT, FEW_CHUNKS = 256 * 256, 4
+# To read a filter, mostly from memory, takes as long as a product of so many rows with it: where
+# there are few, nine taps are sooner there than sixteen places.
+_FILTER_ROWS = 8
+
+
+class Definition(NamedTuple):
+    """The filter for `kernel.multiply_rows`, for pixels one by one."""
+
+    pieces: Longs2
+    filters: Floats
+    panels: Longs3
+
+
+class Layer(NamedTuple):
+    """What does not change from frame to frame.
+
+    Args:
+        source: the map, and the nine taps of every output pixel.
+        channels: of the output.
+        group_in, group_out: channels of a group.
+        gain: of these.
+        bounds: int64 ``[P + 1]``: where the filter is cut along a group's input channels.
+        filters, panels: transformed; a panel holds the 16 places one behind the other, each
+            ``[channels of a group, columns]``; ``panels`` as in `kernel.multiply_rows`.
+        by_definition: the same for pixels one by one.
+    """
+
+    source: Source
+    channels: int
+    group_in: int
+    group_out: int
+    gain: float
+    bounds: Longs
+    filters: Floats
+    panels: Longs3
+    by_definition: Definition
+
+
+class Rows(NamedTuple):
+    """The results of chunks: of each worker's, or, where workers share a chunk, of each chunk.
+
+    Args:
+        new: float32 ``[slots, 4 * TILES + BLOCK, C_out]`` and `PANEL` more columns: a row a
+            candidate, and memory for a block of others.
+        pixels: int32 ``[slots, 4 * TILES]``: the candidates.
+        spoiled: uint8 ``[slots, TILES]``: tiles whose result is not finite; cleared after use.
+    """
+
+    new: Floats3
+    pixels: Ints2
+    spoiled: Bytes2
+
+
+class Memory(NamedTuple):
+    """What a worker has for itself.
+
+    Args:
+        patches: float32, flat: ``[16, TILES, C_in]``, transformed, the places apart.
+        patches_place, patches_row: bytes from a place to the next, and from a tile.
+        products: likewise ``[16, TILES, C_out]`` and a few more columns.
+        products_place, products_row: the same of these.
+        rows: int64 ``[TILES]``: addresses of the first place's patches.
+        table: int64 ``[16]``, addresses.
+        copies, addresses: see `addresses.find_rows`, for one block.
+        slot: its own, of `Rows`.
+    """
+
+    patches: Floats
+    patches_place: int
+    patches_row: int
+    products: Floats
+    products_place: int
+    products_row: int
+    rows: Longs
+    table: Longs
+    copies: Floats2
+    addresses: Longs3
+    slot: int
+
+
+class Tiling(NamedTuple):
+    """A convolution by tiles.
+
+    Args:
+        layer: what is computed.
+        rows: where.
+        memory: addresses of `Memory`, one a worker.
+        tiles: int32 ``[tiles, 2]``, see `find_tiles`.
+        frame: int64 ``[4 + FEW_CHUNKS]``, what the workers share in a frame: the tiles, those of
+            a chunk, the parts of the output's columns (each part of each chunk is one worker's),
+            how many are handed out, and how many of each chunk are computed.
+    """
+
+    layer: Layer
+    rows: Rows
+    memory: Longs
+    tiles: Ints2
+    frame: Longs
+
+
+_TOTAL, _COUNT, _PARTS, _TAKEN, _DONE = range(5)
+_MEMORY, _TILING = layout(Memory), layout(Tiling)
+
+
+def plan(node: DeltaNode, workers: int) -> list[Scratch]:
+    """Return the memory for tiles, where a node may be computed by them."""
+    if tiled_channels(node) is None:
+        return []
+    lanes, height, width = node.about.output.mask_shape
+    shape_in, shape_out = node.about.inputs[0].shape, node.about.output.shape
+    assert shape_in is not None
+    assert shape_out is not None
+    slots = max(workers, FEW_CHUNKS)
+    return [Scratch("cpu.tiles", 8 * lanes * -(-height // 2) * -(-width // 2)),
+            Scratch("cpu.rows", 4 * slots * (HELD * TILES + BLOCK) * (shape_out[1] + PANEL)),
+            Scratch("cpu.patches", 4 * workers * PLACES * _place(shape_in[1])),
+            Scratch("cpu.products", 4 * workers * PLACES * _place(shape_out[1] + WIDTH))]
+
+
+def _place(columns: int) -> int:
+    """Return the numbers from a place to the next."""
+    numbers = TILES * columns
+    return numbers + (APART - numbers) % PAGE
+
+
+def bind(tiled: Tiled, phase: Phase, source: Source, buffers: Buffers, engine: Engine) -> Kept:
+    """Return a `Tiling`.
+
+    Args:
+        tiled: the transformed filter.
+        phase: the same by the definition.
+        source: of both.
+        buffers: the edges and memory.
+        engine: of the stream.
+    """
+    out, scratch, threads = flat_map(buffers.output.value), buffers.scratch, engine.workers.threads
+    layer = Layer(source, out.channels, *tiled.channels, gain(*tiled.channels), tiled.bounds,
+                  tiled.filters, tiled.panels,
+                  Definition(phase.pieces, phase.filters, phase.panels))
+    most = out.lanes * -(-out.height // 2) * -(-out.width // 2)
+    slots = max(threads, FEW_CHUNKS)
+    rows = Rows(
+        rows_of(scratch["cpu.rows"], slots, HELD * TILES + BLOCK, out.channels + PANEL),
+        np.zeros((slots, HELD * TILES), np.int32), np.zeros((slots, TILES), np.uint8))
+    memory = [engine.keep(_memory(layer, scratch, worker, phase.segments)).address
+              for worker in range(threads)]
+    return engine.keep(Tiling(
+        layer, rows, np.array(memory, np.int64),
+        ints(scratch["cpu.tiles"], 2 * most).reshape(most, 2),
+        np.zeros(_DONE + FEW_CHUNKS, np.int64)))
+
+
+def _memory(layer: Layer, scratch: Mapping[str, Tensor], worker: int, segments: int) -> Memory:
+    patches = _places(scratch["cpu.patches"], worker, layer.source.channels)
+    products = _places(scratch["cpu.products"], worker, layer.channels + WIDTH)
+    rows = patches[0].ctypes.data + patches[2] * np.arange(TILES)
+    return Memory(*patches, *products, rows, np.zeros(PLACES, np.int64),
+                  np.zeros((BLOCK, 0), np.float32), np.zeros((1, segments, BLOCK), np.int64),
+                  worker)
+
+
+def _places(scratch: Tensor, worker: int, columns: int) -> tuple[np.ndarray, int, int]:
+    """Return a worker's memory for the places of its tiles, and its steps in bytes."""
+    place = _place(columns)
+    whole = rows_of(scratch, worker + 1, PLACES * place)
+    return whole[worker], 4 * place, 4 * columns
+
+
+@loop
+def begin(address, whole, workers):
+    """Take up a frame's candidates; return whether they are better computed by tiles.
+
+    Args:
+        address: of a `Tiling`.
+        whole: the candidates, `frame.Parts`.
+        workers: how many there will be.
+    """
+    tiling = read(address, _TILING)
+    layer, frame = tiling.layer, tiling.frame
+    found = whole.listed[0]
+    total = find_tiles(whole.pixels[:found], layer.source.rows.shape[0],
+                       layer.source.cols.shape[0], tiling.tiles)
+    if total + _FILTER_ROWS >= layer.gain * (found + _FILTER_ROWS):
+        return False
+    frame[:] = 0
+    frame[_TOTAL] = total
+    frame[_COUNT], frame[_PARTS] = cut(layer, total, workers)
+    return True
+
+
+def gain(channels_in: int, channels_out: int) -> float:
+    """Return how many tiles a candidate may be worth, where both are computed; see `begin`.
+
+    A tile is sixteen products where a candidate is nine, and its numbers are transformed: in and
+    back, that takes as long as 64 multiply-adds a number.
+
+    Args:
+        channels_in, channels_out: of a group.
+    """
+    product = channels_in * channels_out
+    return 9 * product / (PLACES * (product + 4 * (channels_in + channels_out)))
+
+
+@loop
+def cut(layer, tiles, workers):
+    """Return the tiles of a chunk, and the parts of its columns."""
+    groups, panels = layer.panels.shape[0], layer.panels.shape[1]
+    if (groups == 1 and workers > 1 and tiles <= FEW_CHUNKS * TILES
+            and layer.group_in * layer.group_out >= LARGE_PRODUCT):
+        return TILES, min(workers, panels)
+    share = (tiles + 2 * workers - 1) // (2 * workers) if workers > 1 else tiles
+    few = BLOCK // 3
+    return min((share + few - 1) // few * few, TILES), 1
+
+
+@loop
+def convolve_tiles(address, ending, worker):
+    """Compute and finish tiles, until all are taken."""
+    tiling = read(address, _TILING)
+    memory = read(tiling.memory[worker], _MEMORY)
+    while True:
+        slot, count = compute_next(tiling, memory)
+        if count == 0:
+            return
+        finish_rows(tiling.rows.new[slot], tiling.rows.pixels[slot, :count], ending, worker)
+
+
+@loop
+def compute_next(tiling, memory):
+    """Compute parts that nobody has taken, up to one that makes a chunk whole.
+
+    Returns:
+        Where its rows are in `Rows`, and how many; 0 at the end.
+    """
+    layer, rows, frame = tiling.layer, tiling.rows, tiling.frame
+    panels, size, parts = layer.panels, frame[_COUNT], frame[_PARTS]
+    while True:
+        part = take(frame.ctypes.data + 8 * _TAKEN, 1)
+        chunk, part = part // parts, part % parts
+        start, stop_tile = chunk * size, min((chunk + 1) * size, frame[_TOTAL])
+        if start >= stop_tile:
+            return 0, 0
+        tiles = tiling.tiles[start:stop_tile]
+        slot = memory.slot if parts == 1 else chunk
+        first = panels.shape[1] * part // parts
+        stop = panels.shape[1] * (part + 1) // parts
+        transform_patches(layer.source, tiles, memory)
+        multiply_places(layer, first, stop, tiles.shape[0], memory)
+        channel = panels[0, first, 1]
+        channels = (layer.channels if part + 1 == parts else panels[0, stop, 1]) - channel
+        transform_back(tiles, channel, channels, memory, rows.new[slot], rows.spoiled[slot])
+        if parts == 1 or take(frame.ctypes.data + 8 * (_DONE + slot), 1) == parts - 1:
+            return slot, gather_candidates(layer, tiles, memory, rows, slot)
+
+
+@loop
+def find_tiles(pixels, height, width, tiles):
+    """List the tiles that hold some pixels.
+
+    Args:
+        pixels: int32, flat indices over lanes, ascending.
+        height, width: of a lane.
+        tiles: int32 ``[lanes * ceil(height / 2) * ceil(width / 2), 2]``, written: the upper left
+            pixel, and which are held, as bits: 1 and 2 in the upper row, 4 and 8 in the lower.
+
+    Returns:
+        How many there are.
+    """
+    count, total, i = pixels.shape[0], 0, 0
+    while i < count:
+        row = np.int64(pixels[i]) // width
+        upper = row * width
+        lower = upper + width
+        end = lower if row % height == height - 1 else lower + width
+        j = i
+        while j < count and pixels[j] < lower:
+            j += 1
+        last = j  # of the upper row; the lower begins
+        while i < last or (j < count and pixels[j] < end):
+            x = pixels[i] - upper if i < last else width
+            if j < count and pixels[j] < end:
+                x = min(x, pixels[j] - lower)
+            held = 0
+            while i < last and pixels[i] - upper < x + 2:
+                held |= 1 << (pixels[i] - upper - x)
+                i += 1
+            while j < count and pixels[j] < end and pixels[j] - lower < x + 2:
+                held |= 4 << (pixels[j] - lower - x)
+                j += 1
+            tiles[total, 0], tiles[total, 1] = upper + x, held
+            total += 1
+        i = j
+    return total
+
+
+@loop
+def transform_patches(source, tiles, memory):
+    """Write ``B^T d B`` of each tile's patch, channel by channel; see `Memory`."""
+    height_out, width_out = source.rows.shape[0], source.cols.shape[0]
+    whole, table = source.channels // WIDTH, memory.table
+    for i in range(tiles.shape[0]):
+        pixel = np.int64(tiles[i, 0])
+        x = pixel % width_out
+        y = pixel // width_out % height_out
+        first = pixel // (width_out * height_out) * source.height
+        for j in range(4):  # what lies below or beside the map is read by no pixel
+            line = np.int32(-1)
+            if j < 3 or y + 1 < height_out:
+                line = source.rows[y + j // 3, j - j // 3]
+            for k in range(4):
+                column = np.int32(-1)
+                if k < 3 or x + 1 < width_out:
+                    column = source.cols[x + k // 3, k - k // 3]
+                where = source.zeros.ctypes.data
+                if line >= 0 and column >= 0:
+                    place = (first + line) * source.width + column
+                    where = source.data.ctypes.data + 4 * source.step * place
+                table[4 * j + k] = where
+        out = memory.patches.ctypes.data + i * memory.patches_row
+        _to_places(table.ctypes.data, 0, whole, out, memory.patches_place)
+        _to_places_singly(table.ctypes.data, 4 * WIDTH * whole, source.channels - WIDTH * whole,
+                          out, memory.patches_place)
+
+
+@loop
+def multiply_places(layer, first, stop, count, memory):
+    """Multiply the transformed patches of some tiles with some panels, place by place."""
+    bounds, panels = layer.bounds, layer.panels
+    for place in range(PLACES):
+        for group in range(panels.shape[0]):
+            for part in range(bounds.shape[0] - 1):
+                for q in range(first, stop):
+                    column, channel = panels[group, q, 1], panels[group, q, 3] + bounds[part]
+                    piece = _piece(layer, group, q, place, part)
+                    ahead = piece
+                    if q + 1 < stop:
+                        ahead = _piece(layer, group, q + 1, place, part)
+                    elif place + 1 < PLACES:
+                        ahead = _piece(layer, group, first, place + 1, part)
+                    out = memory.products.ctypes.data + place * memory.products_place + 4 * column
+                    for block in range((count + BLOCK - 1) // BLOCK):
+                        multiply_block(
+                            count - block * BLOCK, panels[group, q, 2],
+                            memory.rows.ctypes.data + 8 * BLOCK * block, 1,
+                            bounds[part + 1] - bounds[part],
+                            place * memory.patches_place + 4 * channel, piece, ahead,
+                            out + block * BLOCK * memory.products_row, memory.products_row,
+                            part != 0)
+
+
+@loop
+def _piece(layer, group, q, place, part):
+    """Return the address of a part of a panel at one place."""
+    first = place * layer.bounds[-1] + layer.bounds[part]
+    columns = layer.panels[group, q, 2] * WIDTH
+    return layer.filters.ctypes.data + 4 * (layer.panels[group, q, 0] + first * columns)
+
+
+@loop
+def transform_back(tiles, channel, channels, memory, new, spoiled):
+    """Write some channels of ``A^T m A`` to the rows of the candidates; note spoiled tiles."""
+    table = memory.table
+    whole, at = channels // WIDTH, 0
+    for i in range(tiles.shape[0]):
+        for k in range(HELD):
+            table[k] = new[new.shape[0] - 1, channel:].ctypes.data  # nobody's
+            if tiles[i, 1] >> k & 1:
+                table[k] = new[at, channel:].ctypes.data
+                at += 1
+        start = memory.products.ctypes.data + i * memory.products_row + 4 * channel
+        bad = _from_places(start, memory.products_place, 0, whole, table.ctypes.data)
+        bad |= _from_places_singly(start, memory.products_place, 4 * WIDTH * whole,
+                                   channels - WIDTH * whole, table.ctypes.data)
+        if bad:
+            spoiled[i] = 1
+
+
+@loop
+def gather_candidates(layer, tiles, memory, rows, slot):
+    """List a chunk's candidates, compute those of spoiled tiles anew; return how many there are."""
+    pixels, width, at = rows.pixels[slot], layer.source.cols.shape[0], 0
+    for i in range(tiles.shape[0]):
+        before = at
+        for k in range(HELD):
+            if tiles[i, 1] >> k & 1:
+                pixels[at] = tiles[i, 0] + k // 2 * width + k % 2
+                at += 1
+        if rows.spoiled[slot, i]:
+            rows.spoiled[slot, i] = 0
+            compute_by_definition(layer, pixels[before:at], memory, rows.new[slot], before)
+    return at
+
+
+@loop
+def compute_by_definition(layer, pixels, memory, new, first):
+    """Compute up to a block of pixels tap by tap, into the rows from ``first`` on."""
+    direct = layer.by_definition
+    beside = new[new.shape[0] - BLOCK:]
+    find_rows(layer.source, pixels, memory.copies, memory.addresses)
+    multiply_rows(memory.addresses, pixels.shape[0], direct.pieces, direct.filters, direct.panels,
+                  0, direct.panels.shape[1], beside)
+    for i in range(pixels.shape[0]):
+        for c in range(layer.channels):
+            new[first + i, c] = beside[i, c]
+
+
+_FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+
+
+def _vector(width: int) -> Any:
+    return ir.VectorType(_FLOAT, width) if width > 1 else _FLOAT
+
+
+def _at(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
+    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+
+def _addresses(builder: Any, table: Any, count: int) -> list[Any]:
+    return [builder.load(_at(builder, table, _INT(8 * i), _INT)) for i in range(count)]
+
+
+def _transform(width: int) -> Any:
+    """Make the loop over channels of ``B^T d B``, so many channels at a time.
+
+    In vector types, because no compiler vectorises a loop with 16 arrays in and 16 out.
+    """
+    kind = _vector(width)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        table, first, count, out, place_step = args
+        taps = _addresses(builder, table, PLACES)
+
+        def along(d: list[Any]) -> list[Any]:
+            return [builder.fsub(d[0], d[2]), builder.fadd(d[1], d[2]),
+                    builder.fsub(d[2], d[1]), builder.fsub(d[1], d[3])]
+
+        with cgutils.for_range(builder, count) as over_channels:
+            offset = builder.add(first, builder.mul(over_channels.index, _INT(4 * width)))
+            d = [builder.load(_at(builder, tap, offset, kind), align=4) for tap in taps]
+            columns = [along(d[x::4]) for x in range(4)]
+            target = builder.add(out, offset)
+            for y in range(4):
+                for x, number in enumerate(along([column[y] for column in columns])):
+                    step = builder.mul(place_step, _INT(4 * y + x))
+                    builder.store(number, _at(builder, target, step, kind), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def transform(typing, table, first, count, out, place_step):
+        return types.void(*[types.intp] * 5), codegen
+
+    return transform
+
+
+def _transform_back(width: int) -> Any:
+    """Make the loop over channels of ``A^T m A``; it returns whether a number is not finite."""
+    kind = _vector(width)
+    zero = ir.Constant(kind, None) if width > 1 else _FLOAT(0.0)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        products, place_step, first, count, table = args
+        rows = _addresses(builder, table, HELD)
+        check = cgutils.alloca_once_value(builder, zero)
+
+        def along(m: list[Any]) -> list[Any]:
+            return [builder.fadd(m[0], builder.fadd(m[1], m[2])),
+                    builder.fsub(builder.fsub(m[1], m[2]), m[3])]
+
+        with cgutils.for_range(builder, count) as over_channels:
+            offset = builder.add(first, builder.mul(over_channels.index, _INT(4 * width)))
+            source = builder.add(products, offset)
+            m = [builder.load(_at(builder, source, builder.mul(place_step, _INT(i)), kind),
+                              align=4) for i in range(PLACES)]
+            columns = [along(m[x::4]) for x in range(4)]
+            numbers = [n for y in range(2) for n in along([column[y] for column in columns])]
+            total = builder.load(check)
+            for row, number in zip(rows, numbers, strict=True):
+                builder.store(number, _at(builder, row, offset, kind), align=4)
+                # 0, or NaN where the number is infinite or NaN
+                total = builder.fadd(total, builder.fmul(number, zero), flags=("contract",))
+            builder.store(total, check)
+        total = builder.load(check)
+        same = builder.fcmp_unordered("uno", total, total)
+        if width == 1:
+            return same
+        bits = builder.bitcast(same, ir.IntType(width))
+        return builder.icmp_unsigned("!=", bits, ir.IntType(width)(0))
+
+    @intrinsic
+    def transform(typing, products, place_step, first, count, table):
+        return types.boolean(*[types.intp] * 5), codegen
+
+    return transform
+
+
+_to_places, _to_places_singly = _transform(WIDTH), _transform(1)
+_from_places, _from_places_singly = _transform_back(WIDTH), _transform_back(1)
