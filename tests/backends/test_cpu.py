@@ -7,15 +7,18 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
+from numba import types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers, Step, Work
 from deltaconvert.backends.cpu import CpuBackend
-from deltaconvert.backends.cpu.activations import exp
+from deltaconvert.backends.cpu.activations import Numbers, exp
 from deltaconvert.backends.cpu.maps import flat_map
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
@@ -100,12 +103,22 @@ CASES = {
     "add + relu": (("add", (Slot(0), Slot(1)), {"alpha": 2, "activation": ("relu",)}), [MAP, MAP]),
     "add to itself": (("add", (Slot(0), Slot(0)), {}), [MAP]),
     "gate": (("mul", (Slot(0), Slot(1)), {}), [MAP, (LANES, 24, 1, 1)]),
+    "subtract + relu6": (
+        ("sub", (Slot(0), Slot(1)), {"alpha": 0.5, "activation": ("relu6",)}), [MAP, MAP]),
+    "add a number": (("add", (Slot(0), 1.5), {"alpha": -1}), [MAP]),
+    "a number minus": (("sub", (2, Slot(0)), {"alpha": 1}), [MAP]),
+    "twice": (("mul", (Slot(0), 2.0), {}), [MAP]),
+    "gate of one channel": (("mul", (Slot(0), Slot(1)), {}), [MAP, (LANES, 1, 13, 18)]),
+    "add of one channel": (("add", (Slot(1), Slot(0)), {}), [MAP, (LANES, 1, 1, 1)]),
+    "sigmoid alone": (("sigmoid", (Slot(0),), {}), [MAP]),
+    "leaky relu alone": (("leaky_relu", (Slot(0), 0.2), {}), [MAP]),
     "cat": (("cat", ([Slot(0), Slot(1)],), {"dim": 1}), [MAP, MAP16]),
     "crop": (("select", (Slot(0),), {"channels": (3, 1, 5), "rows": tuple(range(2, 9)),
                                      "cols": None}), [MAP]),
     "softmax": (("softmax", (Slot(0),), {"dim": 1}), [MAP]),
 }
-ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",)]
+ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",),
+               ("hardsigmoid",), ("elu", 1.5)]
 
 
 def make_node(case: tuple[Any, Sequence[tuple[int, ...]]], threshold: float = 0.0,
@@ -257,13 +270,30 @@ def test_activations(activation: tuple[Any, ...]) -> None:
     Stream(make_node(case), Config(threads=1)).run()
 
 
+def _exp(typing: Any, x: Any) -> Any:
+    """The exponential of one number."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return exp(Numbers(builder, args[0])).value
+
+    return types.float32(types.float32), codegen
+
+
+one_exp = intrinsic(_exp)
+
+
+@numba.njit
+def exponentials(x):
+    return np.array([one_exp(v) for v in x])
+
+
 def test_exponential_is_accurate_to_two_ulp() -> None:
     x = np.concatenate([np.linspace(-87, 88, 20001), np.linspace(-1, 1, 20001)]).astype(np.float32)
     true = np.exp(x.astype(np.float64))
-    ours = np.array([exp(v) for v in x])
+    ours = exponentials(x)
     assert (np.abs(ours - true) / np.spacing(true.astype(np.float32))).max() < 2
-    assert math.isnan(exp(np.float32("nan")))
-    assert exp(np.float32("-inf")) < 1e-37
+    nan, small = exponentials(np.array([math.nan, -math.inf], np.float32))
+    assert math.isnan(nan)
+    assert small < 1e-37
 
 
 @pytest.mark.parametrize("norm", ["max", "rms"])

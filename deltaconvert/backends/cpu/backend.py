@@ -11,14 +11,16 @@ from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cpu import (
     convolution,
     elementwise,
+    linear,
     pixelwise,
     pooling,
     shuffle,
     sparsify,
     union,
+    whole,
 )
 from deltaconvert.backends.cpu.engine import Engine, engine_of
-from deltaconvert.backends.cpu.filters import fold
+from deltaconvert.backends.cpu.filters import fold, fold_matrix
 from deltaconvert.backends.cpu.rows import list_scratch
 from deltaconvert.backends.cpu.runner import Runner
 from deltaconvert.backends.cpu.workers import Workers
@@ -51,6 +53,14 @@ _KINDS: dict[str, Kind] = {
     "adaptive_avg_pool2d": pooling,
     "pixel_shuffle": shuffle,
 }
+# Those that read whole lanes.
+_WHOLE: dict[str, Kind] = {
+    "adaptive_avg_pool2d": whole,
+    "mean": whole,
+    "flatten": whole,
+    "reshape": whole,
+    "linear": linear,
+}
 
 
 class CpuBackend:
@@ -70,17 +80,22 @@ class CpuBackend:
             return _edge_refusal(about.output)
         if about.aliases:
             return "nothing to compute: its value is made of its inputs' buffers"
-        if about.rule != "local":
+        reason = self._refusal(node)
+        if reason and about.rule != "local":
             return f"runs whole, by its own function ({about.reason or about.rule})"
-        for edge in (*about.inputs, about.output):
-            if reason := _edge_refusal(edge):
+        return reason
+
+    def _refusal(self, node: DeltaNode) -> str | None:
+        for edge in (*node.about.inputs, node.about.output):
+            if reason := _edge_refusal(edge, node.about.rule == "local"):
                 return reason
         kind = _kind(node)
         return kind.refusal(node) if kind else "the cpu backend has no loop for it"
 
     def fold_filters(self, node: DeltaNode) -> Any:
-        """Return a convolution's `Filters`; nothing for other nodes."""
-        return fold(node) if _kind(node) is convolution else None
+        """Return the `Filters` of a product; nothing for other nodes."""
+        kind = _kind(node)
+        return fold(node) if kind is convolution else fold_matrix(node) if kind is linear else None
 
     def plan(self, node: DeltaNode) -> list[Scratch]:
         """Return lists of candidates, which nodes share, and memory for chunks of rows."""
@@ -120,6 +135,8 @@ def _kind(node: DeltaNode) -> Kind | None:
     operator = node.about.operator
     if operator is None:
         return None
+    if node.about.rule != "local":
+        return _WHOLE.get(operator.name)
     if operator.name in _KINDS:
         return _KINDS[operator.name]
     if operator.weights:
@@ -129,8 +146,8 @@ def _kind(node: DeltaNode) -> Kind | None:
     return None
 
 
-def _edge_refusal(edge: EdgeSpec) -> str | None:
-    if not edge.is_map:
+def _edge_refusal(edge: EdgeSpec, local: bool = True) -> str | None:
+    if local and not edge.is_map:
         return f"{edge.name} is not a map of {edge.lanes} lanes (its shape is {edge.shape})"
     if edge.dtype != torch.float32:
         return f"{edge.name} is {edge.dtype}; the cpu backend computes in float32"

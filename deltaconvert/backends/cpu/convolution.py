@@ -55,7 +55,7 @@ from deltaconvert.backends.cpu.native import (
     read,
     take,
 )
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.backends.cpu.taps import taps_of
 from deltaconvert.footprint import Footprint
@@ -224,8 +224,8 @@ def _product(node: DeltaNode, phase: Phase, buffers: Buffers, engine: Engine, pa
     copied = phase.segments * phase.numbers if phase.lines else 0
     return Product(
         parts,
-        source_of(flat_map(buffers.inputs[source].value), node.about.footprints[source],
-                  phase.taps, phase.lines),
+        source_of(flat_map(buffers.inputs[source].value), footprints_of(node)[source], phase.taps,
+                  phase.lines),
         phase.pieces, phase.filters, phase.panels,
         rows_of(buffers.scratch["cpu.new"], threads, rows, channels + PANEL),
         longs(buffers.scratch["cpu.addresses"], threads, threads * rows // BLOCK,

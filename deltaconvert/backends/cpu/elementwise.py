@@ -62,8 +62,8 @@ def refusal(node: DeltaNode) -> str | None:
     about = node.about
     assert about.operator is not None
     if about.operator.is_activation:
-        known = compiled_activation((about.operator.name, *about.params.values()))
-        return None if known and len(about.args) == 1 else "the loops do not have this activation"
+        known = compiled_activation(_activation(node))
+        return None if known else "the loops do not have this activation"
     if about.operator.name not in _CODES or len(about.args) != 2:
         return "the loops do not have this operator"
     if not all(isinstance(a, Slot | int | float) for a in about.args):
@@ -86,9 +86,8 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     rows = chunk_rows(channels)
     head = head_of(node, buffers, engine, 0.3 * channels + 20, rows)
     alone = about.operator.is_activation
-    activation = (about.operator.name, *about.params.values()) if alone else (
-        about.params.get("activation"))
-    operands = [_operand(node, buffers, a) for a in (*about.args, 0.0)[:2]]
+    activation = _activation(node) if alone else about.params.get("activation")
+    operands = [_operand(node, buffers, a) for a in ((about.args[0], 0.0) if alone else about.args)]
     (x, x_channels, x_constant), (y, y_channels, y_constant) = operands
     factor = about.params.get("alpha", 1) * (-1 if about.operator.name == "sub" else 1)
     task = Elementwise(
@@ -97,6 +96,12 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
         x_constant, y_constant, np.float32(factor),
         rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
     return CompiledStep(node, engine, head, combine_parts, task)
+
+
+def _activation(node: DeltaNode) -> tuple[Any, ...]:
+    about = node.about
+    assert about.operator is not None
+    return about.operator.name, *about.args[1:], *about.params.values()
 
 
 def _operand(node: DeltaNode, buffers: Buffers, argument: Any) -> tuple[Taps, int, np.float32]:

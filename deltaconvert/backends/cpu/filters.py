@@ -148,6 +148,14 @@ def fold(node: DeltaNode) -> Filters:
         None if bias is None else bias.detach().float().contiguous())
 
 
+def fold_matrix(node: DeltaNode) -> Filters:
+    """Derive the matrix of a linear layer, the 1x1 filter of a map that is one pixel."""
+    weight, bias, first = node.about.args[1], argument(node, 2), np.zeros(1, np.int64)
+    phase = _phase((0, 0), (first, first), weight.detach().t()[None, None, None])
+    return Filters([phase], None, (1, 1), None,
+                   None if bias is None else bias.detach().float().contiguous())
+
+
 def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
     """Return a group's channels in and out, as multiplied, where tiles are a way to compute."""
     weight, params = node.about.args[1], node.about.params

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
-from deltaconvert.backends.cpu.activations import Activation, activate, compiled_activation
+from deltaconvert.backends.cpu.activations import Activation, compiled_activation
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import Head
 from deltaconvert.backends.cpu.jit import loop
@@ -30,18 +30,20 @@ from deltaconvert.backends.cpu.native import (
     Longs2,
     call,
 )
+from deltaconvert.backends.cpu.row import compare_row, write_row
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.operators import registry
 
 _NONE = np.zeros(0, np.float32)
-_ZERO = np.float32(0)
+# How far ahead rows are fetched: numbers whose comparison takes as long as memory does.
+_FETCHED_NUMBERS = 512
 
 
 class Ending(NamedTuple):
     """What the loops need to finish rows.
 
     Args:
-        bias: float32 ``[C]``, added first; empty for none.
+        bias, zeros: float32 ``[C]``, added first; and nothing to add.
         added, added_step: a residual of the same shape, added next; empty for none.
         code, slope: of the activation, see `activations.Activation`.
         call: address of a function that applies another activation; 0 for none.
@@ -57,6 +59,7 @@ class Ending(NamedTuple):
     """
 
     bias: Floats
+    zeros: Floats
     added: Floats
     added_step: int
     code: int
@@ -96,8 +99,9 @@ def ending_of(node: DeltaNode, buffers: Buffers, head: Head, engine: Engine, *,
         lambda worker: _activate_with_torch(activation, rows[worker]))
     known = known or Activation()
     added = FlatMap(_NONE, 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
+    zeros = np.zeros(out.channels, np.float32)
     return Ending(
-        _NONE if bias is None else flat(bias), added.data, added.step, known.code,
+        zeros if bias is None else flat(bias), zeros, added.data, added.step, known.code,
         np.float32(known.slope), function, rows, out.data, out.step, out.pixels, out.channels,
         edge.threshold, buffers.state.fresh, node.about.norm == "rms", flat(edge.mask),
         head.counts)
@@ -123,62 +127,45 @@ def finish_rows(new, pixels, ending, worker):
         ending: an `Ending`.
         worker: who calls.
     """
-    channels = ending.channels
-    counts = ending.counts[worker]
+    channels, counts = ending.channels, ending.counts[worker]
+    bias, adds = ending.bias.ctypes.data, ending.added.shape[0] != 0
+    out, added = ending.out.ctypes.data, ending.added.ctypes.data
     if ending.call != 0:
-        for i in range(pixels.shape[0]):
-            add_row(new[i][:channels], ending.bias, ending.added,
-                    np.int64(pixels[i]) * ending.added_step)
-        ending.rows[worker, 0] = new.ctypes.data
-        ending.rows[worker, 1] = pixels.shape[0]
-        ending.rows[worker, 2] = new.shape[1]
-        ending.rows[worker, 3] = channels
-        call(ending.call, worker, 0)
+        _call_back(new, pixels, ending, worker)
+        bias, adds = ending.zeros.ctypes.data, False
+    ahead = _FETCHED_NUMBERS // channels + 1
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        row = new[i][:channels]
-        if ending.call == 0:
-            add_row(row, ending.bias, ending.added, pixel * ending.added_step)
-            if ending.code != 0:
-                activate(row, ending.code, ending.slope)
+        later = np.int64(pixels[min(i + ahead, pixels.shape[0] - 1)])
+        row = new.ctypes.data + 4 * i * new.shape[1]
+        old = out + 4 * pixel * ending.step
+        residual = added + 4 * pixel * ending.added_step if adds else 0
         lane = pixel // ending.plane
-        old = ending.out[pixel * ending.step:pixel * ending.step + channels]
-        threshold = np.float32(ending.thresholds[lane])
-        if ending.fresh[lane] or exceeds(row, old, threshold, ending.rms):
-            for c in range(channels):
-                old[c] = row[c]
+        exceeds = compare_row(
+            row, old, bias, residual, channels, ending.code, ending.slope,
+            np.float32(ending.thresholds[lane]), ending.rms, out + 4 * later * ending.step,
+            added + 4 * later * ending.added_step)
+        if exceeds or ending.fresh[lane]:
+            write_row(row, old, channels)
             ending.mask[pixel] = 1
             counts[lane] += 1
 
 
 @loop
-def add_row(row, bias, added, start):
-    """Add bias and residual to a row, where there are any."""
-    size = row.shape[0]
-    if bias.shape[0] != 0:
-        for c in range(size):
-            row[c] += bias[c]
-    if added.shape[0] != 0:
-        other = added[start:start + size]
-        for c in range(size):
-            row[c] += other[c]
-
-
-@loop
-def exceeds(row, old, threshold, rms):
-    """Return whether the norm of the difference is not within the threshold.
-
-    Equal numbers differ by 0 (so do two equal infinities); NaN is never within.
-    """
-    size = row.shape[0]
-    if rms:
-        total = _ZERO
-        for c in range(size):
-            d = _ZERO if row[c] == old[c] else row[c] - old[c]
-            total += d * d
-        return not (np.sqrt(total / np.float32(size)) <= threshold)
-    outside = np.int32(0)
-    for c in range(size):
-        d = _ZERO if row[c] == old[c] else row[c] - old[c]
-        outside |= np.int32(not (abs(d) <= threshold))
-    return outside != 0
+def _call_back(new, pixels, ending, worker):
+    """Add to the rows, and have Python activate them."""
+    channels = ending.channels
+    for i in range(pixels.shape[0]):
+        row = new[i]
+        for c in range(channels):
+            row[c] += ending.bias[c]
+        if ending.added.shape[0] != 0:
+            start = np.int64(pixels[i]) * ending.added_step
+            other = ending.added[start:start + channels]
+            for c in range(channels):
+                row[c] += other[c]
+    ending.rows[worker, 0] = new.ctypes.data
+    ending.rows[worker, 1] = pixels.shape[0]
+    ending.rows[worker, 2] = new.shape[1]
+    ending.rows[worker, 3] = channels
+    call(ending.call, worker, 0)

@@ -39,9 +39,13 @@ class FlatMap(NamedTuple):
 def flat_map(value: Tensor) -> FlatMap:
     """View ``[N, C, H, W]`` in channels-last memory as a `FlatMap`; nothing is copied.
 
+    Vectors ``[N, C]`` are maps of one pixel.
+
     Raises:
         UnsupportedError: where the pixels do not lie one behind the other.
     """
+    if value.dim() == 2:
+        value = value[:, :, None, None]
     lanes, channels, height, width = value.shape
     sizes = (lanes, height, width)
     strides = (value.stride(0), value.stride(2), value.stride(3))

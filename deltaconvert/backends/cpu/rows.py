@@ -16,7 +16,7 @@ from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import LEDGER, PROGRESS, Head, Input, Parts
 from deltaconvert.backends.cpu.maps import flat, ints
 from deltaconvert.footprint import Footprint
-from deltaconvert.nodes import DeltaNode
+from deltaconvert.nodes import DeltaNode, EdgeSpec, Slot
 from deltaconvert.state import Edge
 
 # Calling a helper takes some 2 us where it is awake; below, one worker is done before that pays.
@@ -25,11 +25,32 @@ _SHARED_WORK_NS = 15_000
 
 def list_name(node: DeltaNode) -> str:
     """Name the list: equal for nodes with the same candidates."""
-    about = node.about
-    digest = hashlib.sha1(repr([spec.name for spec in about.inputs]).encode())
-    for footprint in about.footprints:
+    digest = hashlib.sha1(repr([spec.name for spec in node.about.inputs]).encode())
+    for footprint in footprints_of(node):
         digest.update(repr(footprint.key()).encode())
     return f"cpu.candidates.{digest.hexdigest()}"
+
+
+def footprints_of(node: DeltaNode) -> tuple[Footprint, ...]:
+    """Return a local node's footprints; those of a node that reads whole lanes are everything."""
+    return node.about.footprints or tuple(_everything(spec) for spec in node.about.inputs)
+
+
+def _everything(spec: EdgeSpec) -> Footprint:
+    height, width = (*spec.mask_shape, 1, 1)[1:3]
+    rows, cols = (np.arange(size, dtype=np.int32)[None] for size in (height, width))
+    return Footprint(rows, cols, (height, width))
+
+
+def whole_refusal(node: DeltaNode) -> str | None:
+    """Return why a global node is not one pixel a lane, of a lane's numbers alone."""
+    about = node.about
+    if len(about.inputs) != 1 or not isinstance(about.args[0], Slot):
+        return "it is of something else than one value"
+    for spec in (*about.inputs, about.output):
+        if not spec.has_lanes or len(spec.shape or ()) not in (2, 4):
+            return f"{spec.name} is neither a map nor a vector a lane (its shape is {spec.shape})"
+    return None if about.output.pixels == 1 else f"{about.output.name} is a map"
 
 
 def list_scratch(node: DeltaNode) -> list[Scratch]:
@@ -40,28 +61,28 @@ def list_scratch(node: DeltaNode) -> list[Scratch]:
 
 def head_of(node: DeltaNode, buffers: Buffers, engine: Engine, row_ns: float, most: int,
             grain: int = 1) -> Head:
-    """Return what the frame needs of a local node, to begin and end its step.
+    """Return what the frame needs of a node, to begin and end its step.
 
     Args:
-        node: the node.
+        node: local, or one whose every lane is one pixel (see `whole_refusal`).
         buffers: its edges and memory.
         engine: of the stream.
         row_ns: about how long a candidate takes, to tell when sharing pays.
         most: rows of a part.
         grain: which these are a multiple of.
     """
-    lanes, height, width = node.about.output.mask_shape
-    total = lanes * height * width
+    lanes, plane = node.about.output.mask_shape[0], node.about.output.pixels
+    total = lanes * plane
     key = list_name(node)
     parts = Parts(ints(buffers.scratch[key], total),
                   engine.shared(key, lambda: np.full(1 + len(buffers.inputs), -1, np.int64)),
                   np.zeros(PROGRESS, np.int64))
-    footprints = node.about.footprints
+    footprints = footprints_of(node)
     inputs = [engine.keep(_input(edge, footprint)).address
               for edge, footprint in zip(buffers.inputs, footprints, strict=True)]
     return Head(
         np.array(inputs, np.int64), len(inputs) == 1 and footprints[0].is_identity,
-        height * width, buffers.state.fresh, parts, flat(buffers.scratch["cpu.marks"])[:total],
+        plane, buffers.state.fresh, parts, flat(buffers.scratch["cpu.marks"])[:total],
         flat(buffers.output.mask), buffers.output.tally,
         np.zeros((engine.workers.threads, lanes), np.int64),
         int(_SHARED_WORK_NS / row_ns) + 1, grain, most, np.zeros(LEDGER, np.int64))

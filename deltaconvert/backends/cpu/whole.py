@@ -1,0 +1,125 @@
+"""The mean of a whole map, and a map of one pixel as a vector."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.frame import DONE, GROUPS, TAKEN, Parts
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.maps import flat_map, rows_of
+from deltaconvert.backends.cpu.native import Floats, Floats2, layout, read, take
+from deltaconvert.backends.cpu.rows import head_of, list_scratch, whole_refusal
+from deltaconvert.backends.cpu.steps import CompiledStep
+from deltaconvert.nodes import DeltaNode
+
+_CHANNELS = 64  # of a part: a few vectors, and some lines of each pixel
+_ZERO = np.float32(0)
+
+
+class Mean(NamedTuple):
+    """The mean of each lane of a map.
+
+    Args:
+        parts, ending: of its step.
+        data, step: of the map, see `FlatMap`.
+        height, width, channels: of a lane.
+        new: float32 ``[lanes, C]``.
+    """
+
+    parts: Parts
+    ending: Ending
+    data: Floats
+    step: int
+    height: int
+    width: int
+    channels: int
+    new: Floats2
+
+
+_MEAN = layout(Mean)
+
+
+def refusal(node: DeltaNode) -> str | None:
+    """Return why this node must run elsewhere."""
+    if reason := whole_refusal(node):
+        return reason
+    about = node.about
+    assert about.operator is not None
+    source, out = about.inputs[0].shape or (), about.output.shape or ()
+    if about.operator.name in ("flatten", "reshape"):
+        one = out[0] == source[0] and int(np.prod(source)) == source[0] * source[1]
+        return None if one and len(out) == 2 else "not a map of one pixel as a vector"
+    to_one = tuple(out[:2]) == tuple(source[:2]) and int(np.prod(out)) == out[0] * out[1]
+    return None if to_one and len(source) == 4 else "not the mean of a whole map"
+
+
+def plan(node: DeltaNode, workers: int) -> list[Scratch]:
+    """Return the list of lanes and their results."""
+    assert node.about.output.shape is not None
+    return [*list_scratch(node), Scratch("cpu.new", 4 * int(np.prod(node.about.output.shape)))]
+
+
+def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
+    """Return the step of a mean; of one pixel, that is the pixel itself."""
+    source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
+    head = head_of(node, buffers, engine, 0.1 * source.pixels * source.channels + 20, out.lanes)
+    task = Mean(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
+                source.height, source.width, source.channels,
+                rows_of(buffers.scratch["cpu.new"], out.lanes, out.channels))
+    return CompiledStep(node, engine, head, average, task, prepare)
+
+
+@entry
+def prepare(address, workers):
+    """Hand out channels instead of lanes."""
+    task = read(address, _MEAN)
+    task.parts.progress[GROUPS] = (task.channels + _CHANNELS - 1) // _CHANNELS
+    task.parts.progress[DONE] = 0
+
+
+@entry
+def average(address, worker):
+    """Average some channels of all lanes that changed, until all are taken; the last finishes."""
+    task = read(address, _MEAN)
+    progress = task.parts.progress
+    lanes = task.parts.pixels[:task.parts.listed[0]]
+    while True:
+        group = take(progress.ctypes.data + 8 * TAKEN, 1)
+        if group >= progress[GROUPS]:
+            return
+        first = group * _CHANNELS
+        channels = min(_CHANNELS, task.channels - first)
+        for i in range(lanes.shape[0]):
+            start = lanes[i] * task.height * task.width * task.step + first
+            average_channels(task.data[start:], task.step, task.height, task.width,
+                             task.new[i, first:first + channels])
+        if take(progress.ctypes.data + 8 * DONE, 1) == progress[GROUPS] - 1:
+            finish_rows(task.new, lanes, task.ending, worker)
+
+
+@loop
+def average_channels(data, step, height, width, out):
+    """Write the means of some channels; lines are summed alone, so that sums stay short."""
+    channels = out.shape[0]
+    line = np.empty(channels, np.float32)
+    out[:] = _ZERO
+    for y in range(height):
+        line[:] = _ZERO
+        for x in range(width):
+            start = (y * width + x) * step
+            pixel = data[start:start + channels]
+            for c in range(channels):
+                line[c] += pixel[c]
+        for c in range(channels):
+            out[c] += line[c]
+    count = np.float32(height * width)
+    for c in range(channels):
+        out[c] /= count
