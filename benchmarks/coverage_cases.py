@@ -84,10 +84,10 @@ class Case:
         model = NETWORKS[name]() if source == "own" else build_model(self.name, self.arguments)
         _scatter(model)
         frames = self.frames()
-        if self.kind not in ("video", "optical flow", "detection"):
-            batch_norm_statistics(model, [torch.cat(frames)])
-        elif self.kind == "video":
+        if self.kind == "video":
             batch_norm_statistics(model, frames[:2])
+        elif self.kind != "optical flow":  # which is called with two frames
+            batch_norm_statistics(model, [torch.cat(frames)])
         return model.eval()
 
     def frames(self) -> list[Any]:
