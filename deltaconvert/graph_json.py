@@ -167,7 +167,7 @@ def _refusal(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str, A
         return f"the method {target} is called on something that is not a node"
     if op == "function" and not _is_well_formed(target, args, kwargs):
         return f"{target} takes other arguments"
-    allowed = WORD if op == "operator" else WORDS.get(target.rpartition(".")[2])
+    allowed = WORDS.get(target.rpartition(".")[2], WORD if op == "operator" else None)
     for text in _strings((args, dict(kwargs))):
         if allowed is None or not re.fullmatch(allowed, text):
             return f"{target} takes no string like {text[:60]!r}"
