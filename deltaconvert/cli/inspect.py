@@ -17,7 +17,7 @@ from deltaconvert.cli.inspect_parts import (
     measure,
     work_text,
 )
-from deltaconvert.cli.options import JsonFile, flags_of, parse_size
+from deltaconvert.cli.options import JsonFile, flags_of
 from deltaconvert.cli.output import UntilBroken, check_writable, say, write_json, write_text
 from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.fallbacks import Fallback, fallbacks
@@ -33,7 +33,7 @@ from deltaconvert.summary import operator_name
 TITLES = {"unknown": "unknown operators, run whole and densely",
           "global": "run whole, and compared pixel by pixel",
           "local": "run by the reference backend, whole"}
-DEFAULT_SIZE = "360x640"
+DEFAULT_SIZE = (360, 640)
 
 
 @flags_of(Pictures, "pictures")
@@ -58,8 +58,8 @@ def inspect(
         write_json(json, told)
         return
     delta = load(converted)
-    clip = None if source is None else pictures.open(source)
-    extent = parse_size(pictures.size or DEFAULT_SIZE) if clip is None else clip.size
+    clip = None if source is None else pictures.open(source, delta.preprocessing)
+    extent = clip.size if clip else pictures.extent(delta.preprocessing) or DEFAULT_SIZE
     frame = example_frame(delta, extent)
     program = delta.program(delta.signature([frame]), [frame])
     data = describe(program) | {"file": str(converted), "frame": list(frame.shape)}

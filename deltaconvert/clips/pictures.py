@@ -65,7 +65,7 @@ def picture_clip(
         return map(resize, _picture_tensors(taken, source_size))
 
     name = source.name or str(source.resolve())
-    return Clip(name, resize.size or source_size, frames, length=lambda: len(taken))
+    return Clip(name, resize.of(source_size), frames, length=lambda: len(taken))
 
 
 def _picture_tensors(pictures: Sequence[Path], size: Size) -> Iterator[Tensor]:

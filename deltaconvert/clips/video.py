@@ -27,7 +27,7 @@ def video_clip(path: Path, resize: Resize, selection: Selection) -> Clip:
 
     return Clip(
         path.name,
-        resize.size or source_size,
+        resize.of(source_size),
         frames,
         fps=rate / selection.stride if rate else None,
         length=lambda: _count_video(path, selection),

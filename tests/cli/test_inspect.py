@@ -73,7 +73,8 @@ def test_the_header_alone_needs_no_weights(cli, converted, tmp_path, monkeypatch
     assert data["tensors"] == 9
     assert data["dtypes"] == {"F32": 8, "I64": 1}
     assert data["operators"] == {"conv2d": 2, "batch_norm": 1, "relu": 1}
-    assert data["preprocessing"] == {"order": "rgb", "mean": [0.0], "std": [1.0]}
+    assert data["preprocessing"] == {"order": "rgb", "mean": [0.0], "std": [1.0], "size": None,
+                                     "shorter_side": None, "interpolation": "bilinear"}
 
 
 def test_a_clip_shows_what_changed_at_each_node(cli, converted, tmp_path):
