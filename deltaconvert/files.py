@@ -46,9 +46,10 @@ LARGEST_HEADER = 16_000_000
 NAME_PART = re.compile(r"[\w +/:@-]{1,200}")
 DEEPEST_NAME = 64  # parts
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
-DTYPES = frozenset({
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool})
+STORED_DTYPES = {  # by the names that safetensors has for them
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 # What Python raises on JSON that has not the form it should have.
 MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError,
              AssertionError, RecursionError)
@@ -137,10 +138,34 @@ def load(path: Path_) -> DeltaModule:
         data = head + file.read()
     model, tensors = _unpack(data, path)
     del data  # the tensors are copies: a large model is in memory twice no longer than needed
+    delta = _built(model, tensors, path)
+    delta.loaded_from = str(path)
+    return delta
+
+
+def load_structure(path: Path_) -> DeltaModule:
+    """Read a converted model from the header alone: zeros, which take no memory, for its weights.
+
+    Its graph, its shapes and what a frame costs are the model's. What it computes means nothing.
+
+    Raises:
+        CheckpointError: as `load`, but for what only the weights can tell.
+    """
+    header = read_header(path)
     try:
-        delta = _assemble(model, tensors)
-        delta.loaded_from = str(path)
-        return delta
+        zeros = {name: torch.zeros((), dtype=STORED_DTYPES[dtype]).expand(shape)
+                 for name, (dtype, shape) in header.tensors.items()}
+        entries = [entry | {"memory_format": None} for entry in header.model["tensors"]]
+    except MALFORMED as error:
+        raise _damaged(path, "its list of tensors cannot be read") from error
+    if sum(tensor.nbytes for tensor in zeros.values()) != header.tensor_nbytes:
+        raise _damaged(path, "its tensors are not of the sizes that it gives for them")
+    return _built(header.model | {"tensors": entries}, zeros, path)
+
+
+def _built(model: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path_) -> DeltaModule:
+    try:
+        return _assemble(model, tensors)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from None
     except MALFORMED as error:
@@ -255,7 +280,7 @@ def _check_writable(name: str, tensor: Tensor) -> None:
         reason = "is on the meta device and has no numbers: load the weights first"
     elif tensor.layout is not torch.strided or tensor.is_quantized:
         reason = "is sparse or quantised: make it an ordinary tensor"
-    elif tensor.dtype not in DTYPES:
+    elif tensor.dtype not in STORED_DTYPES.values():
         reason = f"is of {tensor.dtype}, which safetensors files cannot hold: convert it"
     elif not _is_good_name(name):
         reason = "has a name that is too deep or has odd characters: rename it"
