@@ -23,7 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.errors import CheckpointError, MismatchError, PickleError
+from deltaconvert.errors import (
+    CheckpointError,
+    DamagedError,
+    MismatchError,
+    PickleError,
+    UnsafeError,
+)
 from deltaconvert.passes.trace import private_copy
 from deltaconvert.words import MOST_LISTED, a_kind, capped
 
@@ -162,7 +168,7 @@ def _check_first_bytes(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(64).lstrip().lower()
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): download or save it again")
+        raise DamagedError(f"{path} is empty (0 bytes): download or save it again")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights. Do: git lfs pull")
     if head.startswith((b"<!doctype", b"<html")):
@@ -176,7 +182,7 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise DamagedError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _read_torch(path: Path, trust_pickle: bool) -> object:
@@ -264,12 +270,12 @@ def _check_unpacked_size(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         unpacked = 0
     if unpacked > path.stat().st_size:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes and would unpack to "
-                              f"{unpacked}: torch.save compresses nothing, so something else "
-                              "wrote it. Get it from where it was made, or save it anew")
+        raise UnsafeError(f"{path} has {path.stat().st_size} bytes and would unpack to {unpacked}: "
+                          "torch.save compresses nothing, so something else wrote it. Get it from "
+                          "where it was made, or save it anew")
     if _holds(path, b"\nbytearray\n"):
-        raise CheckpointError(f"{path} makes byte arrays of any size as it is read, which weights "
-                              "do not need. Get it from where it was made")
+        raise UnsafeError(f"{path} makes byte arrays of any size as it is read, which weights do "
+                          "not need. Get it from where it was made")
 
 
 def _holds(path: Path, text: bytes) -> bool:
@@ -300,7 +306,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
         )
     last_line = (text.strip() or "unexpected end").splitlines()[-1]
     detail = "not a file of torch.save" if "Weights only" in text else last_line
-    return CheckpointError(
+    return DamagedError(
         f"{path} is damaged, cut off or no file of weights ({type(error).__name__}: {detail}): "
         "download or save it again"
     )

@@ -31,7 +31,14 @@ from torch import Tensor, nn
 
 from deltaconvert.atomic import written_whole
 from deltaconvert.config import Config
-from deltaconvert.errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from deltaconvert.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedError,
+    InputError,
+    UnsupportedError,
+    VersionError,
+)
 from deltaconvert.graph_json import decode_graph, decode_spec, encode_graph, encode_spec
 from deltaconvert.islands import IslandsModule
 from deltaconvert.module import DeltaModule
@@ -167,11 +174,12 @@ def _built(model: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path_)
     try:
         return _assemble(model, tensors)
     except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from None
+        kind = type(error) if isinstance(error, CheckpointError) else DamagedError
+        raise kind(f"{path} cannot be loaded: {error}") from None
     except MALFORMED as error:
-        raise CheckpointError(f"{path} was not written by deltaconvert.save: its description of "
-                              f"the model is malformed ({type(error).__name__}: {error!s:.200})."
-                              ) from error
+        raise DamagedError(
+            f"{path} was not written by deltaconvert.save: its description of the model is "
+            f"malformed ({type(error).__name__}: {error!s:.200}).") from error
 
 
 @dataclass(frozen=True)
@@ -347,13 +355,13 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], bytes, int]]:
 def _check_head(head: bytes, path: Path, size: int) -> None:
     header = int.from_bytes(head[:8], "little")
     if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): save or copy it again.")
+        raise DamagedError(f"{path} is empty (0 bytes): save or copy it again.")
     if head[8:] != b"{":
         raise CheckpointError(f"{path} is not a .delta file. Convert a model and write it with "
                               "deltaconvert.save.")
     if header > LARGEST_HEADER:
-        raise CheckpointError(f"{path} is damaged: it claims a header of {header} bytes; "
-                              f"{LARGEST_HEADER} is the most there can be. Copy it again.")
+        raise DamagedError(f"{path} is damaged: it claims a header of {header} bytes; "
+                           f"{LARGEST_HEADER} is the most there can be. Copy it again.")
     if 8 + header > size:
         raise _cut_off(path, size, 8 + header)
 
@@ -393,21 +401,21 @@ def _unpack(data: bytes, path: Path_) -> tuple[Any, dict[str, Tensor]]:
     return told["model"], tensors
 
 
-def _cut_off(path: Path_, size: int, needed: int) -> CheckpointError:
-    return CheckpointError(f"{path} is cut off: it has {size} of at least {needed} bytes. Copy "
-                           "or download it again.")
+def _cut_off(path: Path_, size: int, needed: int) -> DamagedError:
+    return DamagedError(f"{path} is cut off: it has {size} of at least {needed} bytes. Copy or "
+                        "download it again.")
 
 
-def _damaged(path: Path_, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {reason}. Copy or download it again.")
+def _damaged(path: Path_, reason: str) -> DamagedError:
+    return DamagedError(f"{path} is damaged: {reason}. Copy or download it again.")
 
 
 def _check_version(version: Any, path: Path_) -> None:
     if type(version) is not int or version < 1:
         raise _damaged(path, f"{version!r:.40} is no format version")
     if version > VERSION:
-        raise CheckpointError(f"{path} has the format version {version:.6g}; this deltaconvert "
-                              f"reads up to {VERSION}. Update it: pip install -U deltaconvert")
+        raise VersionError(f"{path} has the format version {version:.6g}; this deltaconvert reads "
+                           f"up to {VERSION}. Update it: pip install -U deltaconvert")
 
 
 # --- the module -------------------------------------------------------------------------
@@ -449,7 +457,7 @@ def _skeleton(entries: list[_Entry], tensors: Mapping[str, Tensor]) -> nn.Module
     root, made = nn.Module(), dict[tuple[str, str | None, bool], Tensor]()
     for entry in entries:
         if entry.stored not in tensors:
-            raise CheckpointError(f"the tensor {entry.stored!r:.80} is missing in it.")
+            raise DamagedError(f"the tensor {entry.stored!r:.80} is missing in it.")
         key = entry.stored, entry.memory_format, entry.kind == "parameter"
         if key not in made:
             made[key] = _restored(tensors[entry.stored], entry)
@@ -467,7 +475,7 @@ def _restored(tensor: Tensor, entry: _Entry) -> Tensor:
 def _place(root: nn.Module, entry: _Entry, tensor: Tensor) -> None:
     """Put a tensor where its dotted name says, by the tables: names may be "0" or "reset"."""
     if not _is_good_name(entry.name):
-        raise CheckpointError(f"a tensor cannot have the name {entry.name!r:.80}.")
+        raise DamagedError(f"a tensor cannot have the name {entry.name!r:.80}.")
     *parents, last = entry.name.split(".")
     module = root
     for part in parents:
@@ -483,11 +491,11 @@ def _place(root: nn.Module, entry: _Entry, tensor: Tensor) -> None:
         if entry.kind == "temporary":
             module._non_persistent_buffers_set.add(last)
     else:
-        raise CheckpointError(f"the tensor {entry.name!r:.80} is of the unknown kind "
-                              f"{entry.kind!r:.40}.")
+        raise DamagedError(f"the tensor {entry.name!r:.80} is of the unknown kind "
+                           f"{entry.kind!r:.40}.")
 
 
 def _check_free(part: str, name: str, module: nn.Module, *tables: str) -> None:
     """Refuse what PyTorch itself refuses: the names of a module's own attributes, and doubles."""
     if hasattr(nn.Module, part) or any(part in getattr(module, table) for table in tables):
-        raise CheckpointError(f"a tensor cannot have the name {name!r:.80}.")
+        raise DamagedError(f"a tensor cannot have the name {name!r:.80}.")
