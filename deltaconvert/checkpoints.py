@@ -240,6 +240,8 @@ IGNORED = (
     "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode",
     "typing.Any",
+    # Of HistoryBuffer, whose own methods are in it. What stands for it looks nothing up.
+    "builtins.getattr",
     # NumPy's own numbers and arrays, in its older and newer places.
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
@@ -316,7 +318,8 @@ def _locate(found: object, path: Path) -> Checkpoint:
     found = _opened(found)
     if _is_state_dict(found):
         return Checkpoint(_plain(found), "")
-    for name in AVERAGED_ENTRIES + PLAIN_ENTRIES:
+    swapped = _is_of_mmengine(found)
+    for name in PLAIN_ENTRIES if swapped else AVERAGED_ENTRIES + PLAIN_ENTRIES:
         inner = _entry(found, name)
         if inner is not None:
             return inner
@@ -336,6 +339,15 @@ def _entry(found: object, name: str, depth: int = 2) -> Checkpoint | None:
         if deeper is not None:
             return Checkpoint(deeper.state, f"{name}.{deeper.entry}")
     return None
+
+
+def _is_of_mmengine(found: object) -> bool:
+    """Whether the averaged weights are in the place of the plain ones, and these under their name.
+
+    mmengine's hook for averages swaps the two as it saves.
+    """
+    meta = found.get("meta") if isinstance(found, Mapping) else None
+    return isinstance(meta, Mapping) and "mmengine_version" in meta
 
 
 def _opened(found: object) -> object:
