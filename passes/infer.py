@@ -12,7 +12,7 @@ arguments as numbers. Weights are real tensors, so derived weights are computed 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,6 +104,22 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
                      multiply_adds=counter.get_total_flops() // 2)
 
 
+def with_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a call's arguments with values for nodes, in lists and dicts that may be written to.
+
+    FX's own refuse that, and functions that it does not look into may well do it.
+    """
+    def plain(argument: Any) -> Any:
+        if isinstance(argument, (tuple, list)) and not hasattr(argument, "_fields"):
+            parts = [plain(part) for part in argument]
+            return tuple(parts) if isinstance(argument, tuple) else parts
+        if isinstance(argument, dict):
+            return {key: plain(part) for key, part in argument.items()}
+        return fx.map_arg(argument, value_of)
+    args, kwargs = plain(tuple(node.args)), plain(dict(node.kwargs))
+    return args, kwargs
+
+
 def attribute(graph_module: torch.nn.Module, path: str) -> Any:
     """Return a parameter or buffer by its dotted path."""
     value: Any = graph_module
@@ -113,7 +129,7 @@ def attribute(graph_module: torch.nn.Module, path: str) -> Any:
 
 
 def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) -> Any:
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["value"])
+    args, kwargs = with_values(node, lambda n: n.meta["value"])
     try:
         if mode is None:
             return _call(graph_module, node, args, kwargs)
