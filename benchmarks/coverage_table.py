@@ -51,8 +51,8 @@ BATCHES, OUTSIDE = "batches", "outside"
 EXCEPTIONS = {
     CLASSIFIER: "a matrix behind the global pooling: one pixel, which every change reaches",
     ATTENTION: "each place is weighed against the others: tokens, windows, what is made of them",
-    BATCHES: "maps of another batch size than the frame's: RAFT encodes both pictures as one batch. "
-             "As islands (modules=) its encoders are local",
+    BATCHES: "maps of another batch size than the frame's: RAFT encodes both pictures as one "
+             "batch. As islands (modules=) its encoders are local",
     VOLUMES: "convolutions over time as well as space: each call has other frames in it",
     OUTSIDE: "the model's own code between the islands: heads that run on boxes",
 }
@@ -114,8 +114,8 @@ def rounding(model: nn.Module, delta: Delta, frames: list[Any], case: Case) -> d
 
     Two things must hold: converted in float64, next to nothing is left of the error; and in
     float32 the conversion is no more than a few times as far off float64 as the dense network
-    itself. The latter is not asked of a detector: it sorts, and two untrained boxes of nearly one score
-    change places.
+    itself. The latter is not asked of a detector: it sorts, and two untrained boxes of nearly
+    one score change places.
     """
     exact = in_float64(model, frames, case)
     found: dict[str, Any] = {"error_in_float64": exact}
