@@ -23,7 +23,7 @@ from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.fallbacks import Fallback, fallbacks
 from deltaconvert.files import load, load_structure, read_header
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.pages.graph import as_dot, graph_page
+from deltaconvert.pages.graph import IN_PLACE, as_dot, graph_page
 from deltaconvert.pages.page import write_page
 from deltaconvert.program import Program
 from deltaconvert.report import text_table
@@ -97,7 +97,7 @@ def _node(node: DeltaNode, program: Program, total: int) -> dict[str, Any]:
     return {
         "node": about.name, "path": about.path, "source": about.source,
         "operator": operator_name(node), "rule": about.rule, "reason": about.reason,
-        "runs_by": "in place" if about.aliases else node.backend,
+        "runs_by": IN_PLACE if about.aliases else node.backend,
         "fallback_reason": node.fallback_reason, "threshold": about.threshold,
         "norm": about.norm, "shape": None if spec.shape is None else list(spec.shape),
         "multiply_adds": node.dense_multiply_adds,
