@@ -54,7 +54,7 @@ SIZES = {"maxvit_t": (224, 224), "mvit": (224, 224), "vit_": (224, 224), "halone
          "convnext": (64, 64), "efficientnet_b7": (128, 128), "swin": (64, 64),
          "inception": (96, 96), "googlenet": (96, 96), "legacy_xception": (96, 96),
          "regnet_y_128gf": (64, 64), "raft": (128, 128), "unet": (128, 128),
-         "swin3d": (64, 64), "mobilevit": (128, 128)}
+         "swin3d": (64, 64), "mobilevit": (128, 128), "s3d": (224, 224)}
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Case:
         model = NETWORKS[name]() if source == "own" else build_model(self.name, self.arguments)
         _scatter(model)
         frames = self.frames()
-        if self.kind not in ("video", "optical flow", "detection"):
-            batch_norm_statistics(model, [torch.cat(frames)])
-        elif self.kind == "video":
+        if self.kind == "video":
             batch_norm_statistics(model, frames[:2])
+        elif self.kind != "optical flow":  # which is called with two frames
+            batch_norm_statistics(model, [torch.cat(frames)])
         return model.eval()
 
     def frames(self) -> list[Any]:

@@ -9,18 +9,24 @@ if (_Path(__file__).parent.parent / "passes" / "__init__.py").is_file():
 from deltaconvert.config import Config, NodeConfig
 from deltaconvert.convert import convert
 from deltaconvert.errors import (
+    BrokenClipError,
     CheckpointError,
     ClipError,
     ConfigError,
+    DamagedError,
     DeltaConvertError,
     FrameError,
+    FrameShapeError,
+    FrameTypeError,
     InputError,
     MismatchError,
     NotFiniteError,
     PickleError,
     StreamBusyError,
     TraceError,
+    UnsafeError,
     UnsupportedError,
+    VersionError,
     WriteError,
 )
 from deltaconvert.files import load, save
@@ -35,13 +41,17 @@ from deltaconvert.validate import validate
 __version__ = "0.1.0"
 
 __all__ = [
+    "BrokenClipError",
     "CheckpointError",
     "ClipError",
     "Config",
     "ConfigError",
+    "DamagedError",
     "DeltaConvertError",
     "DeltaModule",
     "FrameError",
+    "FrameShapeError",
+    "FrameTypeError",
     "InputError",
     "IslandsModule",
     "IslandsStream",
@@ -54,7 +64,9 @@ __all__ = [
     "Stream",
     "StreamBusyError",
     "TraceError",
+    "UnsafeError",
     "UnsupportedError",
+    "VersionError",
     "WriteError",
     "convert",
     "load",

@@ -23,7 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.errors import CheckpointError, MismatchError, PickleError
+from deltaconvert.errors import (
+    CheckpointError,
+    DamagedError,
+    MismatchError,
+    PickleError,
+    UnsafeError,
+)
 from deltaconvert.passes.trace import private_copy
 from deltaconvert.words import MOST_LISTED, a_kind, capped
 
@@ -162,7 +168,7 @@ def _check_first_bytes(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(64).lstrip().lower()
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): download or save it again")
+        raise DamagedError(f"{path} is empty (0 bytes): download or save it again")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights. Do: git lfs pull")
     if head.startswith((b"<!doctype", b"<html")):
@@ -176,7 +182,7 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise DamagedError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _read_torch(path: Path, trust_pickle: bool) -> object:
@@ -234,6 +240,8 @@ IGNORED = (
     "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode",
     "typing.Any",
+    # Of HistoryBuffer, whose own methods are in it. What stands for it looks nothing up.
+    "builtins.getattr",
     # NumPy's own numbers and arrays, in its older and newer places.
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
@@ -264,12 +272,12 @@ def _check_unpacked_size(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         unpacked = 0
     if unpacked > path.stat().st_size:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes and would unpack to "
-                              f"{unpacked}: torch.save compresses nothing, so something else "
-                              "wrote it. Get it from where it was made, or save it anew")
+        raise UnsafeError(f"{path} has {path.stat().st_size} bytes and would unpack to {unpacked}: "
+                          "torch.save compresses nothing, so something else wrote it. Get it from "
+                          "where it was made, or save it anew")
     if _holds(path, b"\nbytearray\n"):
-        raise CheckpointError(f"{path} makes byte arrays of any size as it is read, which weights "
-                              "do not need. Get it from where it was made")
+        raise UnsafeError(f"{path} makes byte arrays of any size as it is read, which weights do "
+                          "not need. Get it from where it was made")
 
 
 def _holds(path: Path, text: bytes) -> bool:
@@ -300,7 +308,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
         )
     last_line = (text.strip() or "unexpected end").splitlines()[-1]
     detail = "not a file of torch.save" if "Weights only" in text else last_line
-    return CheckpointError(
+    return DamagedError(
         f"{path} is damaged, cut off or no file of weights ({type(error).__name__}: {detail}): "
         "download or save it again"
     )
@@ -310,7 +318,8 @@ def _locate(found: object, path: Path) -> Checkpoint:
     found = _opened(found)
     if _is_state_dict(found):
         return Checkpoint(_plain(found), "")
-    for name in AVERAGED_ENTRIES + PLAIN_ENTRIES:
+    swapped = _is_of_mmengine(found)
+    for name in PLAIN_ENTRIES if swapped else AVERAGED_ENTRIES + PLAIN_ENTRIES:
         inner = _entry(found, name)
         if inner is not None:
             return inner
@@ -330,6 +339,15 @@ def _entry(found: object, name: str, depth: int = 2) -> Checkpoint | None:
         if deeper is not None:
             return Checkpoint(deeper.state, f"{name}.{deeper.entry}")
     return None
+
+
+def _is_of_mmengine(found: object) -> bool:
+    """Whether the averaged weights are in the place of the plain ones, and these under their name.
+
+    mmengine's hook for averages swaps the two as it saves.
+    """
+    meta = found.get("meta") if isinstance(found, Mapping) else None
+    return isinstance(meta, Mapping) and "mmengine_version" in meta
 
 
 def _opened(found: object) -> object:

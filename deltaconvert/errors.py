@@ -23,7 +23,19 @@ class CheckpointError(InputError):
     """A file of weights or a compiled model cannot be used."""
 
 
-class PickleError(CheckpointError):
+class DamagedError(CheckpointError):
+    """A file is cut off, was altered, or is not what it says it is: get it again."""
+
+
+class VersionError(CheckpointError):
+    """A file has another format version than this release reads: update, or write it again."""
+
+
+class UnsafeError(CheckpointError):
+    """A file asks for more than numbers: a function that none may name, memory without end."""
+
+
+class PickleError(UnsafeError):
     """A file of weights would run code when it is read, and was not opened."""
 
 
@@ -35,12 +47,24 @@ class ClipError(InputError):
     """A video or a folder of pictures cannot be read, breaks off, or changes its size."""
 
 
+class BrokenClipError(ClipError):
+    """A clip breaks off, or changes its size, behind frames that were right and count."""
+
+
 class WriteError(InputError):
     """A file or folder cannot be written: missing, not permitted, or the disk is full."""
 
 
 class FrameError(InputError):
     """A frame was refused; the stream is as it was before the call."""
+
+
+class FrameShapeError(FrameError):
+    """A frame has a size, channels or a rank that the network cannot take."""
+
+
+class FrameTypeError(FrameError):
+    """A frame is no tensor, or is of another dtype or on another device than the weights."""
 
 
 class NotFiniteError(FrameError):

@@ -31,7 +31,14 @@ from torch import Tensor, nn
 
 from deltaconvert.atomic import written_whole
 from deltaconvert.config import Config
-from deltaconvert.errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from deltaconvert.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedError,
+    InputError,
+    UnsupportedError,
+    VersionError,
+)
 from deltaconvert.graph_json import decode_graph, decode_spec, encode_graph, encode_spec
 from deltaconvert.islands import IslandsModule
 from deltaconvert.module import DeltaModule
@@ -46,9 +53,10 @@ LARGEST_HEADER = 16_000_000
 NAME_PART = re.compile(r"[\w +/:@-]{1,200}")
 DEEPEST_NAME = 64  # parts
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
-DTYPES = frozenset({
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool})
+STORED_DTYPES = {  # by the names that safetensors has for them
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 # What Python raises on JSON that has not the form it should have.
 MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError,
              AssertionError, RecursionError)
@@ -137,16 +145,41 @@ def load(path: Path_) -> DeltaModule:
         data = head + file.read()
     model, tensors = _unpack(data, path)
     del data  # the tensors are copies: a large model is in memory twice no longer than needed
+    delta = _built(model, tensors, path)
+    delta.loaded_from = str(path)
+    return delta
+
+
+def load_structure(path: Path_) -> DeltaModule:
+    """Read a converted model from the header alone: zeros, which take no memory, for its weights.
+
+    Its graph, its shapes and what a frame costs are the model's. What it computes means nothing.
+
+    Raises:
+        CheckpointError: as `load`, but for what only the weights can tell.
+    """
+    header = read_header(path)
     try:
-        delta = _assemble(model, tensors)
-        delta.loaded_from = str(path)
-        return delta
-    except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from None
+        zeros = {name: torch.zeros((), dtype=STORED_DTYPES[dtype]).expand(shape)
+                 for name, (dtype, shape) in header.tensors.items()}
+        entries = [entry | {"memory_format": None} for entry in header.model["tensors"]]
     except MALFORMED as error:
-        raise CheckpointError(f"{path} was not written by deltaconvert.save: its description of "
-                              f"the model is malformed ({type(error).__name__}: {error!s:.200})."
-                              ) from error
+        raise _damaged(path, "its list of tensors cannot be read") from error
+    if sum(tensor.nbytes for tensor in zeros.values()) != header.tensor_nbytes:
+        raise _damaged(path, "its tensors are not of the sizes that it gives for them")
+    return _built(header.model | {"tensors": entries}, zeros, path)
+
+
+def _built(model: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path_) -> DeltaModule:
+    try:
+        return _assemble(model, tensors)
+    except (CheckpointError, ConfigError) as error:
+        kind = type(error) if isinstance(error, CheckpointError) else DamagedError
+        raise kind(f"{path} cannot be loaded: {error}") from None
+    except MALFORMED as error:
+        raise DamagedError(
+            f"{path} was not written by deltaconvert.save: its description of the model is "
+            f"malformed ({type(error).__name__}: {error!s:.200}).") from error
 
 
 @dataclass(frozen=True)
@@ -255,7 +288,7 @@ def _check_writable(name: str, tensor: Tensor) -> None:
         reason = "is on the meta device and has no numbers: load the weights first"
     elif tensor.layout is not torch.strided or tensor.is_quantized:
         reason = "is sparse or quantised: make it an ordinary tensor"
-    elif tensor.dtype not in DTYPES:
+    elif tensor.dtype not in STORED_DTYPES.values():
         reason = f"is of {tensor.dtype}, which safetensors files cannot hold: convert it"
     elif not _is_good_name(name):
         reason = "has a name that is too deep or has odd characters: rename it"
@@ -322,13 +355,13 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], bytes, int]]:
 def _check_head(head: bytes, path: Path, size: int) -> None:
     header = int.from_bytes(head[:8], "little")
     if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): save or copy it again.")
+        raise DamagedError(f"{path} is empty (0 bytes): save or copy it again.")
     if head[8:] != b"{":
         raise CheckpointError(f"{path} is not a .delta file. Convert a model and write it with "
                               "deltaconvert.save.")
     if header > LARGEST_HEADER:
-        raise CheckpointError(f"{path} is damaged: it claims a header of {header} bytes; "
-                              f"{LARGEST_HEADER} is the most there can be. Copy it again.")
+        raise DamagedError(f"{path} is damaged: it claims a header of {header} bytes; "
+                           f"{LARGEST_HEADER} is the most there can be. Copy it again.")
     if 8 + header > size:
         raise _cut_off(path, size, 8 + header)
 
@@ -368,21 +401,21 @@ def _unpack(data: bytes, path: Path_) -> tuple[Any, dict[str, Tensor]]:
     return told["model"], tensors
 
 
-def _cut_off(path: Path_, size: int, needed: int) -> CheckpointError:
-    return CheckpointError(f"{path} is cut off: it has {size} of at least {needed} bytes. Copy "
-                           "or download it again.")
+def _cut_off(path: Path_, size: int, needed: int) -> DamagedError:
+    return DamagedError(f"{path} is cut off: it has {size} of at least {needed} bytes. Copy or "
+                        "download it again.")
 
 
-def _damaged(path: Path_, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {reason}. Copy or download it again.")
+def _damaged(path: Path_, reason: str) -> DamagedError:
+    return DamagedError(f"{path} is damaged: {reason}. Copy or download it again.")
 
 
 def _check_version(version: Any, path: Path_) -> None:
     if type(version) is not int or version < 1:
         raise _damaged(path, f"{version!r:.40} is no format version")
     if version > VERSION:
-        raise CheckpointError(f"{path} has the format version {version:.6g}; this deltaconvert "
-                              f"reads up to {VERSION}. Update it: pip install -U deltaconvert")
+        raise VersionError(f"{path} has the format version {version:.6g}; this deltaconvert reads "
+                           f"up to {VERSION}. Update it: pip install -U deltaconvert")
 
 
 # --- the module -------------------------------------------------------------------------
@@ -424,7 +457,7 @@ def _skeleton(entries: list[_Entry], tensors: Mapping[str, Tensor]) -> nn.Module
     root, made = nn.Module(), dict[tuple[str, str | None, bool], Tensor]()
     for entry in entries:
         if entry.stored not in tensors:
-            raise CheckpointError(f"the tensor {entry.stored!r:.80} is missing in it.")
+            raise DamagedError(f"the tensor {entry.stored!r:.80} is missing in it.")
         key = entry.stored, entry.memory_format, entry.kind == "parameter"
         if key not in made:
             made[key] = _restored(tensors[entry.stored], entry)
@@ -442,7 +475,7 @@ def _restored(tensor: Tensor, entry: _Entry) -> Tensor:
 def _place(root: nn.Module, entry: _Entry, tensor: Tensor) -> None:
     """Put a tensor where its dotted name says, by the tables: names may be "0" or "reset"."""
     if not _is_good_name(entry.name):
-        raise CheckpointError(f"a tensor cannot have the name {entry.name!r:.80}.")
+        raise DamagedError(f"a tensor cannot have the name {entry.name!r:.80}.")
     *parents, last = entry.name.split(".")
     module = root
     for part in parents:
@@ -458,11 +491,11 @@ def _place(root: nn.Module, entry: _Entry, tensor: Tensor) -> None:
         if entry.kind == "temporary":
             module._non_persistent_buffers_set.add(last)
     else:
-        raise CheckpointError(f"the tensor {entry.name!r:.80} is of the unknown kind "
-                              f"{entry.kind!r:.40}.")
+        raise DamagedError(f"the tensor {entry.name!r:.80} is of the unknown kind "
+                           f"{entry.kind!r:.40}.")
 
 
 def _check_free(part: str, name: str, module: nn.Module, *tables: str) -> None:
     """Refuse what PyTorch itself refuses: the names of a module's own attributes, and doubles."""
     if hasattr(nn.Module, part) or any(part in getattr(module, table) for table in tables):
-        raise CheckpointError(f"a tensor cannot have the name {name!r:.80}.")
+        raise DamagedError(f"a tensor cannot have the name {name!r:.80}.")

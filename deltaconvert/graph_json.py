@@ -29,7 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import CheckpointError, TraceError, UnsupportedError
+from deltaconvert.errors import (
+    CheckpointError,
+    DamagedError,
+    TraceError,
+    UnsafeError,
+    UnsupportedError,
+    VersionError,
+)
 from deltaconvert.operators import registry
 from deltaconvert.passes.functionalize import (
     SHAPE_ATTRIBUTES,
@@ -167,7 +174,7 @@ def _refusal(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str, A
         return f"the method {target} is called on something that is not a node"
     if op == "function" and not _is_well_formed(target, args, kwargs):
         return f"{target} takes other arguments"
-    allowed = WORD if op == "operator" else WORDS.get(target.rpartition(".")[2])
+    allowed = WORDS.get(target.rpartition(".")[2], WORD if op == "operator" else None)
     for text in _strings((args, dict(kwargs))):
         if allowed is None or not re.fullmatch(allowed, text):
             return f"{target} takes no string like {text[:60]!r}"
@@ -265,12 +272,12 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         (kind, content), = value.items()
         if kind in _KINDS:
             return _KINDS[kind](content, nodes)
-    raise CheckpointError(f"it has an argument of an unknown kind, {value!r:.60}.")
+    raise DamagedError(f"it has an argument of an unknown kind, {value!r:.60}.")
 
 
 def _decode_node(content: Any, nodes: Mapping[str, fx.Node]) -> fx.Node:
     if content not in nodes:
-        raise CheckpointError(f"it reads the node {content!r:.60}, which does not come before it.")
+        raise DamagedError(f"it reads the node {content!r:.60}, which does not come before it.")
     return nodes[content]
 
 
@@ -320,7 +327,7 @@ def _is_name(text: Any, any_letters: bool = False) -> bool:
 
 def _name(text: Any) -> str:
     if not _is_name(text):
-        raise CheckpointError(f"{text!r:.80} is not a plain name.")
+        raise DamagedError(f"{text!r:.80} is not a plain name.")
     name: str = text
     return name
 
@@ -548,21 +555,21 @@ def decode_graph(records: list[Record], weights: Iterable[str]) -> fx.Graph:
     for record in body:
         name = record["name"]
         if name in nodes:
-            raise CheckpointError(f"there are two nodes {name!r:.80}.")
+            raise DamagedError(f"there are two nodes {name!r:.80}.")
         try:
             node = _decode_record(graph, _name(name), record, nodes, known)
         except CheckpointError as error:
-            raise CheckpointError(f"the node {name!r:.80} was refused: {error}") from None
+            raise type(error)(f"the node {name!r:.80} was refused: {error}") from None
         if node.name != name:
-            raise CheckpointError(f"{name!r} is a name that Python uses itself.")
+            raise DamagedError(f"{name!r} is a name that Python uses itself.")
         node.meta.update({key: str(record.get(key, "")) for key in ("path", "source")})
         node.meta.update({key: str(record[key]) for key in TOLD[2:] if key in record})
         nodes[name] = node
     if last["op"] != "output":
-        raise CheckpointError("its graph has no output.")
+        raise DamagedError("its graph has no output.")
     results = _decode(last["args"][0], nodes)
     if not isinstance(results, list):
-        raise CheckpointError("its graph does not return a list.")
+        raise DamagedError("its graph does not return a list.")
     graph.output(results)
     graph.lint()
     graph.python_code("self")  # raises where FX cannot write a call, which says what is wrong
@@ -575,18 +582,18 @@ def _decode_record(graph: fx.Graph, name: str, record: Record, nodes: Mapping[st
     if op == "input":
         inputs = [n.target for n in nodes.values() if n.op == "placeholder"]
         if not _is_name(target, any_letters=True) or target in ["self", *inputs]:
-            raise CheckpointError(f"an input cannot be called {target!r:.80}.")
+            raise DamagedError(f"an input cannot be called {target!r:.80}.")
         return graph.create_node("placeholder", target, name=name)
     if op == "weight":
         if target not in weights or any(keyword.iskeyword(part) for part in target.split(".")):
-            raise CheckpointError(f"there is no tensor {target!r:.80} in the file.")
+            raise DamagedError(f"there is no tensor {target!r:.80} in the file.")
         return graph.create_node("get_attr", target, name=name)
     found = _find(op, target)
     args = tuple(_decode(a, nodes) for a in record["args"])
     kwargs = {_name(key): _decode(a, nodes) for key, a in record["kwargs"].items()}
     reason = _refusal(op, target, args, kwargs)
     if reason:
-        raise CheckpointError(f"{reason}.")
+        raise UnsafeError(f"{reason}.")
     fx_op = "call_method" if op == "method" else "call_function"
     return graph.create_node(fx_op, found, args, kwargs, name=name)
 
@@ -597,13 +604,13 @@ def _find(op: str, target: str) -> Callable[..., Any] | str:
         operator_found = registry.named(target)
         if operator_found is not None:
             return operator_found.function
-        raise CheckpointError(f"this version of deltaconvert has no operator {target!r:.80}.")
+        raise VersionError(f"this version of deltaconvert has no operator {target!r:.80}.")
     if op == "function" and target in functions():
         return functions()[target]
     if op == "method" and target in methods():
         return target
-    raise CheckpointError(f"the {op!s:.20} {target!r:.80} is not among the pure tensor functions "
-                          "that a file may name.")
+    raise UnsafeError(f"the {op!s:.20} {target!r:.80} is not among the pure tensor functions that "
+                      "a file may name.")
 
 
 # --- the structure of the outputs -------------------------------------------------------
@@ -646,7 +653,7 @@ def decode_spec(tree: Any, leaves: int) -> pytree.TreeSpec:
     """
     order, spec = pytree.tree_flatten(_decode_tree(tree))
     if order != list(range(leaves)):
-        raise CheckpointError(f"the structure of its {leaves} outputs does not fit them.")
+        raise DamagedError(f"the structure of its {leaves} outputs does not fit them.")
     return spec
 
 
@@ -664,4 +671,4 @@ def _decode_tree(tree: Any) -> Any:
     if kind in ("dict", "ordered_dict"):
         pairs = [(key, _decode_tree(p)) for key, p in content]
         return dict(pairs) if kind == "dict" else OrderedDict(pairs)
-    raise CheckpointError(f"its outputs are in a container of an unknown kind, {kind!r:.60}.")
+    raise DamagedError(f"its outputs are in a container of an unknown kind, {kind!r:.60}.")

@@ -183,7 +183,7 @@ class IslandsStream:
         try:
             return True, self._stream(label, island, frames)(*frames)
         except FrameError as error:
-            raise FrameError(f"{label}: {error}") from error
+            raise type(error)(f"{label}: {error}") from error
 
     def _stream(self, label: str, island: DeltaModule, frames: Sequence[Tensor]) -> Stream:
         while len(island._programs) > MOST_PROGRAMS:

@@ -227,7 +227,8 @@ class LawChecker:
         slack = _ulps(wanted.dtype, 4) * magnitude
         if not _exceeds(sizes, limits, slack):
             return []
-        slack += _rounding(node, values, wanted, max(magnitude, _magnitude(*values)))
+        magnitude = max(magnitude, _magnitude(*values, *_biases(node)))
+        slack += _rounding(node, values, wanted, magnitude)
         if not _exceeds(sizes, limits, slack):
             return []
         return [self._breach(node, sizes, limits, slack, expected, edge.value)]
@@ -291,6 +292,11 @@ def _magnitude(*values: Any) -> float:
              and (t.is_floating_point() or t.is_complex())]
     return max((float(s[s.isfinite()].max()) for s in sizes if bool(s.isfinite().any())),
                default=0.0)
+
+
+def _biases(node: DeltaNode) -> list[Tensor]:
+    """Return the constants that are added a channel: a sum may cancel against a large one."""
+    return [a for a in node.about.args if isinstance(a, Tensor) and a.dim() == 1]
 
 
 def _ulps(dtype: torch.dtype, number: float) -> float:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from deltaconvert.errors import InputError
-from deltaconvert.preprocessing import Preprocessing
+from deltaconvert.preprocessing import Interpolation, Preprocessing
 from deltaconvert.words import a_kind, nearest
 
 SPEC_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
@@ -121,6 +122,7 @@ def _import_library(name: str) -> Any:
 def preprocessing_of(spec: str, model: nn.Module) -> Preprocessing | None:
     """Return how the library that a model comes from feeds it, where it says so.
 
+    The size is that at which its weights were evaluated.
     torchvision's presets belong to its weights, timm's to the model.
     """
     source, _, name = spec.partition(":")
@@ -128,8 +130,7 @@ def preprocessing_of(spec: str, model: nn.Module) -> Preprocessing | None:
         if source == "torchvision":
             return _preset_of_torchvision(_TORCHVISION_NAMESPACE.sub("", name))
         if source == "timm":
-            told = model.pretrained_cfg
-            return Preprocessing("rgb", tuple(told["mean"]), tuple(told["std"]))  # type: ignore[arg-type,index]
+            return _preset_of_timm(model.pretrained_cfg)  # type: ignore[arg-type]
     except (AttributeError, KeyError, TypeError, ValueError, StopIteration):
         pass  # not every model has one
     return None
@@ -138,7 +139,32 @@ def preprocessing_of(spec: str, model: nn.Module) -> Preprocessing | None:
 def _preset_of_torchvision(name: str) -> Preprocessing:
     weights = next(iter(_import_library("torchvision").models.get_model_weights(name)))
     preset = weights.transforms()
-    return Preprocessing("rgb", tuple(preset.mean), tuple(preset.std))
+    sides, cut = _sides(preset, "resize_size"), _sides(preset, "crop_size")
+    return Preprocessing(
+        "rgb", tuple(preset.mean), tuple(preset.std),
+        (cut[0], cut[-1]) if cut else None, sides[0] if len(sides) == 1 else None,
+        _interpolation(getattr(getattr(preset, "interpolation", None), "value", "")))
+
+
+def _sides(preset: Any, name: str) -> list[int]:
+    return [int(side) for side in getattr(preset, name, ())]
+
+
+def _interpolation(name: str) -> Any:
+    return name if name in get_args(Interpolation) else "bilinear"
+
+
+def _preset_of_timm(told: Mapping[str, Any]) -> Preprocessing:
+    """Read a configuration: what is left of the picture is ``crop_pct`` of its shorter side."""
+    mean, std = tuple(told["mean"]), tuple(told["std"])
+    if not told.get("input_size"):
+        return Preprocessing("rgb", mean, std)
+    _, height, width = (int(side) for side in told["input_size"])
+    share = float(told.get("crop_pct") or 1.0)
+    cuts = told.get("crop_mode", "center") == "center"
+    return Preprocessing("rgb", mean, std, (height, width),
+                         math.floor(min(height, width) / share) if cuts else None,
+                         _interpolation(str(told.get("interpolation"))))
 
 
 def find_function(spec: str) -> Callable[..., Any]:

@@ -10,7 +10,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.config import Config
-from deltaconvert.errors import CheckpointError, FrameError, UnsupportedError
+from deltaconvert.errors import (
+    CheckpointError,
+    FrameError,
+    FrameShapeError,
+    FrameTypeError,
+    UnsupportedError,
+)
 from deltaconvert.fallbacks import fallbacks
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.result import PassResult
@@ -142,9 +148,10 @@ class DeltaModule(nn.Module):
             _check_frame(name, frame, self._device())
         shapes = [tuple(f.shape) for f in frames]
         if not self.takes(shapes):
-            raise FrameError(f"the model's code branches on shapes, so it was converted for frames "
-                             f"of {self.traced_for}; these are {shapes}. Convert it again with "
-                             "example_inputs of these shapes.")
+            raise FrameShapeError(
+                f"the model's code branches on shapes, so it was converted for frames of "
+                f"{self.traced_for}; these are {shapes}. Convert it again with example_inputs of "
+                "these shapes.")
         return self._version, *((tuple(f.shape), f.dtype, f.device) for f in frames)
 
     def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
@@ -190,14 +197,14 @@ IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticErro
 
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
     if not isinstance(frame, Tensor):
-        raise FrameError(f"input {name!r} is a {type(frame).__name__}, not a tensor. Decode and "
-                         "normalise the frame as for the dense model.")
+        raise FrameTypeError(f"input {name!r} is a {type(frame).__name__}, not a tensor. Decode "
+                             "and normalise the frame as for the dense model.")
     if frame.dim() == 0 or frame.numel() == 0:
-        raise FrameError(f"input {name!r} has the shape {tuple(frame.shape)}: there is no lane or "
-                         "no pixel in it. Give N x C x H x W, N at least 1.")
+        raise FrameShapeError(f"input {name!r} has the shape {tuple(frame.shape)}: there is no "
+                              "lane or no pixel in it. Give N x C x H x W, N at least 1.")
     if device is not None and frame.device != device:
-        raise FrameError(f"input {name!r} is on {frame.device}, the weights are on {device}. Move "
-                         f"the frame with .to({str(device)!r}), or the model.")
+        raise FrameTypeError(f"input {name!r} is on {frame.device}, the weights are on {device}. "
+                             f"Move the frame with .to({str(device)!r}), or the model.")
 
 
 def _refuse_fallbacks(nodes: Sequence[DeltaNode]) -> None:

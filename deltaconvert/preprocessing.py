@@ -1,4 +1,4 @@
-"""From an RGB picture to what a model takes: channels, mean and standard deviation."""
+"""From an RGB picture to what a model takes: size, channels, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from deltaconvert.errors import ConfigError
 
 ChannelOrder = Literal["rgb", "bgr", "gray"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -24,6 +25,10 @@ class Preprocessing:
     Args:
         order: of the channels; ``"gray"`` is the luminance alone.
         mean, std: a number a channel, or one for all; the pictures have values from 0 to 1.
+        size: H and W at which the weights were evaluated. Frames keep their own size, for a
+            convolutional network takes any; whoever feeds pictures may ask for this one.
+        shorter_side: what the pictures' was scaled to before ``size`` was cut out of the middle.
+        interpolation: by which they were scaled.
 
     Raises:
         ConfigError: an order that does not exist, or numbers that do not fit the channels.
@@ -32,6 +37,9 @@ class Preprocessing:
     order: ChannelOrder = "rgb"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    size: tuple[int, int] | None = None
+    shorter_side: int | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -42,6 +50,13 @@ class Preprocessing:
             object.__setattr__(self, name, self._checked(name, getattr(self, name)))
         if min(self.std) <= 0:
             raise ConfigError("std: give numbers above 0; pictures have values from 0 to 1.")
+        if self.interpolation not in get_args(Interpolation):
+            raise ConfigError(f"interpolation {self.interpolation!r}: choose one of "
+                              f"{', '.join(get_args(Interpolation))}.")
+        sides = [*(self.size or ()), *([] if self.shorter_side is None else [self.shorter_side])]
+        if len(self.size or (1, 1)) != 2 or not all(type(s) is int and s > 0 for s in sides):
+            raise ConfigError(f"size={self.size}, shorter_side={self.shorter_side}: give height "
+                              "and width, and a side, in whole pixels.")
 
     def _checked(self, name: str, given: Any) -> tuple[float, ...]:
         numbers = tuple(float(n) for n in given)
@@ -73,6 +88,19 @@ class Preprocessing:
         """Say it in a few words."""
         return f"{self.order}, minus {_listed(self.mean)}, over {_listed(self.std)}"
 
+    @property
+    def has_size(self) -> bool:
+        """Whether it is known at which size the weights were evaluated."""
+        return self.size is not None or self.shorter_side is not None
+
+    @property
+    def size_in_words(self) -> str:
+        """At which size the weights were evaluated, as ``224x224 out of 256``; "" if unknown."""
+        if self.size is None:
+            return f"shorter side {self.shorter_side}" if self.shorter_side else ""
+        cut = f" out of {self.shorter_side}" if self.shorter_side else ""
+        return f"{self.size[0]}x{self.size[1]}{cut}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
@@ -84,7 +112,10 @@ class Preprocessing:
         Raises:
             ConfigError: for numbers that make no sense.
         """
-        return cls(data["order"], tuple(data["mean"]), tuple(data["std"]))
+        size = data.get("size")  # files of the first releases have none
+        return cls(data["order"], tuple(data["mean"]), tuple(data["std"]),
+                   None if size is None else tuple(size), data.get("shorter_side"),
+                   data.get("interpolation", "bilinear"))
 
 
 def _listed(numbers: tuple[float, ...]) -> str:

@@ -23,7 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import CheckpointError, UnsupportedError
+from deltaconvert.errors import (
+    CheckpointError,
+    DamagedError,
+    PickleError,
+    UnsupportedError,
+    VersionError,
+)
 from deltaconvert.exported import ExportedModel
 from deltaconvert.files import MALFORMED, _Entry, _place
 from deltaconvert.passes import from_aten
@@ -76,8 +82,8 @@ def _read(file: Path | io.BytesIO, name: str) -> ExportedModel:
         with zipfile.ZipFile(file) as archive:
             return _Reader(_Archive(archive, name)).model()
     except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{name} is damaged or no program of torch.export: {error}. Copy or "
-                              "export it again.") from error
+        raise DamagedError(f"{name} is damaged or no program of torch.export: {error}. Copy or "
+                           "export it again.") from error
     except MALFORMED as error:
         raise CheckpointError(f"{name} is no program of torch.export.save as this deltaconvert "
                               f"knows it ({type(error).__name__}: {error!s:.200}). Export it with "
@@ -114,7 +120,7 @@ class _Archive:
                 found: dict[str, Any] = json.loads(self.read(member))
                 version = found["schema_version"]["major"]
                 if version != SCHEMA:
-                    raise CheckpointError(
+                    raise VersionError(
                         f"{self.name} has the schema version {version}, this deltaconvert reads "
                         f"{SCHEMA}: export it again with another PyTorch, or update deltaconvert.")
                 return found
@@ -143,8 +149,8 @@ class _Archive:
         if told["use_pickle"]:
             tensor = self._unpickled(member)
             if not isinstance(tensor, Tensor):
-                raise CheckpointError(f"{self.name}: {member} is no tensor but an object, which "
-                                      "was not opened: that would run code of the file.")
+                raise PickleError(f"{self.name}: {member} is no tensor but an object, which was "
+                                  "not opened: that would run code of the file.")
             return tensor.detach()
         meta, data = told["tensor_meta"], bytearray(self.read(member))
         sizes, strides = ([int(s["as_int"]) for s in meta[key]] for key in ("sizes", "strides"))
@@ -156,7 +162,7 @@ class _Archive:
         try:
             return torch.load(io.BytesIO(self.read(member)), map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file makes PyTorch raise nearly any type
-            raise CheckpointError(
+            raise PickleError(
                 f"{self.name}: {member} holds more than weights, or is damaged, and was not "
                 "opened: unpickling objects runs code that comes with the file. Where you trust "
                 "it, export the model again without custom objects.") from error

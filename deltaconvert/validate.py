@@ -81,7 +81,8 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
         tolerance: largest relative RMS error of a frame (its RMS error over the output's RMS
             in the clip), or a dict of them by output. At threshold 0 the default is 1e-5 in
             float32 (`EXACT_TOLERANCES`), or four times what the dense network itself is off
-            float64 in the first frame, if that is more; above, there is none.
+            float64, in the first frame or in one that would fail, if that is more; above, there
+            is none.
         max_abs: largest error of any number, likewise.
         law_every: how many frames from one check of the law to the next.
 
@@ -132,6 +133,7 @@ class _Run:
         self.delta_ms: list[float] = []
         self.law_frames: set[int] = set()
         self.went_wrong = False
+        self.by_rounding = False  # whether tolerances follow the dense network's own rounding
         self.shapes: Any = None
 
     def take(self, inputs: tuple[Tensor, ...]) -> None:
@@ -182,17 +184,31 @@ class _Run:
             self._start_outputs(wanted, inputs)
         for output, (_, a), (_, b) in zip(self.outputs, wanted, found, strict=True):
             output.add(a, b)
+        if self.by_rounding and any(o.goes_wrong for o in self.outputs):
+            self._allow_own_rounding(wanted, inputs)
 
     def _start_outputs(self, wanted: list[tuple[str, Tensor]], inputs: Sequence[Any]) -> None:
         given = [[_limit(self.limits[what], name) for what in ("tolerance", "max_abs")]
                  for name, _ in wanted]
-        if self.exact and all(limit is None for limits in given for limit in limits):
-            roundings = _own_roundings(self.model, inputs, wanted)
-            given = [[max(self._exact_tolerance(value), OWN_ROUNDINGS * own), None]
-                     for (_, value), own in zip(wanted, roundings, strict=True)]
+        self.by_rounding = self.exact and all(lim is None for limits in given for lim in limits)
+        if self.by_rounding:
+            given = [[self._exact_tolerance(value), None] for _, value in wanted]
         self.outputs = [_Output(name, *limits)
                         for (name, _), limits in zip(wanted, given, strict=True)]
         self._check_limit_names()
+        if self.by_rounding:
+            self._allow_own_rounding(wanted, inputs)
+
+    def _allow_own_rounding(self, dense: list[tuple[str, Tensor]], inputs: Sequence[Any]) -> None:
+        """Raise tolerances to what float32 does to the dense network in this very frame.
+
+        How far rounding goes differs from frame to frame by several times. A frame that is
+        wrong in spite of it is wrong: then nothing is measured any more.
+        """
+        roundings = _own_roundings(self.model, inputs, dense)
+        for output, own in zip(self.outputs, roundings, strict=True):
+            output.tolerance = max(output.tolerance or 0.0, OWN_ROUNDINGS * own)
+        self.by_rounding = not any(o.goes_wrong for o in self.outputs)
 
     def _exact_tolerance(self, value: Tensor) -> float:
         precision = value.dtype if value.is_floating_point() else self._frame_dtype
@@ -300,7 +316,16 @@ class _Output:
         self.squares: list[tuple[float, float, float]] = []  # of error, dense, frozen's error
         self.products = [0.0, 0.0, 0.0]  # dense with converted, and each with itself
         self.max_abs = self.max_relative = 0.0
-        self.goes_wrong = False
+
+    @property
+    def goes_wrong(self) -> bool:
+        """Whether the last frame is out of tolerance."""
+        if not self.squares:
+            return False
+        so_far = math.sqrt(statistics.fmean(s[1] for s in self.squares))
+        rms = ratio(math.sqrt(self.squares[-1][0]), so_far)
+        return not ((self.tolerance is None or rms <= self.tolerance) and (
+            self.max_abs_allowed is None or self.max_abs <= self.max_abs_allowed))
 
     def add(self, dense: Tensor, converted: Tensor) -> None:
         """Compare one frame's.
@@ -325,10 +350,6 @@ class _Output:
             self.max_abs = _larger(self.max_abs, largest)
             self.max_relative = _larger(self.max_relative,
                                         ratio(largest, float(reference.abs().max())))
-        so_far = math.sqrt(statistics.fmean(s[1] for s in self.squares))
-        rms = ratio(math.sqrt(self.squares[-1][0]), so_far)
-        self.goes_wrong = not ((self.tolerance is None or rms <= self.tolerance) and (
-            self.max_abs_allowed is None or self.max_abs <= self.max_abs_allowed))
 
     def _add_products(self, dense: Tensor, converted: Tensor) -> None:
         pairs = (dense, converted), (dense, dense), (converted, converted)

@@ -11,7 +11,9 @@ arguments as numbers. Weights are real tensors, so derived weights are computed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
-from deltaconvert.errors import FrameError
+from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
@@ -38,7 +40,8 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
     """
     result = PassResult("infer")
     try:
-        _annotate(graph_module, _fake_frames(frames))
+        with _without_logging():
+            _annotate(graph_module, _fake_frames(frames))
     except _NeedsNumbers:
         _annotate(graph_module, [torch.zeros_like(f) for f in frames])
         result.refused["graph"] = "an operator needs real numbers: shapes come from a run on zeros"
@@ -52,6 +55,18 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
 
 class _NeedsNumbers(Exception):
     """A fake tensor was not enough."""
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """Keep PyTorch from printing the stack of what fails on fake tensors: it is tried again."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _fake_frames(frames: Sequence[Tensor]) -> list[Tensor]:
@@ -89,6 +104,22 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
                      multiply_adds=counter.get_total_flops() // 2)
 
 
+def with_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a call's arguments with values for nodes, in lists and dicts that may be written to.
+
+    FX's own refuse that, and functions that it does not look into may well do it.
+    """
+    def plain(argument: Any) -> Any:
+        if isinstance(argument, (tuple, list)) and not hasattr(argument, "_fields"):
+            parts = [plain(part) for part in argument]
+            return tuple(parts) if isinstance(argument, tuple) else parts
+        if isinstance(argument, dict):
+            return {key: plain(part) for key, part in argument.items()}
+        return fx.map_arg(argument, value_of)
+    args, kwargs = plain(tuple(node.args)), plain(dict(node.kwargs))
+    return args, kwargs
+
+
 def attribute(graph_module: torch.nn.Module, path: str) -> Any:
     """Return a parameter or buffer by its dotted path."""
     value: Any = graph_module
@@ -98,7 +129,7 @@ def attribute(graph_module: torch.nn.Module, path: str) -> Any:
 
 
 def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) -> Any:
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["value"])
+    args, kwargs = with_values(node, lambda n: n.meta["value"])
     try:
         if mode is None:
             return _call(graph_module, node, args, kwargs)
@@ -107,11 +138,25 @@ def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) 
     except Exception as error:
         if mode is not None:
             raise _NeedsNumbers from error
-        shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
-        raise FrameError(
-            f"{node.name} fails on inputs of the shapes {shapes}: "
-            f"{str(error).splitlines()[0]} ({node.meta.get('source') or 'no line known'}). Check "
-            "the size and the channels of the frames against what the model takes.") from error
+        raise _refused(node, args, error) from error
+
+
+def _refused(node: fx.Node, args: tuple[Any, ...], error: Exception) -> FrameError:
+    """Say which call fails on such frames, and what of them to look at."""
+    shapes = [tuple(n.meta["value"].shape) for n in node.all_input_nodes
+              if not n.meta["constant"] and isinstance(n.meta["value"], Tensor)]
+    source = f" ({node.meta['source']})" if node.meta.get("source") else ""
+    where = f"module {node.meta['path']}" if node.meta.get("path") else node.name
+    text = (f"{where} fails on inputs of the shapes {shapes}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}{source}. ")
+    weights = {n.meta["value"].dtype for n in node.all_input_nodes
+               if n.meta["constant"] and isinstance(n.meta["value"], Tensor)}
+    dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
+    if len(weights) == 1 and dtypes - weights:
+        return FrameTypeError(f"{text}The weights are {weights.pop()}: give the frames that dtype, "
+                              "normalised as for the dense model.")
+    return FrameShapeError(f"{text}Check the size and the channels of the frames against what the "
+                           "model takes.")
 
 
 def _call(graph_module: GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:

@@ -27,6 +27,7 @@ from deltaconvert.nodes import (
 )
 from deltaconvert.operators import registry
 from deltaconvert.passes.find_selects import moves_a_tensor
+from deltaconvert.passes.infer import with_values
 from deltaconvert.passes.partition import edges
 
 
@@ -101,8 +102,7 @@ class _Lowering:
     def _describe(self, node: fx.Node) -> Description:
         operator = registry.find(node.target) if node.op == "call_function" else None
         position = {edge: Slot(i) for i, edge in enumerate(edges(node))}
-        args, params = fx.map_arg((node.args, dict(node.kwargs)),
-                                  lambda n: position.get(n, n.meta["value"]))
+        args, params = with_values(node, lambda n: position.get(n, n.meta["value"]))
         config = self.config if node in self.paying else self.config.replace(threshold=0.0)
         own = config.for_node(node.name, node.meta.get("path", ""))
         value, spec, rule = node.meta["value"], self._spec(node), node.meta["rule"]
@@ -113,7 +113,7 @@ class _Lowering:
             isinstance(value, Tensor) and value.is_floating_point())
         return Description(
             node.name, node.meta.get("path", ""), node.meta.get("source", ""), rule,
-            node.meta["reason"], self._function(node), operator, tuple(args), dict(params),
+            node.meta["reason"], self._function(node), operator, args, params,
             tuple(self._spec(e) for e in edges(node)), spec,
             footprints=node.meta["footprints"],
             multiply_adds=(operator.multiply_adds(shapes) if operator and shapes and rule == "local"

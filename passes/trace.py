@@ -143,7 +143,12 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 def _run(tracer: Tracer, model: nn.Module) -> fx.Graph:
     with torch.no_grad():
-        return tracer.trace(model)
+        graph = tracer.trace(model)
+    for node in graph.nodes:
+        # Of `torch.fx.wrap`: the generated code would register the function's name for the
+        # whole process, whatever the node has become by then. Nothing is traced again.
+        node.meta.pop("is_wrapped", None)
+    return graph
 
 
 def _with_shapes(frames: Sequence[Tensor]) -> Tracer:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import deltaconvert
 from benchmarks import coverage_table
 from benchmarks.coverage_cases import TIMM, Case, cases
 
@@ -91,7 +92,74 @@ def test_a_conversion_that_is_wrong_is_not_called_rounding(monkeypatch):
             delta.conv.weight.mul_(1.001)
         return delta, said
     monkeypatch.setattr(coverage_table, "convert", wrong)
-    assert row(Branches("nothing"), monkeypatch)["agrees"].startswith("no: dense itself is ")
+    found = row(Branches("nothing"), monkeypatch)
+    assert found["agrees"].startswith("no: off float64 by ")
+    assert found["off_float64"] > 100 * found["dense_off_float64"]
+    assert found["error_in_float64"] > 1e-4
+
+
+class Amplified(nn.Module):
+    """Differences of large numbers: float32 itself is further off than 1e-5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 64, 3), nn.Conv2d(3, 64, 3)
+        self.two.load_state_dict(self.one.state_dict())
+        self.two.weight.data += 1e-4 * torch.randn_like(self.two.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) - self.two(x)
+
+
+def test_rounding_is_called_so_and_by_how_much(monkeypatch):
+    monkeypatch.setattr(coverage_table, "TOLERANCE", 1e-7)
+    found = row(Amplified(), monkeypatch)
+    assert found["error"] > 1e-5
+    assert found["off_float64"] < 4 * found["dense_off_float64"]
+    assert found["error_in_float64"] < 1e-9
+    assert found["agrees"] == (
+        f"rounding: off float64 by {found['off_float64']:.0e}, dense by "
+        f"{found['dense_off_float64']:.0e}; {found['error_in_float64']:.0e} in float64")
+
+
+def made(name: str, **beyond: float) -> dict[str, Any]:
+    return {"name": f"own:{name}", "kind": "other", "size": [8, 8], "converts": "whole",
+            "agrees": "yes", "error": 0.0, "beyond": beyond, "local": 1 - sum(beyond.values()),
+            "global": 0.0, "unknown": 0.0, "outside": 0.0, "needed": 1.0, "state_bytes": 0}
+
+
+def test_more_than_three_percent_outside_local_nodes_is_a_failure_or_an_exception(capsys):
+    pytest.importorskip("timm")
+    rows = [made("fine", cumsum=0.02), made("excepted", attention=0.4, cumsum=0.02),
+            made("over", cumsum=0.02, sort=0.02)]
+    assert coverage_table.report_failures(rows[:2]) == 0
+    assert "all 2 measured rows are right" in capsys.readouterr().out
+    assert coverage_table.report_failures(rows) == 1
+    assert "own:over: {'cumsum': 0.02, 'sort': 0.02} outside local nodes" in capsys.readouterr().out
+    text = coverage_table.table(rows)
+    assert "| excepted | attention 40.0%, cumsum 2.0% |" in text
+    assert "Over it without an exception: over." in text
+    assert "| fine |" not in text.partition("## Beyond 3 %")[2]
+    assert "Nothing else exceeds 3 % in any model." in coverage_table.table(rows[:2])
+
+
+def test_what_is_outside_local_nodes_is_named():
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            tokens = y.flatten(2)
+            return self.fc(y.mean((2, 3))) + (tokens @ tokens.transpose(1, 2)).sum()
+
+    delta = deltaconvert.convert(Head().eval())
+    frame = torch.rand(1, 3, 12, 12)
+    shares = coverage_table.shares(Head(), delta, frame)
+    total = 4 * 27 * 100 + 20 + 16 * 100
+    assert shares["beyond"] == {"attention": 1600 / total, "classifier": 20 / total}
 
 
 def test_the_table_has_a_line_for_each_row(monkeypatch):
@@ -100,9 +168,10 @@ def test_the_table_has_a_line_for_each_row(monkeypatch):
     bad = {"name": "own:bad", "kind": "other", "size": [8, 8], "converts": "", "error": None,
            "agrees": "TraceError: a | b\nc"}
     text = coverage_table.table([good, bad])
-    assert "2 models, 2\nmeasured, 1 agree." in text
+    assert "2 models, 2\nmeasured, 1 agree: 1 within 1e-5, 0 but for rounding." in text
     assert "| bad | 8x8 | no | TraceError: a / b c |" in text
     assert "| good | 24x24 | whole | yes, " in text
-    lines = [line for line in text.splitlines() if line.startswith(("| good", "| bad", "| model"))]
+    lines = [line for line in text.partition("## Beyond")[0].splitlines()
+             if line.startswith(("| good", "| bad", "| model"))]
     assert [line.count("|") for line in lines] == [11, 11, 11, 11]  # a head for each kind
     assert next(iter(good["unknown_reasons"])) in text.partition("## Operators that run")[2]

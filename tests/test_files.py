@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 import deltaconvert
 from deltaconvert import CheckpointError, InputError, NodeConfig, UnsupportedError, files
 from deltaconvert import graph_json as gj
-from deltaconvert.files import load, save
+from deltaconvert.files import load, load_structure, save
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -804,3 +804,25 @@ def test_loading_takes_no_more_than_twice_the_files_memory(path, tmp_path):
                           env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 2.1 * large.stat().st_size
+
+
+class TestStructure:
+    """`load_structure`: the model from its header, with zeros for weights."""
+
+    def test_it_is_the_model_but_for_its_numbers(self, tmp_path):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last),
+                              nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 5)).eval()
+        deltaconvert.save(deltaconvert.convert(model, threshold=0.5), tmp_path / "a.delta")
+        found, whole = load_structure(tmp_path / "a.delta"), load(tmp_path / "a.delta")
+        assert found.config == whole.config
+        assert [(n, t.shape, t.dtype) for n, t in found.state_dict().items()] == [
+            (n, t.shape, t.dtype) for n, t in whole.state_dict().items()]
+        assert not any(t.any() for t in found.state_dict().values())
+        assert str(found.graph) == str(whole.graph)
+
+    def test_sizes_that_do_not_add_up_are_damage(self, tmp_path):
+        deltaconvert.save(deltaconvert.convert(nn.Conv2d(3, 4, 3)), tmp_path / "a.delta")
+        data = (tmp_path / "a.delta").read_bytes()
+        (tmp_path / "a.delta").write_bytes(data.replace(b"[4,3,3,3]", b"[4,3,3,9]"))
+        with pytest.raises(CheckpointError, match="its tensors are not of the sizes that it gives"):
+            load_structure(tmp_path / "a.delta")

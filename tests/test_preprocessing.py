@@ -13,14 +13,25 @@ from deltaconvert.model_specs import build_model, preprocessing_of
 
 def test_torchvisions_preset_is_that_of_its_weights():
     found = preprocessing_of("torchvision:resnet18", build_model("torchvision:resnet18"))
-    assert found == Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert preprocessing_of("torchvision:segmentation.fcn_resnet50", nn.Identity()).order == "rgb"
+    assert found == Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224),
+                                  256)
+    found = preprocessing_of("torchvision:segmentation.fcn_resnet50", nn.Identity())
+    assert (found.order, found.size, found.shorter_side) == ("rgb", None, 520)
+    swin = preprocessing_of("torchvision:swin_t", nn.Identity())
+    assert (swin.size_in_words, swin.interpolation) == ("224x224 out of 232", "bicubic")
 
 
 def test_timms_preset_is_the_models():
     model = nn.Identity()
     model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     assert preprocessing_of("timm:any", model) == Preprocessing("rgb", (0.5,) * 3, (0.25,) * 3)
+    model.pretrained_cfg |= {"input_size": (3, 256, 320), "crop_pct": 0.875,
+                             "interpolation": "bicubic", "crop_mode": "center"}
+    assert preprocessing_of("timm:any", model) == Preprocessing(
+        "rgb", (0.5,) * 3, (0.25,) * 3, (256, 320), 292, "bicubic")
+    model.pretrained_cfg |= {"crop_mode": "squash", "interpolation": "random"}
+    assert preprocessing_of("timm:any", model) == Preprocessing(
+        "rgb", (0.5,) * 3, (0.25,) * 3, (256, 320))
 
 
 @pytest.mark.parametrize("spec", ["timm:any", "module:factory",
@@ -35,6 +46,10 @@ def test_without_a_preset_nobody_says(spec):
     ({"order": "gray", "std": (1, 1, 1)}, "std has 3 numbers, the frames have 1 channels"),
     ({"std": (0,)}, "std: give numbers above 0"),
     ({"mean": (float("nan"),)}, "give finite numbers"),
+    ({"size": (0, 5)}, r"size=\(0, 5\), shorter_side=None: give height and width"),
+    ({"size": (5,)}, "give height and width"),
+    ({"shorter_side": -1}, "and a side, in whole pixels"),
+    ({"interpolation": "area"}, "interpolation 'area': choose one of bilinear, bicubic, nearest"),
 ])
 def test_what_makes_no_sense(settings, said):
     with pytest.raises(ConfigError, match=said):
@@ -42,7 +57,7 @@ def test_what_makes_no_sense(settings, said):
 
 
 def test_it_goes_with_the_model_into_its_file_and_through_other_settings(tmp_path):
-    told = Preprocessing("bgr", (0.1, 0.2, 0.3), (2.0,))
+    told = Preprocessing("bgr", (0.1, 0.2, 0.3), (2.0,), (32, 48), 40, "bicubic")
     delta = deltaconvert.convert(nn.Conv2d(3, 4, 3), preprocessing=told)
     deltaconvert.save(delta, tmp_path / "a.delta")
     assert deltaconvert.load(tmp_path / "a.delta").preprocessing == told
@@ -67,6 +82,29 @@ def test_cropping_keeps_the_aspect_and_fills_the_size():
     assert torch.equal(Resize((20, 20), "crop")(frame), frame[:, :, 10:30])
     assert Resize((30, 20), "crop").scaled((20, 40)) == (30, 60)
     assert Resize((30, 20), "crop")(frame).shape == (3, 30, 20)
+
+
+def test_as_weights_were_evaluated_is_what_their_library_does():
+    """The shorter side is scaled and the middle cut out, as torchvision does to the picture."""
+    transforms = pytest.importorskip("torchvision").models.Swin_T_Weights.DEFAULT.transforms()
+    picture = torch.rand(3, 300, 500)
+    told = preprocessing_of("torchvision:swin_t", nn.Identity())
+    resize = Resize(told.size, "crop", told.shorter_side, told.interpolation)
+    assert resize.scaled((300, 500)) == (232, 386)
+    assert resize.of((300, 500)) == (224, 224)
+    # Its values are not clamped before they are normalised.
+    torch.testing.assert_close(told(resize(picture)), transforms(picture), rtol=0, atol=0.5)
+    assert (told(resize(picture)) - transforms(picture)).abs().mean() < 1e-3
+    alone = Resize(shorter_side=15)
+    assert alone.of((20, 40)) == alone(torch.rand(3, 20, 40)).shape[1:] == (15, 30)
+
+
+def test_what_a_size_reads_as():
+    assert Preprocessing().size_in_words == ""
+    assert not Preprocessing().has_size
+    assert Preprocessing(size=(224, 224)).size_in_words == "224x224"
+    assert Preprocessing(size=(224, 192), shorter_side=256).size_in_words == "224x192 out of 256"
+    assert Preprocessing(shorter_side=520).size_in_words == "shorter side 520"
 
 
 def test_stretching_and_leaving_alone():

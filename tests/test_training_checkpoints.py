@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
+from deltaconvert.checkpoints import _plain_data, apply_state_dict, read_checkpoint
 from deltaconvert.errors import CheckpointError, MismatchError, PickleError
+from tests.checkpoints import make
 
 
 def net() -> nn.Sequential:
@@ -113,6 +114,47 @@ def test_the_weights_are_found_and_fit(framework, tmp_path):
     apply_state_dict(model, read_checkpoint(tmp_path / "c.pth").state)
     assert bool((model.conv.weight == 0.5).all())
     assert not any(name.startswith(("lightning", "mmengine")) for name in sys.modules)
+
+
+MADE = pathlib.Path(__file__).parent / "checkpoints"  # by the frameworks, see make.py there
+EXPECTED = torch.load(MADE / "expected.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_the_frameworks_themselves_wrote(name):
+    """Trained by their own loops; of averaged weights these, wherever they are kept."""
+    model = make.net()
+    apply_state_dict(model, read_checkpoint(MADE / name).state)
+    state = model.state_dict()
+    assert list(state) == list(EXPECTED[name])
+    for key, tensor in EXPECTED[name].items():
+        assert torch.equal(state[key], tensor), key
+    assert not any(m.startswith(("lightning", "pytorch_lightning", "mmengine"))
+                   for m in sys.modules)
+
+
+def test_averages_differ_from_what_lies_beside_them():
+    """So that the test above sees which of the two was taken."""
+    entries = {"timm.pth.tar": "state_dict", "mmengine.pth": "ema_state_dict",
+               "lightning-averaged.ckpt": "current_model_state"}
+    for name, entry in entries.items():
+        with torch.serialization.safe_globals(_plain_data()):
+            other = torch.load(MADE / name, weights_only=True)[entry]
+        (key,) = (k for k in other if k.endswith("conv.weight"))
+        assert not torch.equal(other[key], EXPECTED[name]["conv.weight"]), name
+
+
+def test_what_stands_for_getattr_looks_nothing_up(tmp_path):
+    """It is in mmengine's files; what it gives can neither be called nor looked into."""
+    class Looks:
+        def __reduce__(self):
+            return getattr, (torch.Tensor, "numpy")
+
+    torch.save({"state_dict": {"w": torch.ones(1)}, "beside": Looks()}, tmp_path / "a.pth")
+    with torch.serialization.safe_globals(_plain_data()):
+        found = torch.load(tmp_path / "a.pth", weights_only=True)["beside"]
+    assert type(found).__name__ == "Ignored"
+    assert not callable(found)
 
 
 def test_what_lies_beside_the_model_is_told(caplog):

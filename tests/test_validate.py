@@ -140,6 +140,32 @@ class TestExact:
         report = validate(model, converted(model), frames)
         assert report.outputs[0].tolerance > 1e-3
 
+    def test_own_rounding_is_that_of_the_frame_that_would_fail(self, frames):
+        class CancelsLater(nn.Module):
+            """A large number is added and taken away again where the first pixel says so."""
+
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 4, 3, bias=False)
+
+            def forward(self, x):
+                large = 3000 * x[..., :1, :1]
+                return self.conv(x + large) - self.conv(x * 0 + large)
+
+        torch.manual_seed(0)
+        model, frames = CancelsLater().eval(), [f.clone() for f in frames]
+        for number, frame in enumerate(frames):
+            frame[..., :1, :1] = float(number == 3)
+        delta = converted(model)
+        (output,) = validate(model, delta, frames[:3]).outputs
+        assert output.passed
+        assert output.tolerance == 1e-5
+        (output,) = validate(model, delta, frames).outputs
+        assert output.passed
+        assert output.worst_frame == 3
+        assert output.worst_relative_rms > 1e-5
+        assert output.tolerance < 100 * output.worst_relative_rms
+
     def test_iterators_do(self, model, frames):
         assert validate(model, converted(model), iter(frames)).frames == 6
 
@@ -185,7 +211,7 @@ class TestPlantedErrors:
 
         class Glitch(nn.Module):
             def forward(self, x):
-                calls.append(x.dtype)  # float64 once: to measure the model's own rounding
+                calls.append(x.dtype)  # float64 too: to measure the model's own rounding
                 out = model(x)
                 return out * (1 + 3e-4) if calls.count(torch.float32) == 30 else out
 

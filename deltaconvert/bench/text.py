@@ -13,18 +13,25 @@ from deltaconvert.report import count, text_table
 
 def network(data: dict[str, Any]) -> str:
     """Lay out what `networks.Result.to_dict` gave."""
-    parts = [_runtimes(data), "", text_table(_lines(data), align="l"), "", _kinds(data["kinds"])]
+    parts = [text_table(runtime_rows(data)), "", text_table(figure_lines(data), align="l"), "",
+             text_table(kind_rows(data["kinds"]))]
     if data["skipped"]:
         parts += ["", *(f"left out: {name}: {why}" for name, why in data["skipped"].items())]
-    remarks = [*data["check"]["remarks"], machine.warning(data["others_cpu_share"])]
-    if said := [f"- {remark}" for remark in remarks if remark]:
+    if said := [f"- {remark}" for remark in remarks(data)]:
         parts += ["", *said]
     return "\n".join(parts)
 
 
-def _runtimes(data: dict[str, Any]) -> str:
-    rows = [("", "precision", "ms", "p5", "p95", "frames/s", "converted is", "by round", "error",
-             "peak MB")]
+def remarks(data: dict[str, Any]) -> list[str]:
+    """Return what to keep in mind beside the figures."""
+    said = [*data["check"]["remarks"], machine.warning(data["others_cpu_share"])]
+    return [remark for remark in said if remark]
+
+
+def runtime_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a header, and a row for each runtime."""
+    rows: list[tuple[str, ...]] = [("", "precision", "ms", "p5", "p95", "frames/s", "converted is",
+                                    "by round", "error", "peak MB")]
     for name, runtime in data["runtimes"].items():
         ms, peak = runtime["ms"], data["peak_memory_bytes"][name]
         mine = name == CONVERTED
@@ -36,10 +43,11 @@ def _runtimes(data: dict[str, Any]) -> str:
             "" if mine else f"{spread['least']:.2f} to {spread['most']:.2f}",
             f"{data['fidelity_rms'] if mine else runtime['error_rms']:.1e}",
             "-" if peak is None else f"{peak / 1e6:.0f}"))
-    return text_table(rows)
+    return rows
 
 
-def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
+def figure_lines(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures with their names."""
     lines = [
         ("speed-up", f"{data['speedup_over_best_dense_fp32']:.2f}x over the best dense fp32 "
                      f"({data['best_dense_fp32']}), {data['speedup_over_eager']:.2f}x over eager "
@@ -66,11 +74,12 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _kinds(kinds: Sequence[dict[str, Any]]) -> str:
-    rows = [("a frame's time", "nodes", "ms", "share", "Gflop/s needed")]
+def kind_rows(kinds: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a header, and where a frame's time goes."""
+    rows: list[tuple[str, ...]] = [("a frame's time", "nodes", "ms", "share", "Gflop/s needed")]
     rows += [(k["kind"], str(k["nodes"] or ""), f"{k['ms']:.2f}", f"{k['share']:.1%}",
               f"{k['gigaflops']:.0f}" if k["needed_multiply_adds"] else "") for k in kinds]
-    return text_table(rows)
+    return rows
 
 
 def layer_head(shares: Sequence[float] = SHARES) -> str:

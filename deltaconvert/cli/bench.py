@@ -21,6 +21,7 @@ from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.options import (
     JsonFile,
     ModelArgs,
+    ReportFile,
     TrustPickle,
     flags_of,
     parse_size,
@@ -33,6 +34,8 @@ from deltaconvert.config import Config
 from deltaconvert.errors import InputError
 from deltaconvert.files import load
 from deltaconvert.model_specs import build_model, parse_model_args
+from deltaconvert.pages.benchmark import benchmark_page
+from deltaconvert.pages.page import write_page
 from deltaconvert.validate import StoredModel
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Config))
@@ -78,9 +81,10 @@ def bench(
     plot: Annotated[Path | None, typer.Option(
         metavar="PNG", help="Draw where a frame's time goes.")] = None,
     json: JsonFile = None,
+    report: ReportFile = None,
 ) -> None:
     """Time a converted network beside the dense runtimes, after checking that it is right."""
-    check_writable(json, plot)
+    check_writable(json, plot, report)
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot {plot}: the picture is a PNG; give it a name that ends in .png.")
     clip = _clip(source, size, frames, start, stride, seed, active)
@@ -109,14 +113,15 @@ def bench(
     data = {"model": model, "clip": clip.name, "size": list(clip.size),
             "active_share": result.report.update_ratio_input, "frames": len(held), "seed": seed,
             "machine": machine.describe(threads), **result.to_dict()}
-    say(f"{model}, {len(held)} frames of {clip.name} {clip.size[0]}x{clip.size[1]}\n"
-        f"{machine.in_words(data['machine'])}\n{result.report.settings}\n")
-    say(text.network(data))
+    said = [f"{model}, {len(held)} frames of {clip.name} {clip.size[0]}x{clip.size[1]}",
+            machine.in_words(data["machine"]), result.report.settings]
+    say("\n".join([*said, "", text.network(data)]))
     if plot is not None:
         figure = plots.time_by_kind({model: data})
         with written_whole(plot) as partial:
             figure.savefig(partial, format="png", dpi=110)
     write_json(json, data)
+    write_page(report, benchmark_page(data, "; ".join(said)) if report else "")
 
 
 def _say(line: str) -> None:

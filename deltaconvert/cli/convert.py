@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,8 @@ def convert(
             "program": source.is_program, "out": str(out), "bytes": out.stat().st_size,
             "preprocessing": preprocessing and preprocessing.to_dict(),
             **_described(delta, program)}
-    say(_text(data, source.weights, f"{preprocessing} ({whose})"))
+    say(_text(data, source.weights, f"{preprocessing} ({whose})",
+              preprocessing.size_in_words if preprocessing else ""))
     write_json(json, data)
 
 
@@ -77,9 +79,13 @@ def _preprocessing(channels: Channels, spec: str | None, model: nn.Module
                    ) -> tuple[Preprocessing | None, str]:
     """Settle how pictures become frames, and who says so."""
     preset = None if spec is None else preprocessing_of(spec, model)
-    if channels.given or spec is None or preset is None:
+    if spec is None or preset is None:
         return channels.preprocessing(None), (
             "as given" if channels.given else "--channel-order, --mean and --std say otherwise")
+    if channels.given:
+        plain = Preprocessing()
+        return channels.preprocessing(dataclasses.replace(
+            preset, order=plain.order, mean=plain.mean, std=plain.std)), "as given"
     return preset, f"the preset of {spec.partition(':')[0]}; --mean 0 --std 1 for none"
 
 
@@ -92,10 +98,13 @@ def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict
             "unknown": unknown, "config": delta.config.to_dict()}
 
 
-def _text(data: dict[str, Any], weights: str, frames: str) -> str:
+def _text(data: dict[str, Any], weights: str, frames: str, size: str) -> str:
     lines = [f"weights   {data['checkpoint']}: {weights}",
              f"model     {data['operators']} operators, {data['parameters'] / 1e6:.2f} million "
              "parameters", f"frames    {frames}"]
+    if size:
+        lines.append(f"size      the weights were evaluated at {size}; frames keep their own, or "
+                     "--size model")
     if data["unknown"] is not None:
         lines.append(f"unknown   {count(len(data['unknown']), 'operator')}, run whole and densely")
         lines += [f"          {u['node']}: {u['reason']} ({u['source'] or 'line unknown'})"

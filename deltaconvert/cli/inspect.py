@@ -17,13 +17,13 @@ from deltaconvert.cli.inspect_parts import (
     measure,
     work_text,
 )
-from deltaconvert.cli.options import JsonFile, flags_of, parse_size
+from deltaconvert.cli.options import JsonFile, flags_of
 from deltaconvert.cli.output import UntilBroken, check_writable, say, write_json, write_text
 from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.fallbacks import Fallback, fallbacks
-from deltaconvert.files import load, read_header
+from deltaconvert.files import load, load_structure, read_header
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.pages.graph import as_dot, graph_page
+from deltaconvert.pages.graph import IN_PLACE, as_dot, graph_page
 from deltaconvert.pages.page import write_page
 from deltaconvert.program import Program
 from deltaconvert.report import text_table
@@ -33,7 +33,7 @@ from deltaconvert.summary import operator_name
 TITLES = {"unknown": "unknown operators, run whole and densely",
           "global": "run whole, and compared pixel by pixel",
           "local": "run by the reference backend, whole"}
-DEFAULT_SIZE = "360x640"
+DEFAULT_SIZE = (360, 640)
 
 
 @flags_of(Pictures, "pictures")
@@ -41,7 +41,7 @@ def inspect(
     converted: Annotated[Path, typer.Argument(metavar="OUT", help="A .delta file.")],
     pictures: Pictures,
     header: Annotated[bool, typer.Option(
-        "--header", help="Only what the file's header says; no weights are read.")] = False,
+        "--header", help="Only what the file's header says, without compiling.")] = False,
     source: Annotated[str | None, typer.Option(
         metavar="CLIP", help=f"Run it, and show what changed at each node. {CLIP_HELP}")] = None,
     dot: Annotated[Path | None, typer.Option(
@@ -57,13 +57,15 @@ def inspect(
         say(header_text(told))
         write_json(json, told)
         return
-    delta = load(converted)
-    clip = None if source is None else pictures.open(source)
-    extent = parse_size(pictures.size or DEFAULT_SIZE) if clip is None else clip.size
+    # Only a clip needs the weights: the graph and its cost are in the header.
+    delta = load_structure(converted) if source is None else load(converted)
+    clip = None if source is None else pictures.open(source, delta.preprocessing)
+    extent = clip.size if clip else pictures.extent(delta.preprocessing) or DEFAULT_SIZE
     frame = example_frame(delta, extent)
     program = delta.program(delta.signature([frame]), [frame])
     data = describe(program) | {"file": str(converted), "frame": list(frame.shape)}
-    text = f"{converted}, for frames of {'x'.join(map(str, frame.shape))}\n\n{as_text(data)}"
+    read = "" if clip else "; weights not read"
+    text = f"{converted}, for frames of {'x'.join(map(str, frame.shape))}{read}\n\n{as_text(data)}"
     if clip is not None:
         frames = UntilBroken(ModelFrames(clip, pictures.preprocessing(delta.preprocessing),
                                          dtype_of(delta)))
@@ -95,7 +97,7 @@ def _node(node: DeltaNode, program: Program, total: int) -> dict[str, Any]:
     return {
         "node": about.name, "path": about.path, "source": about.source,
         "operator": operator_name(node), "rule": about.rule, "reason": about.reason,
-        "runs_by": "in place" if about.aliases else node.backend,
+        "runs_by": IN_PLACE if about.aliases else node.backend,
         "fallback_reason": node.fallback_reason, "threshold": about.threshold,
         "norm": about.norm, "shape": None if spec.shape is None else list(spec.shape),
         "multiply_adds": node.dense_multiply_adds,

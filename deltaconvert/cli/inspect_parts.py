@@ -41,7 +41,7 @@ def header_text(data: dict[str, Any]) -> str:
     operators = ", ".join(f"{number} {name}" for name, number in
                           sorted(data["operators"].items(), key=lambda item: -item[1]))
     frames = data["preprocessing"] and ", ".join(
-        f"{name} {value}" for name, value in data["preprocessing"].items())
+        f"{name} {value}" for name, value in data["preprocessing"].items() if value is not None)
     lines = [
         ("file", f"{data['file']}, {data['bytes']} bytes, format version {data['version']}"),
         ("sha256", f"{data['sha256']} (as written: checking it needs the weights)"),

@@ -14,6 +14,7 @@ from deltaconvert.clips import Clip, open_clip
 from deltaconvert.errors import ConfigError, InputError
 from deltaconvert.preprocessing import Preprocessing
 
+MODEL = "model"  # what --size takes beside HxW
 CLIP_HELP = "A video file, a folder or glob of pictures, or 'synthetic'."
 
 
@@ -54,26 +55,46 @@ class Pictures(Channels):
     """Which frames of a source are taken, and at which size."""
 
     size: Annotated[str | None, typer.Option(
-        metavar="HxW", help="Resize the frames; default: as they are.")] = None
-    fit: Annotated[str, typer.Option(
-        metavar="stretch|pad|crop",
-        help="With --size: stretch, or keep the aspect and pad with grey, or crop.")] = "stretch"
+        metavar="HxW|model", help="Resize the frames; 'model': as its weights were evaluated. "
+        "Default: as they are.")] = None
+    fit: Annotated[str | None, typer.Option(
+        metavar="stretch|pad|crop", help="With --size: stretch, or keep the aspect and pad with "
+        "grey, or crop. Default: stretch, or as --size model says.")] = None
     frames: Annotated[int | None, typer.Option(
         metavar="N", help="Most frames to take.")] = None
     start: Annotated[int, typer.Option(metavar="N", help="Index of the first frame.")] = 0
     stride: Annotated[int, typer.Option(metavar="N", help="Take every so many-th frame.")] = 1
     seed: Annotated[int, typer.Option(metavar="N", help="Of a synthetic clip.")] = 0
 
-    def open(self, source: str) -> Clip:
-        """Open a source.
+    def open(self, source: str, stored: Preprocessing | None) -> Clip:
+        """Open a source, for a model whose file says this of its frames.
 
         Raises:
-            InputError: see `open_clip`.
+            InputError: see `open_clip` and `extent`.
         """
-        return open_clip(source, size=None if self.size is None else parse_size(self.size),
-                         fit=self.fit,  # type: ignore[arg-type]
-                         frames=self.frames, start=self.start, stride=self.stride, seed=self.seed)
+        size, told = self.extent(stored), dict[str, Any]()
+        if self.size == MODEL and stored is not None:
+            told = {"interpolation": stored.interpolation}
+            if self.fit is None:
+                size, told["shorter_side"] = stored.size, stored.shorter_side
+        return open_clip(source, size=size, fit=self.fit or "stretch",  # type: ignore[arg-type]
+                         frames=self.frames, start=self.start, stride=self.stride, seed=self.seed,
+                         **told)
 
-    def open_all(self, sources: Sequence[str]) -> list[Clip]:
+    def extent(self, stored: Preprocessing | None) -> tuple[int, int] | None:
+        """Return H and W that ``--size`` means; ``None`` where it was not given.
+
+        Raises:
+            InputError: no size, or ``model`` for a file that does not say one.
+        """
+        if self.size != MODEL:
+            return None if self.size is None else parse_size(self.size)
+        if stored is None or not stored.has_size:
+            raise InputError("--size model: the file does not say at which size its weights were "
+                             "evaluated; models of torchvision: and timm: do. Give --size HxW.")
+        side = stored.shorter_side or 0
+        return stored.size or (side, side)
+
+    def open_all(self, sources: Sequence[str], stored: Preprocessing | None) -> list[Clip]:
         """Open several sources, before any is read."""
-        return [self.open(source) for source in sources]
+        return [self.open(source, stored) for source in sources]

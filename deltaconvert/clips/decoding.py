@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deltaconvert.clips.clip import Size, checked_size, size_of
 from deltaconvert.errors import ClipError, InputError
+from deltaconvert.preprocessing import Interpolation
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -69,16 +70,21 @@ PADDING = 114 / 255  # the grey that detectors are trained to see around a pictu
 
 @dataclass(frozen=True)
 class Resize:
-    """Frames at another size (bilinear, antialiased).
+    """Frames at another size (antialiased).
 
     Args:
         size: H and W; None leaves frames as they are.
         fit: what becomes of another aspect: `stretch` loses it; `pad` fits the whole
             picture in and puts grey around it; `crop` fills the size and cuts off the rest.
+        shorter_side: scales the picture so that this is its shorter side, in place of what
+            `fit` says; then `size`, where there is one, is cut out of the middle.
+        interpolation: `bilinear`, `bicubic` or `nearest`.
     """
 
     size: Size | None = None
     fit: Fit = "stretch"
+    shorter_side: int | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if self.fit not in get_args(Fit):
@@ -88,14 +94,20 @@ class Resize:
 
     def __call__(self, frame: Tensor) -> Tensor:
         """The frame at that size, itself where it has it already."""
-        if self.size is None or self.size == size_of(frame):
-            return frame
-        picture = _interpolate(frame, self.scaled(size_of(frame)))
-        return picture if size_of(picture) == self.size else self._placed(picture, self.size)
+        own, whole = size_of(frame), self.scaled(size_of(frame))
+        picture = frame if whole == own else _interpolate(frame, whole, self.interpolation)
+        return picture if whole == self.of(own) else self._placed(picture, self.of(own))
+
+    def of(self, source: Size) -> Size:
+        """H and W that a picture of this size gets."""
+        return self.size or self.scaled(source)
 
     def scaled(self, source: Size) -> Size:
         """H and W of the whole picture after scaling, before grey is added or edges are cut."""
-        if self.size is None or self.fit == "stretch":
+        if self.shorter_side is not None:
+            return tuple(self.shorter_side * side // min(source)  # type: ignore[return-value]
+                         for side in source)
+        if self.size is None or self.size == source or self.fit == "stretch":
             return self.size or source
         sides = [wanted / own for wanted, own in zip(self.size, source, strict=True)]
         scale = min(sides) if self.fit == "pad" else max(sides)
@@ -109,6 +121,6 @@ class Resize:
         return F.pad(picture, (left, right, top, bottom), value=PADDING)  # negative ones cut
 
 
-def _interpolate(frame: Tensor, size: Size) -> Tensor:
-    resized = F.interpolate(frame[None], size=size, mode="bilinear", antialias=True)[0]
+def _interpolate(frame: Tensor, size: Size, mode: str) -> Tensor:
+    resized = F.interpolate(frame[None], size=size, mode=mode, antialias=mode != "nearest")[0]
     return resized.clamp_(0, 1)  # the filter's weights add up to 1 only up to rounding

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaconvert.clips.clip import Clip, Selection, Size, hxw, size_of
 from deltaconvert.clips.decoding import Resize, opened, to_tensor
-from deltaconvert.errors import ClipError
+from deltaconvert.errors import BrokenClipError, ClipError
 
 PICTURE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -65,14 +65,14 @@ def picture_clip(
         return map(resize, _picture_tensors(taken, source_size))
 
     name = source.name or str(source.resolve())
-    return Clip(name, resize.size or source_size, frames, length=lambda: len(taken))
+    return Clip(name, resize.of(source_size), frames, length=lambda: len(taken))
 
 
 def _picture_tensors(pictures: Sequence[Path], size: Size) -> Iterator[Tensor]:
     for path in pictures:
         picture = _read_picture(path)
         if size_of(picture) != size:
-            raise ClipError(
+            raise BrokenClipError(
                 f"pictures of different sizes: {path} is {hxw(size_of(picture))}, "
                 f"{pictures[0]} is {hxw(size)} (height x width). Frames of one clip have "
                 "one size: take the odd one out, or resize it"

@@ -13,6 +13,7 @@ from deltaconvert.clips.pictures import PICTURE_SUFFIXES, picture_clip, pictures
 from deltaconvert.clips.synthetic import parse_options, synthetic
 from deltaconvert.clips.video import video_clip
 from deltaconvert.errors import ClipError, InputError
+from deltaconvert.preprocessing import Interpolation
 
 NOT_A_SOURCE = "A clip is a video file, a folder or glob of pictures, or the word 'synthetic'"
 
@@ -22,6 +23,8 @@ def open_clip(
     *,
     size: Size | None = None,
     fit: Fit = "stretch",
+    shorter_side: int | None = None,
+    interpolation: Interpolation = "bilinear",
     frames: int | None = None,
     start: int = 0,
     stride: int = 1,
@@ -37,9 +40,10 @@ def open_clip(
             (`f9.png` before `f10.png`); or `synthetic`, also with options, as in
             `synthetic:active_share=0.03,noise=0.01,size=360x640`, which win over the
             arguments. For a folder of that name say `./synthetic`.
-        size: H and W that frames are resized to (bilinear, antialiased). Default: the
-            source's own; 360x640 for `synthetic`.
+        size: H and W that frames are resized to (antialiased). Default: the source's own;
+            360x640 for `synthetic`.
         fit: `stretch` to that size, or keep the aspect: `pad` with grey, or `crop`.
+        shorter_side, interpolation: see `Resize`; for files only.
         frames: most frames to take. Default: all of them; 60 for `synthetic`.
         start: index of the first frame to take.
         stride: take every `stride`-th frame.
@@ -57,7 +61,8 @@ def open_clip(
         return synthetic(**{**shared, **own, **parse_options(options)})
     if own:
         raise InputError(f"{', '.join(own)}: only for the source 'synthetic', not for {source!r}")
-    resize = Resize(None if size is None else checked_size(size), fit)
+    resize = Resize(None if size is None else checked_size(size), fit, shorter_side,
+                    interpolation)
     selection = Selection(start, stride, frames)
     return _open_files(Path(source).expanduser(), resize, selection)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltaconvert.clips.clip import Clip, Selection, Size, hxw, size_of
 from deltaconvert.clips.decoding import Resize, import_av, opened, to_tensor
-from deltaconvert.errors import ClipError
+from deltaconvert.errors import BrokenClipError, ClipError
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -27,7 +27,7 @@ def video_clip(path: Path, resize: Resize, selection: Selection) -> Clip:
 
     return Clip(
         path.name,
-        resize.size or source_size,
+        resize.of(source_size),
         frames,
         fps=rate / selection.stride if rate else None,
         length=lambda: _count_video(path, selection),
@@ -61,7 +61,7 @@ def _video_tensors(path: Path, size: Size, selection: Selection) -> Iterator[Ten
     for number, frame in selection.of(enumerate(_decoded(path))):
         tensor = to_tensor(frame)
         if size_of(tensor) != size:
-            raise ClipError(
+            raise BrokenClipError(
                 f"{path}: frame {number} is {hxw(size_of(tensor))}, the first one is "
                 f"{hxw(size)} (height x width). Cut the video there, or take fewer frames"
             )
@@ -94,7 +94,7 @@ def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
 def _broken(path: Path, number: int, why: str) -> ClipError:
     if number == 0:
         return ClipError(f"{path} cannot be read as a video: {why}")
-    return ClipError(
+    return BrokenClipError(
         f"{path} breaks off after {number} frames: {why}. Repair the file, or take fewer frames"
     )
 

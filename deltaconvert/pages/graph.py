@@ -14,6 +14,7 @@ from deltaconvert.report import count
 
 COLOURS = {"local": "#dbeafe", "global": "#fde8c8", "unknown": "#fbd5d5", "sparsify": "#e2e8f0",
            "densify": "#e2e8f0"}
+IN_PLACE = "in place"  # what runs a node that has nothing to compute
 MEANINGS = {
     "local": "evaluated where its inputs changed",
     "global": "run whole when an input changed", "unknown": "run whole, as the original function",
@@ -55,7 +56,8 @@ def boxes(program: Program, nodes: Sequence[Mapping[str, Any]]) -> list[Box]:
 def _lines(node: Mapping[str, Any]) -> tuple[str, str]:
     shape = "-" if node["shape"] is None else "x".join(map(str, node["shape"]))
     second = [shape, f"{node['multiply_adds'] / 1e6:.1f} M multiply-adds",
-              f"state {node['state_bytes'] / 1e3:.0f} kB", f"by {node['runs_by']}"]
+              f"state {node['state_bytes'] / 1e3:.0f} kB",
+              node["runs_by"] if node["runs_by"] == IN_PLACE else f"by {node['runs_by']}"]
     if node["threshold"]:
         second.append(f"threshold {node['threshold']:g}")
     if "work" in node:

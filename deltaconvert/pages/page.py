@@ -37,7 +37,7 @@ LONG = 36  # characters; a longer cell is broken into lines
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, the first of them the header."""
+    """Rows of text, the first of them the header, which may be empty."""
 
     rows: Sequence[Sequence[str]]
 
@@ -45,9 +45,9 @@ class Table:
         """Return the table, in a box that scrolls by itself where the screen is narrow."""
         head, *body = self.rows
         cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        header = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
         lines = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>" for row in body)
-        return (f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>'
-                f"<tbody>{lines}</tbody></table></div>")
+        return (f'<div class="scroll"><table>{header}<tbody>{lines}</tbody></table></div>')
 
 
 def _cell(text: str) -> str:

@@ -56,6 +56,29 @@ def lines_over_frames(series: Mapping[str, Sequence[float]], y_label: str, *,
         return as_svg(figure)
 
 
+def bars(lengths: Mapping[str, float], x_label: str) -> str:
+    """Plot a bar for each name, from the top.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(SIZE_INCHES[0], 0.9 + 0.28 * len(lengths)), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        drawn = axes.barh(list(lengths), list(lengths.values()), height=0.7)
+        axes.bar_label(drawn, fmt="{:.2f}", padding=3, fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(x_label)
+        return as_svg(figure)
+
+
 def _line(axes: Axes, name: str, values: Sequence[float], log: bool) -> bool:
     """Draw one; whether there was anything to draw."""
     shown = [v if math.isfinite(v) and (v > 0 or not log) else math.nan for v in values]

@@ -29,6 +29,13 @@ from tests.clips.files import grey, noise_picture, truncate, write_picture, writ
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_every_type_of_error_is_in_the_list_of_the_documentation():
+    listed = (ROOT / "docs" / "reliability.md").read_text()
+    types = [t for t in vars(errors).values() if isinstance(t, type)]
+    assert len(types) > 20
+    assert [t.__name__ for t in types if f"`{t.__name__}`" not in listed] == []
+
+
 # --- frames -----------------------------------------------------------------------------
 
 
@@ -43,22 +50,25 @@ def nan_frame() -> Tensor:
 
 
 FRAMES = {
-    "rank": (torch.zeros(16, 16), errors.FrameError, r"fails on inputs of the shapes \[\(16, 16\)"),
-    "channels": (torch.zeros(1, 4, 16, 16), errors.FrameError,
+    "rank": (torch.zeros(16, 16), errors.FrameShapeError,
+             r"module 0 fails on inputs of the shapes \[\(16, 16\)\]: "),
+    "channels": (torch.zeros(1, 4, 16, 16), errors.FrameShapeError,
                  "Check the size and the channels of the frames"),
-    "dtype": (torch.zeros(1, 3, 16, 16, dtype=torch.float64), errors.FrameError,
-              "fails on inputs of the shapes"),
-    "device": (torch.zeros(1, 3, 16, 16, device="meta"), errors.FrameError,
+    "dtype": (torch.zeros(1, 3, 16, 16, dtype=torch.float64), errors.FrameTypeError,
+              "The weights are torch.float32: give the frames that dtype"),
+    "device": (torch.zeros(1, 3, 16, 16, device="meta"), errors.FrameTypeError,
                r"is on meta, the weights are on cpu. Move the frame with .to\('cpu'\)"),
     "nan": (nan_frame(), errors.NotFiniteError,
             r"holds 1 numbers that are NaN or infinite \(lanes \[0\]\). The frame was refused"),
     "infinity": (torch.full((1, 3, 16, 16), float("inf")), errors.NotFiniteError,
                  "holds 768 numbers that are NaN or infinite"),
-    "no lane": (torch.zeros(0, 3, 16, 16), errors.FrameError, "there is no lane or no pixel in it"),
-    "no pixel": (torch.zeros(1, 3, 0, 16), errors.FrameError, "there is no lane or no pixel in it"),
-    "too small": (torch.zeros(1, 3, 4, 4), errors.FrameError,
+    "no lane": (torch.zeros(0, 3, 16, 16), errors.FrameShapeError,
+                "there is no lane or no pixel in it"),
+    "no pixel": (torch.zeros(1, 3, 0, 16), errors.FrameShapeError,
+                 "there is no lane or no pixel in it"),
+    "too small": (torch.zeros(1, 3, 4, 4), errors.FrameShapeError,
                   r"fails on inputs of the shapes \[\(1, 4, 2, 2\)\].*Check the size"),
-    "no tensor": ([[1.0]], errors.FrameError, "is a list, not a tensor. Decode and normalise"),
+    "no tensor": ([[1.0]], errors.FrameTypeError, "is a list, not a tensor. Decode and normalise"),
 }
 
 
@@ -146,11 +156,11 @@ def zip_bomb(path: Path) -> None:
 
 WEIGHTS = {
     "missing": (lambda path: None, errors.CheckpointError, "does not exist"),
-    "empty": (lambda path: path.write_bytes(b""), errors.CheckpointError, r"is empty \(0 bytes\)"),
-    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 9), errors.CheckpointError,
+    "empty": (lambda path: path.write_bytes(b""), errors.DamagedError, r"is empty \(0 bytes\)"),
+    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 9), errors.DamagedError,
               "is damaged, cut off or no file of weights"),
     "objects": (pickled, errors.PickleError, r"was not opened: .*--trust-pickle"),
-    "bomb": (zip_bomb, errors.CheckpointError, "would unpack to 10000000"),
+    "bomb": (zip_bomb, errors.UnsafeError, "would unpack to 10000000"),
 }
 
 
@@ -208,24 +218,32 @@ def evil(data: bytes) -> bytes:
     return files._pack(model, tensors)
 
 
+def oversized(data: bytes) -> bytes:
+    return (10**9).to_bytes(8, "little") + data[8:]
+
+
 DELTAS = {
-    "truncated": (lambda data: data[:-7], "is cut off: it has"),
-    "flipped": (flipped, "is damaged: its contents do not match its checksum"),
-    "newer": (newer, "has the format version 2; this deltaconvert reads up to 1. Update it"),
-    "header of a gigabyte": (lambda data: (10**9).to_bytes(8, "little") + data[8:],
+    "truncated": (lambda data: data[:-7], errors.DamagedError, "is cut off: it has"),
+    "flipped": (flipped, errors.DamagedError,
+                "is damaged: its contents do not match its checksum"),
+    "newer": (newer, errors.VersionError,
+              "has the format version 2; this deltaconvert reads up to 1. Update it"),
+    "header of a gigabyte": (oversized, errors.DamagedError,
                              "is damaged: it claims a header of 1000000000 bytes"),
-    "overlapping": (overlapping, "is damaged: "),
-    "function": (evil, "the function 'os.system' is not among the pure tensor functions"),
-    "other": (lambda data: b"GIF89a" + data, r"is not a \.delta file"),
+    "overlapping": (overlapping, errors.DamagedError, "is damaged: "),
+    "function": (evil, errors.UnsafeError,
+                 "the function 'os.system' is not among the pure tensor functions"),
+    "other": (lambda data: b"GIF89a" + data, errors.CheckpointError, r"is not a \.delta file"),
 }
 
 
 @pytest.mark.parametrize("kind", DELTAS)
 def test_a_delta_file_is_refused(kind, cli, converted):
-    change, text = DELTAS[kind]
+    change, error, text = DELTAS[kind]
     converted.write_bytes(change(converted.read_bytes()))
-    with pytest.raises(errors.CheckpointError, match=text) as caught:
+    with pytest.raises(error, match=text) as caught:
         deltaconvert.load(converted)
+    assert type(caught.value) is error
     done = cli("run", converted, "--source", "synthetic", "--size", "32x48")
     assert (done.code, done.err) == (2, f"error: {caught.value}\n")
     assert list(converted.parent.glob("runs/*")) == []
@@ -286,14 +304,16 @@ CLIPS = {
 def test_a_clip_is_refused_or_counts_up_to_there(kind, cli, converted, folder):
     make, text = CLIPS[kind]
     source = make(folder)
-    with pytest.raises(errors.ClipError, match=text):
+    half_way = kind in ("changing", "cut off", "two sizes")
+    with pytest.raises(errors.ClipError, match=text) as caught:
         list(open_clip(source))
+    assert type(caught.value) is (errors.BrokenClipError if half_way else errors.ClipError)
     done = cli("run", converted, "--source", source)
     assert done.code == 2
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     results = [p.name for p in folder.glob("runs/run1/*")]
-    if kind in ("changing", "cut off", "two sizes"):  # what was decoded counts
+    if half_way:  # what was decoded counts
         (clip,) = json.loads((folder / "runs/run1/summary.json").read_text())["clips"]
         assert clip["frames"] > 0
         assert clip["broken"] in done.err

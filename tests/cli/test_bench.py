@@ -12,7 +12,8 @@ SHORT = ("--size", "32x48", "--active", "0.1", "--frames", "7", "--against", "ea
 
 
 def test_writes_what_it_prints(cli, folder):
-    done = cli("bench", SPEC, *SHORT, "--fidelity", "--json", "figures.json", "--plot", "time.png")
+    done = cli("bench", SPEC, *SHORT, "--fidelity", "--json", "figures.json", "--plot", "time.png",
+               "--report", "bench.html")
     assert done.code == 0, done.out + done.err
     assert "7 frames of synthetic 32x48" in done.out
     assert "over the best dense fp32 (eager)" in done.out
@@ -25,6 +26,10 @@ def test_writes_what_it_prints(cli, folder):
     assert {"speedup_over_best_dense_fp32", "speedup_over_eager", "fidelity_rms", "frozen_rms",
             "needed_share", "state_bytes"} <= set(data)
     assert (folder / "time.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "bench.html").read_text()
+    assert page.count("<svg") == 2
+    assert f"{data['speedup_over_eager']:.2f}x over eager" in page
+    assert f"{SPEC}, 7 frames of synthetic 32x48; " in page
 
 
 def test_a_delta_file_and_its_own_settings(cli, folder):

@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
 import torch
 
+from deltaconvert.errors import CheckpointError
+from deltaconvert.files import load
 from deltaconvert.model_specs import build_model
 from tests.cli.conftest import SPEC
 
@@ -73,7 +76,27 @@ def test_the_header_alone_needs_no_weights(cli, converted, tmp_path, monkeypatch
     assert data["tensors"] == 9
     assert data["dtypes"] == {"F32": 8, "I64": 1}
     assert data["operators"] == {"conv2d": 2, "batch_norm": 1, "relu": 1}
-    assert data["preprocessing"] == {"order": "rgb", "mean": [0.0], "std": [1.0]}
+    assert data["preprocessing"] == {"order": "rgb", "mean": [0.0], "std": [1.0], "size": None,
+                                     "shorter_side": None, "interpolation": "bilinear"}
+
+
+def test_the_graph_needs_no_weights_either(cli, converted, tmp_path):
+    """The same file with its weights overwritten: `load` refuses it, the graph is the same."""
+    whole = cli("inspect", converted, "--size", "32x48")
+    assert "for frames of 1x3x32x48; weights not read" in whole.out
+    data = bytearray(converted.read_bytes())
+    weights = 8 + int.from_bytes(data[:8], "little")
+    data[weights:] = b"\xff" * (len(data) - weights)
+    spoilt = tmp_path / "spoilt.delta"
+    spoilt.write_bytes(data)
+    with pytest.raises(CheckpointError, match="do not match its checksum"):
+        load(spoilt)
+    done = cli("inspect", spoilt, "--size", "32x48", "--html", tmp_path / "graph.html")
+    assert done.code == 0, done.err
+    assert done.out == whole.out.replace(str(converted), str(spoilt))
+    refused = cli("inspect", spoilt, "--source", "synthetic", "--size", "32x48", "--frames", "3")
+    assert refused.code == 2
+    assert "do not match its checksum" in refused.err
 
 
 def test_a_clip_shows_what_changed_at_each_node(cli, converted, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import deltaconvert
 from deltaconvert.files import load
 from tests.clips.files import grey, noise_picture, truncate, write_picture, write_video
 
@@ -83,6 +84,34 @@ def test_the_preprocessing_in_the_file_is_used_and_may_be_overridden(cli, folder
     assert "; bgr, minus 0, over 0.5\n" in cli("run", "b.delta", *CLIP).out
     assert "; rgb, minus 0, over 0.5\n" in cli(
         "run", "b.delta", *CLIP, "--channel-order", "rgb").out
+
+
+def test_the_size_of_the_weights_is_in_the_file_and_used_where_it_is_asked_for(cli, folder):
+    delta = deltaconvert.convert(torch.nn.Conv2d(3, 2, 1), preprocessing=deltaconvert.Preprocessing(
+        size=(20, 24), shorter_side=30, interpolation="bicubic"))
+    deltaconvert.save(delta, folder / "sized.delta")
+    write_picture(folder / "f.png", noise_picture(1, (60, 90)))
+
+    def shape(*words: str) -> tuple[int, ...]:
+        done = cli("run", "sized.delta", "--source", "f.png", "--dense-every", "0", *words)
+        assert done.code == 0, done.err
+        (found,) = sorted((folder / "runs").iterdir())[-1].glob("*.npz")
+        with np.load(found) as arrays:
+            return arrays["out"].shape[-2:]
+
+    assert shape() == (60, 90)
+    assert shape("--size", "model") == (20, 24)
+    assert shape("--size", "model", "--fit", "pad") == (20, 24)
+    assert "size [20, 24], shorter_side 30, interpolation bicubic" in cli(
+        "inspect", "sized.delta", "--header").out
+
+
+def test_a_file_that_says_no_size_has_none_to_ask_for(cli, converted):
+    done = cli("run", converted, *CLIP[:2], "--size", "model")
+    assert done.code == 2
+    assert done.err.strip() == (
+        "error: --size model: the file does not say at which size its weights were evaluated; "
+        "models of torchvision: and timm: do. Give --size HxW.")
 
 
 @pytest.mark.parametrize("together", ["streams", "lanes"])

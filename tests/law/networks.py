@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -519,6 +520,35 @@ def attention(draw, x):
         tokens = x.flatten(2).transpose(1, 2)
         return F.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).view(x.shape)
     return one_of(draw, Call(over_places, qkv=nn.Conv2d(x[1], 3 * x[1], 1)), Call(scaled))
+
+
+@step
+def windows(draw, x):
+    """Swin's own functions, which tracing leaves as they are."""
+    swin = pytest.importorskip("torchvision.models.swin_transformer")
+    window, heads = pair(draw, 1, 4), one_of(draw, 1, divisor(draw, x[1]))
+    shift = [number(draw, 0, side - 1) for side in window]
+    kind = one_of(draw, swin.ShiftedWindowAttention, swin.ShiftedWindowAttentionV2)
+    return Call(lambda self, x: self.attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+                attention=kind(x[1], list(window), shift, heads,
+                               qkv_bias=draw(st.booleans())))
+
+
+@step
+def merged_patches(draw, x):
+    swin = pytest.importorskip("torchvision.models.swin_transformer")
+    return Call(lambda self, x: self.merging(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+                merging=one_of(draw, swin.PatchMerging, swin.PatchMergingV2)(x[1]))
+
+
+@step
+def einsum(draw, x):
+    matrix = torch.randn(number(draw, 1, MOST_CHANNELS), x[1])
+    return one_of(
+        draw, Call(lambda self, x: torch.einsum("nchw,oc->nohw", x, self.m), m=matrix),
+        Call(lambda self, x: torch.einsum("oc, nchw -> nohw", self.m, x), m=matrix),
+        Call(lambda self, x: torch.einsum("nchw,nchw->nchw", x, x.sigmoid())),
+        Call(lambda self, x: torch.einsum("nchw,nchv->nhwv", x, x).softmax(-1).sum(3)[:, None]))
 
 
 @step

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 import deltaconvert
+from deltaconvert.bench import networks, peers
 from deltaconvert.cli.inspect import as_text, describe
 from deltaconvert.clips import synthetic
 from deltaconvert.errors import WriteError
+from deltaconvert.pages.benchmark import benchmark_page
 from deltaconvert.pages.graph import as_dot, as_svg, assign_lanes, boxes, graph_page
 from deltaconvert.pages.page import Section, Table, Text, page, write_page
 from deltaconvert.pages.plots import lines_over_frames
@@ -19,6 +21,7 @@ from deltaconvert.pages.validation import validation_page
 from deltaconvert.running.batches import Sources
 from deltaconvert.running.session import Session
 from deltaconvert.running.summary import ClipSummary
+from deltaconvert.validate import StoredModel
 from tests.pages.browser import assert_reads_on_a_phone
 
 
@@ -106,6 +109,27 @@ def test_run_page(run):
 
 
 @pytest.fixture(scope="module")
+def benchmark(delta, frames):
+    dense = StoredModel(delta)
+    case = networks.Case(dense, delta, frames, [], peers.prepare(dense, frames[0], 1, ["eager"],
+                                                                 lambda said: None))
+    return networks.measure(case, tolerance=0.5, rounds=1).to_dict()
+
+
+def test_benchmark_page(benchmark):
+    text = benchmark_page(benchmark | {"skipped": {"onnxruntime": "it is not <there>"}}, "small")
+    assert text.count("<svg") == 2
+    assert f"{benchmark['speedup_over_eager']:.2f}x over eager" in text
+    assert f"{benchmark['runtimes']['eager']['ms']['median']:.2f}" in text
+    assert "onnxruntime: it is not &lt;there&gt;" in text
+
+
+def test_a_table_without_a_header_has_none():
+    assert "<thead>" not in Table([("", ""), ("a", "b")]).html()
+    assert "<thead><tr><th>x</th>" in Table([("x", ""), ("a", "b")]).html()
+
+
+@pytest.fixture(scope="module")
 def graph(delta, frames):
     program = delta.program(delta.signature([frames[0]]), [frames[0]])
     data = describe(program) | {"file": "small.delta", "frame": [1, 3, 32, 48]}
@@ -134,13 +158,16 @@ def test_the_drawing_is_well_formed_and_edges_do_not_share_a_lane(graph):
 
 
 @pytest.mark.slow
-def test_pages_in_a_browser_as_wide_as_a_phone(validation, run, graph, tmp_path):
+def test_pages_in_a_browser_as_wide_as_a_phone(validation, run, benchmark, graph, tmp_path):
     report, text = validation
     seen = assert_reads_on_a_phone(text, tmp_path)
     assert seen["figures"] == 2
     assert report.verdict in seen["text"]
     seen = assert_reads_on_a_phone(run_page(run, "small.delta"), tmp_path)
     assert "multiply-adds" in seen["text"]
+    seen = assert_reads_on_a_phone(benchmark_page(benchmark, "small.delta"), tmp_path)
+    assert seen["figures"] == 2
+    assert "over eager" in seen["text"]
     program, data = graph
     seen = assert_reads_on_a_phone(graph_page(program, data, as_text(data)), tmp_path)
     assert "the door out" in seen["text"]

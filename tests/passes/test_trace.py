@@ -145,3 +145,14 @@ def test_any_number_of_inputs_is_refused_with_a_reason():
             return images[0]
     with pytest.raises(TraceError, match=r"\*images"):
         trace(Many())
+
+
+def test_wrapped_functions_leave_nothing_behind():
+    """`torch.fx.wrap` is global; what the graph calls must not be added to its table."""
+    from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+    swin = pytest.importorskip("torchvision.models.swin_transformer")
+    before = dict(_wrapped_fns_to_patch)
+    traced = trace(swin.ShiftedWindowAttention(4, [2, 2], [0, 0], 1))
+    assert swin.shifted_window_attention in [n.target for n in traced.graph.nodes]
+    traced.recompile()
+    assert dict(_wrapped_fns_to_patch).keys() == before.keys()
