@@ -106,14 +106,16 @@ def test_lanes_that_did_not_change_are_not_computed() -> None:
 
 
 def test_a_mean_holds_back_what_is_within_its_threshold() -> None:
-    model = Model(lambda x: x.mean((2, 3))).eval()
+    conv = nn.Conv2d(8, 8, 1, bias=False)
+    conv.weight.data = torch.eye(8)[:, :, None, None]
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv).eval()
     delta = deltaconvert.convert(model, config=Config(backend="cpu", threshold=0.1))
     first = torch.zeros(1, 8, 10, 10)
     before = delta(first)
     small = first.clone()
     small[:, :, 0, 0] = 1  # the mean becomes 0.01
     assert torch.equal(delta(small), before)
-    torch.testing.assert_close(delta(first + 1), torch.ones(1, 8))
+    torch.testing.assert_close(delta(first + 1), torch.ones(1, 8, 1, 1))
 
 
 def test_the_mean_of_a_large_map_is_accurate() -> None:
