@@ -16,6 +16,7 @@ from tests.law.checking import Law
 from tests.law.networks import STEPS, Frame, Generated, clips, networks
 
 BACKENDS = ["reference", "cpu"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
 # To hunt: that many times the examples, and others in every run.
@@ -73,7 +74,7 @@ amounts = st.sampled_from([0.0, 0.0, 0.02, 0.3])
 def test_every_node_obeys_the_law_at_every_frame(backend, data):
     network = data.draw(networks())
     clip = data.draw(clips(network.shape))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    dtype = data.draw(st.sampled_from(DTYPES))
     run(network, clip, dtype, backend=backend, threshold=data.draw(amounts),
         norm=data.draw(st.sampled_from(["max", "rms"])), input_threshold=data.draw(amounts),
         threshold_unit=data.draw(st.sampled_from(["absolute", "std"])),
@@ -87,5 +88,5 @@ def test_every_node_obeys_the_law_at_every_frame(backend, data):
 def test_each_operator_obeys_the_law(backend, name, data):
     network = data.draw(networks(using=[name, "pointwise"], most_steps=1))
     clip = data.draw(clips(network.shape, frames=3))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    dtype = data.draw(st.sampled_from(DTYPES))
     run(network, clip, dtype, backend=backend, threshold=data.draw(amounts))

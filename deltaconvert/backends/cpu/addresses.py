@@ -31,7 +31,7 @@ class Source(NamedTuple):
         runs: uint8 ``[W_out]``: the taps of a line lie side by side.
         lines: a segment is a line of taps; else a single tap.
         channels: that a tap reads.
-        zeros: float32, as long as a segment.
+        zeros: of the map's type, as long as a segment.
     """
 
     data: np.ndarray
@@ -54,7 +54,7 @@ def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.n
     longest = max(cols.shape[1], 1) * value.channels if lines else value.channels
     return Source(value.data, value.step, value.height, value.width, rows, cols,
                   side_by_side(cols, value), lines, value.channels,
-                  np.zeros(longest, np.float32))
+                  np.zeros(longest, value.data.dtype))
 
 
 @loop
@@ -64,7 +64,7 @@ def find_rows(source, pixels, copies, addresses):
     Args:
         source: a `Source`.
         pixels: int32 ``[M]``.
-        copies: float32 ``[M, numbers]``: memory for lines of taps that have to be copied.
+        copies: of the map's type, ``[M, numbers]``: for lines of taps that have to be copied.
         addresses: int64 ``[blocks, segments, BLOCK]``; behind the last row, those of zeros.
     """
     if source.lines:
@@ -82,7 +82,7 @@ def find_rows(source, pixels, copies, addresses):
 def _find_taps(source, pixels, addresses):
     height_out, width_out = source.rows.shape[0], source.cols.shape[0]
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
-    taps_x = source.cols.shape[1]
+    taps_x, size = source.cols.shape[1], source.data.itemsize
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         x = pixel % width_out
@@ -95,7 +95,7 @@ def _find_taps(source, pixels, addresses):
                 column = source.cols[x, tap_x]
                 where = nothing
                 if line >= 0 and column >= 0:
-                    where = base + 4 * source.step * ((first + line) * source.width + column)
+                    where = base + size * source.step * ((first + line) * source.width + column)
                 addresses[block, tap_y * taps_x + tap_x, row] = where
 
 
@@ -104,7 +104,7 @@ def _find_lines(source, pixels, copies, addresses):
     height_out, width_out = source.rows.shape[0], source.cols.shape[0]
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
     channels, taps_x = source.channels, source.cols.shape[1]
-    numbers = taps_x * channels
+    numbers, size = taps_x * channels, source.data.itemsize
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         x = pixel % width_out
@@ -115,7 +115,7 @@ def _find_lines(source, pixels, copies, addresses):
             if source.rows[y, tap_y] >= 0:
                 line = (first + source.rows[y, tap_y]) * source.width
                 if source.runs[x] != 0:
-                    where = base + 4 * source.step * (line + source.cols[x, 0])
+                    where = base + size * source.step * (line + source.cols[x, 0])
                 else:
                     copied = copies[i][tap_y * numbers:(tap_y + 1) * numbers]
                     _copy_line(source, line, x, copied)

@@ -9,6 +9,7 @@ import torch
 from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cpu import convolution, pixelwise, pooling, shuffle, sparsify
 from deltaconvert.backends.cpu.filters import fold
+from deltaconvert.backends.cpu.storage import STORED
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode, EdgeSpec
@@ -62,6 +63,8 @@ class CpuBackend:
         for edge in (*about.inputs, about.output):
             if reason := _edge_refusal(edge):
                 return reason
+            if edge.dtype != about.output.dtype:
+                return f"{edge.name} is {edge.dtype}, the output {about.output.dtype}"
         kind = _kind(node)
         return kind.refusal(node) if kind else "the cpu backend has no loop for it"
 
@@ -102,8 +105,8 @@ def _kind(node: DeltaNode) -> Kind | None:
 def _edge_refusal(edge: EdgeSpec) -> str | None:
     if not edge.is_map:
         return f"{edge.name} is not a map of {edge.lanes} lanes (its shape is {edge.shape})"
-    if edge.dtype != torch.float32:
-        return f"{edge.name} is {edge.dtype}; the cpu backend computes in float32"
+    if edge.dtype not in STORED:
+        return f"{edge.name} is {edge.dtype}; the cpu backend takes float32 and bfloat16"
     if edge.shape is not None and 0 in edge.shape:
         return f"{edge.name} is empty"
     return None

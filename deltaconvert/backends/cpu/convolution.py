@@ -29,7 +29,7 @@ from deltaconvert.backends.cpu.filters import (
 from deltaconvert.backends.cpu.finish import Finish, finish_rows, nothing
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows, take
-from deltaconvert.backends.cpu.maps import flat_map, floats, ints, longs
+from deltaconvert.backends.cpu.maps import flat_map, floats, ints, like, longs
 from deltaconvert.backends.cpu.rows import CandidateFinder, list_scratch
 from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
 from deltaconvert.backends.cpu.workers import Workers
@@ -134,7 +134,7 @@ class Product:
         self.memory = [
             (floats(buffers.scratch[f"cpu.new.{w}"], rows, columns).numpy(),
              longs(buffers.scratch[f"cpu.addresses.{w}"], rows // BLOCK, phase.segments, BLOCK),
-             floats(buffers.scratch[f"cpu.copies.{w}"], rows, copied).numpy())
+             like(self.source.data, buffers.scratch[f"cpu.copies.{w}"], rows, copied))
             for w in range(workers)]
 
     def begin(self, pixels: np.ndarray, workers: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap, flat, floats
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import list_taps, taps_of
 from deltaconvert.footprint import Footprint
 
@@ -72,11 +73,12 @@ def sum_taps(data, weight, sources, filters, row):
         w = weight[filters[tap + 2]:filters[tap + 2] + channels]
         z = weight[filters[tap + 3]:filters[tap + 3] + channels]
         for c in range(channels):
-            row[c] += (a[c] * u[c] + b[c] * v[c]) + (d[c] * w[c] + e[c] * z[c])
+            row[c] += ((load(a, c) * u[c] + load(b, c) * v[c])
+                       + (load(d, c) * w[c] + load(e, c) * z[c]))
         tap += 4
     while tap < taps:
         a = data[sources[tap]:sources[tap] + channels]
         u = weight[filters[tap]:filters[tap] + channels]
         for c in range(channels):
-            row[c] += a[c] * u[c]
+            row[c] += load(a, c) * u[c]
         tap += 1

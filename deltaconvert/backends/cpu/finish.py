@@ -20,6 +20,7 @@ from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu.activations import Activation, activate, compiled_activation
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap, flat, flat_map
+from deltaconvert.backends.cpu.storage import load, rounded, store
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.operators import registry
 
@@ -83,7 +84,8 @@ class Finish:
         known = compiled_activation(activation)
         self.compiled, self.activation = known is not None, activation
         known = known or Activation()
-        added = FlatMap(_NONE, 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
+        nothing = FlatMap(self.out.data[:0], 0, 0, 0, 0, 0)
+        added = nothing if residual is None else flat_map(residual)
         self.counts = np.zeros((workers, self.out.lanes), np.int64)
         self.ending = Ending(
             _NONE if bias is None else flat(bias), added.data, added.step, known.code,
@@ -111,7 +113,7 @@ class Finish:
         ending = self.ending
         if not self.compiled:
             new = self._activate_with_torch(new, pixels)
-            ending = ending._replace(bias=_NONE, added=_NONE)
+            ending = ending._replace(bias=_NONE, added=ending.added[:0])
         finish_rows(new, pixels, ending, self.counts[worker])
 
     def _activate_with_torch(self, new: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -151,7 +153,7 @@ def finish_rows(new, pixels, ending, counts):
         old = ending.out[pixel * ending.step:pixel * ending.step + channels]
         if ending.fresh[lane] != 0 or exceeds(row, old, ending.thresholds[lane], ending.rms):
             for c in range(channels):
-                old[c] = row[c]
+                store(old, c, row[c])
             ending.mask[pixel] = 1
             counts[lane] += 1
 
@@ -166,25 +168,28 @@ def add_row(row, bias, added, start):
     if added.shape[0] != 0:
         other = added[start:start + size]
         for c in range(size):
-            row[c] += other[c]
+            row[c] += load(other, c)
 
 
 @loop
 def exceeds(row, old, threshold, rms):
     """Return whether the norm of the difference is not within the threshold.
 
+    Compared is the row as it would be stored.
     Equal numbers differ by 0 (so do two equal infinities); NaN is never within.
     """
     size = row.shape[0]
     if rms:
         total = _ZERO
         for c in range(size):
-            d = _ZERO if row[c] == old[c] else row[c] - old[c]
+            new, was = rounded(old, row[c]), load(old, c)
+            d = _ZERO if new == was else new - was
             total += d * d
         return not (np.sqrt(total / np.float32(size)) <= threshold)
     outside = np.int32(0)
     for c in range(size):
-        d = _ZERO if row[c] == old[c] else row[c] - old[c]
+        new, was = rounded(old, row[c]), load(old, c)
+        d = _ZERO if new == was else new - was
         outside |= np.int32(not (abs(d) <= threshold))
     return outside != 0
 

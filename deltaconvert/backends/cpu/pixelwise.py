@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.finish import Finish
@@ -36,12 +38,20 @@ def refusal(node: DeltaNode) -> str | None:
 
 
 def apply(node: DeltaNode, values: Sequence[Tensor]) -> Tensor:
-    """Call an operator's pixelwise function on ``[M, C, taps_y, taps_x]`` inputs."""
+    """Call an operator's pixelwise function on float32 ``[M, C, taps_y, taps_x]`` inputs.
+
+    Constants are float32 too: what is stored is rounded once, when it is stored.
+    """
     about = node.about
     assert about.operator is not None
     assert about.operator.pixelwise is not None
-    return about.operator.pixelwise(
-        *fill(about.args, tuple(values)), **fill(about.params, tuple(values)))
+    args, params = pytree.tree_map(_widened, (about.args, about.params))
+    return about.operator.pixelwise(*fill(args, tuple(values)), **fill(params, tuple(values)))
+
+
+def _widened(constant: Any) -> Any:
+    stored = isinstance(constant, Tensor) and constant.dtype == torch.bfloat16
+    return constant.float() if stored else constant
 
 
 def _width(node: DeltaNode) -> int:

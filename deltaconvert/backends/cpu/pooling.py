@@ -17,6 +17,7 @@ from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap, flat_map, floats
 from deltaconvert.backends.cpu.rows import list_scratch
 from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import list_taps, taps_of
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.footprint import Footprint
@@ -124,7 +125,7 @@ def max_rows(taps, pixels, out):
         for tap in range(list_taps(taps, np.int64(pixels[i]), starts, places)):
             source = taps.data[starts[tap]:starts[tap] + channels]
             for c in range(channels):
-                v = source[c]
+                v = load(source, c)
                 row[c] = v if v > row[c] or v != v else row[c]
 
 
@@ -142,7 +143,7 @@ def mean_rows(taps, row_divisors, col_divisors, pixels, out):
         for tap in range(list_taps(taps, pixel, starts, places)):
             source = taps.data[starts[tap]:starts[tap] + channels]
             for c in range(channels):
-                row[c] += source[c]
+                row[c] += load(source, c)
         divisor = row_divisors[pixel // width_out % height_out] * col_divisors[pixel % width_out]
         for c in range(channels):
             row[c] = row[c] / divisor
@@ -164,4 +165,4 @@ def weighted_rows(taps, row_weights, col_weights, pixels, out):
             source = taps.data[starts[tap]:starts[tap] + channels]
             weight = row_weights[y, places[tap] // taps_x] * col_weights[x, places[tap] % taps_x]
             for c in range(channels):
-                row[c] += weight * source[c]
+                row[c] += weight * load(source, c)

@@ -16,6 +16,7 @@ from deltaconvert.backends.cpu.finish import Finish
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap, flat_map, floats
 from deltaconvert.backends.cpu.step import ChunkedStep, chunk_rows
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.nodes import DeltaNode
 
@@ -67,4 +68,4 @@ def shuffle_rows(data, step, factor, height, width, pixels, out):
         source = (lane * (height // factor) + y // factor) * (width // factor) + x // factor
         start = source * step + y % factor * factor + x % factor
         for c in range(out.shape[1]):
-            out[i, c] = data[start + c * square]
+            out[i, c] = load(data, start + c * square)

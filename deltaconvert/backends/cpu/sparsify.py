@@ -14,6 +14,7 @@ from deltaconvert.backends.cpu.frames import (
 )
 from deltaconvert.backends.cpu.maps import flat, flat_map, ints
 from deltaconvert.backends.cpu.rows import collect
+from deltaconvert.backends.cpu.storage import numbers_of
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.backends.reference import refuse_not_finite
 from deltaconvert.config import Config
@@ -98,7 +99,7 @@ def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """View a frame as one flat array and its strides; copied only where it is scattered.
 
     Returns:
-        float32 ``[numbers]`` and int64 ``[4]``.
+        of the frame's type (see `storage`) ``[numbers]``, and int64 ``[4]``.
     """
     frame = frame.detach()
     span = 1 + sum((size - 1) * step
@@ -107,6 +108,6 @@ def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:
         frame = frame.contiguous()
         span = frame.numel()
     strides = np.array(frame.stride(), np.int64)
-    return frame.as_strided((span,), (1,)).numpy(), strides
+    return numbers_of(frame.as_strided((span,), (1,))), strides
 
 
