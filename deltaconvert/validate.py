@@ -80,8 +80,9 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
             size throughout.
         tolerance: largest relative RMS error of a frame (its RMS error over the output's RMS
             in the clip), or a dict of them by output. At threshold 0 the default is 1e-5 in
-            float32 (`EXACT_TOLERANCES`), or four times what the dense network itself is off
-            float64 in the first frame, if that is more; above, there is none.
+            float32 (`EXACT_TOLERANCES`; in the precision of `Config.dtype` where that is set),
+            or four times what the dense network itself is off float64 in the first frame, if
+            that is more; above, there is none.
         max_abs: largest error of any number, likewise.
         law_every: how many frames from one check of the law to the next.
 
@@ -187,7 +188,7 @@ class _Run:
         given = [[_limit(self.limits[what], name) for what in ("tolerance", "max_abs")]
                  for name, _ in wanted]
         if self.exact and all(limit is None for limits in given for limit in limits):
-            roundings = _own_roundings(self.model, inputs, wanted)
+            roundings = _own_roundings(self.model, inputs, wanted, self._stored)
             given = [[max(self._exact_tolerance(value), OWN_ROUNDINGS * own), None]
                      for (_, value), own in zip(wanted, roundings, strict=True)]
         self.outputs = [_Output(name, *limits)
@@ -195,7 +196,8 @@ class _Run:
         self._check_limit_names()
 
     def _exact_tolerance(self, value: Tensor) -> float:
-        precision = value.dtype if value.is_floating_point() else self._frame_dtype
+        precision = self._stored or (
+            value.dtype if value.is_floating_point() else self._frame_dtype)
         return EXACT_TOLERANCES.get(precision, EXACT_TOLERANCES[torch.float32])
 
     def _check_limit_names(self) -> None:
@@ -223,6 +225,12 @@ class _Run:
     def exact(self) -> bool:
         """Whether nothing may be held back."""
         return all(node.about.threshold == 0 for node in self.program.nodes)
+
+    @property
+    def _stored(self) -> torch.dtype | None:
+        """The precision that the settings ask for, where it is not the model's own."""
+        name = self.delta.config.dtype
+        return None if name is None else getattr(torch, name)
 
     @property
     def _frame_dtype(self) -> torch.dtype:
@@ -254,22 +262,29 @@ class _Run:
             frame_ratio_input=self.ratios_input, frame_ratio_nodes=self.ratios_nodes)
 
 
-def _own_roundings(model: nn.Module, inputs: Sequence[Any],
-                   dense: list[tuple[str, Tensor]]) -> list[float]:
+def _own_roundings(model: nn.Module, inputs: Sequence[Any], dense: list[tuple[str, Tensor]],
+                   stored: torch.dtype | None) -> list[float]:
     """Return how far each dense output is off the same network in float64, as relative RMS.
 
+    With ``stored``, the dense network's in that precision.
     0 where that cannot be told: not every model runs in another precision than its own.
     """
     try:
-        raised = [f.double() if isinstance(f, Tensor) and f.is_floating_point() else f
-                  for f in inputs]
-        exact = named_outputs(private_copy(model).double()(*raised))
+        exact = _outputs_at(torch.float64, model, inputs)
+        dense = dense if stored is None else _outputs_at(stored, model, inputs)
         ratios = [ratio(math.sqrt(_mean_square(_difference(value, reference))),
                          math.sqrt(_mean_square(_finite(reference))))
                   for (_, value), (_, reference) in zip(dense, exact, strict=True)]
         return [ratio if math.isfinite(ratio) else 0.0 for ratio in ratios]
     except Exception:  # the model's own code: it may raise anything
         return [0.0] * len(dense)
+
+
+def _outputs_at(precision: torch.dtype, model: nn.Module, inputs: Sequence[Any]
+                ) -> list[tuple[str, Tensor]]:
+    frames = [f.to(precision) if isinstance(f, Tensor) and f.is_floating_point() else f
+              for f in inputs]
+    return named_outputs(private_copy(model).to(precision)(*frames))
 
 
 def _limit(limit: Limit, name: str) -> float | None:

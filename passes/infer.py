@@ -39,7 +39,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
     result = PassResult("infer")
     try:
         _annotate(graph_module, _fake_frames(frames))
-    except _NeedsNumbers:
+    except NeedsNumbers:
         _annotate(graph_module, [torch.zeros_like(f) for f in frames])
         result.refused["graph"] = "an operator needs real numbers: shapes come from a run on zeros"
     _inline_numbers(graph_module.graph)
@@ -50,7 +50,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
     return result
 
 
-class _NeedsNumbers(Exception):
+class NeedsNumbers(Exception):
     """A fake tensor was not enough."""
 
 
@@ -106,7 +106,7 @@ def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) 
             return _call(graph_module, node, args, kwargs)
     except Exception as error:
         if mode is not None:
-            raise _NeedsNumbers from error
+            raise NeedsNumbers from error
         shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
         raise FrameError(
             f"{node.name} fails on inputs of the shapes {shapes}: "

@@ -16,7 +16,8 @@ class FlatMap(NamedTuple):
     """A channels-last map as one flat array; channel ``c`` of pixel ``p`` is ``p * step + c``.
 
     Args:
-        data: float32, or bfloat16 in uint16 (see `storage`), from the first number of the first pixel to the last of the last.
+        data: float32, or bfloat16 in uint16 (see `storage`), from the first number of the first
+            pixel to the last of the last.
         step: numbers from a pixel to the next: the channels, or more in a concatenation.
         channels: of the map.
         height, width: of one lane.

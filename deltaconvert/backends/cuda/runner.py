@@ -106,7 +106,7 @@ class Runner:
                 return self._run_eagerly(frames)
         self._doors(frames)
         self.graph.replay()
-        return [copy_value(leaf) if name is None else copy_value(self.state.edges[name].value)
+        return [copy_value(leaf) if name is None else leaf(self.state, self.state.edges[name])
                 for name, leaf in self.exits]
 
     def _doors(self, frames: list[Any]) -> None:
@@ -204,7 +204,7 @@ def _why_no_graph(nodes: list[DeltaNode], context: Context, graphs: bool) -> str
 
 
 def _exits(graph_module: GraphModule) -> list[tuple[str | None, Any]]:
-    """Return what the graph returns: the name of an edge, or a constant."""
+    """Return what the graph returns: the name of an edge and its door, or a constant."""
     output = next(n for n in graph_module.graph.nodes if n.op == "output")
     return [_exit(graph_module, leaf) for leaf in output.args[0]]
 
@@ -215,7 +215,7 @@ def _exit(graph_module: GraphModule, leaf: Any) -> tuple[str | None, Any]:
     if leaf.op == "call_module":
         door = graph_module.get_submodule(str(leaf.target))
         assert isinstance(door, DensifyNode)
-        return door.about.inputs[0].name, None
+        return door.about.inputs[0].name, door
     (constant,) = leaf.all_input_nodes
     value = getattr(graph_module, str(constant.target))
     assert isinstance(value, Tensor)
