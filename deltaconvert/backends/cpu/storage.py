@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from deltaconvert.backends.cpu.jit import exact
-
+_BITS, _FLOAT = ir.IntType(32), ir.FloatType()
 STORED = (torch.float32, torch.bfloat16)  # what maps of this backend may hold
 
 
@@ -31,19 +31,31 @@ def numbers_of(tensor: Tensor) -> np.ndarray:
     return array
 
 
-@exact
-def widen(bits):
+def _widen(typing: Any, bits: Any) -> Any:
     """Return the float32 that these upper 16 bits are."""
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.zext(args[0], _BITS), _BITS(16)), _FLOAT)
+
+    return types.float32(types.uint16), codegen
 
 
-@exact
-def narrow(number):
+def _narrow(typing: Any, number: Any) -> Any:
     """Return the upper 16 bits of a float32, rounded to nearest even; NaN stays NaN."""
-    bits = np.float32(number).view(np.uint32)
-    upper = np.uint32(bits >> np.uint32(16))
-    nearest = np.uint32(bits + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16)
-    return np.uint16(upper | np.uint32(0x40)) if number != number else np.uint16(nearest)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], _BITS)
+        upper = builder.lshr(bits, _BITS(16))
+        half = builder.add(builder.and_(upper, _BITS(1)), _BITS(0x7FFF))
+        nearest = builder.lshr(builder.add(bits, half), _BITS(16))
+        quiet = builder.or_(upper, _BITS(0x40))
+        no_number = builder.fcmp_unordered("uno", args[0], args[0])
+        return builder.trunc(builder.select(no_number, quiet, nearest), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+# Written in LLVM's own operations, of which it makes vectors; of Numba's it makes none.
+widen: Any = intrinsic(_widen)
+narrow: Any = intrinsic(_narrow)
 
 
 def load(data: Any, i: Any) -> Any:
