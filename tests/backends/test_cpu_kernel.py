@@ -47,7 +47,7 @@ def test_every_number_of_rows_and_columns(count: int, columns: int, dtype: torch
 
 
 @pytest.mark.parametrize("segments, numbers", [
-    (1, 1), (2, 1), (9, 3), (9, 7), (9, 64), (9, 200), (3, 513), (2, 1100), (2, 1801)])
+    (1, 1), (2, 1), (9, 3), (9, 7), (200, 7), (9, 64), (9, 200), (3, 513), (2, 1100), (2, 1801)])
 @DTYPES
 def test_long_rows_are_taken_in_pieces(segments: int, numbers: int, dtype: torch.dtype) -> None:
     rows, matrix = small_integers(14, segments, numbers), small_integers(1, segments, numbers, 40)
