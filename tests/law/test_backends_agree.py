@@ -109,7 +109,8 @@ def test_cpu_agrees_with_the_reference_node_by_node(data):
     network = data.draw(networks())
     clip = data.draw(clips(network.shape))
     run_side_by_side(network.model, clip, threshold=data.draw(st.sampled_from([0.0, 0.02, 0.3])),
-                     dtype=data.draw(st.sampled_from(STORED)), norm=data.draw(st.sampled_from(["max", "rms"])),
+                     dtype=data.draw(st.sampled_from(STORED)),
+                     norm=data.draw(st.sampled_from(["max", "rms"])),
                      input_threshold=data.draw(st.sampled_from([0.0, 0.1])),
                      dense_fallback=data.draw(st.booleans()))
 
