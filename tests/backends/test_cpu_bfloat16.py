@@ -11,8 +11,10 @@ import llvmlite.binding
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import deltaconvert
 from deltaconvert.backends.cpu import product
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.storage import load, numbers_of, store
@@ -20,7 +22,8 @@ from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode
 from tests.backends.test_cpu import CASES, LANES, Stream, conv, deconv, make_node
-from tests.law.checking import evaluate_at_double
+from tests.law.checking import Law, evaluate_at_double
+from tests.passes.graphs import Model
 
 STORED = torch.bfloat16
 # Half a unit in the last place, and what the float32 sum before it may be off.
@@ -159,6 +162,33 @@ def test_what_is_rounded_to_the_stored_number_is_no_change(name: str, norm: str)
     stream.change(1.0, range(LANES), size=0.0)
     assert stream.check().candidates == stream.output.mask.numel()
     assert stream.output.counts == [0, 0, 0]
+
+
+@pytest.mark.parametrize("pool", [lambda x: F.adaptive_avg_pool2d(x, 1),
+                                  lambda x: x.mean((-1, 2), keepdim=True)])
+def test_the_mean_over_the_whole_map(pool: Any) -> None:
+    model = Model(lambda self, x: self.head(pool(self.conv(x))),
+                  conv=nn.Conv2d(3, 7, 3), head=nn.Conv2d(7, 7, 1))
+    delta = deltaconvert.convert(model, dtype="bfloat16", nodes={"*": 0.0})
+    frame = torch.randn(2, 3, 9, 11)
+    law = Law()
+    delta.observe(law)
+    for time in range(4):
+        frame = frame.clone()
+        frame[time % 2, :, 3, time] += 1
+        law.expect({"x": frame.bfloat16()}, [time == 0] * 2)
+        delta(frame)
+    backends = {n.about.name: n.backend for n in delta.stream.program.nodes
+                if n.about.rule == "global"}
+    assert sorted(backends.values())[0] == "cpu"
+    frame = frame.clone()
+    frame[1] = 0
+    law.expect({"x": frame.bfloat16()}, [False] * 2)
+    delta(frame)
+    name = next(name for name, backend in backends.items() if backend == "cpu")
+    assert law.edges[name].counts == [0, 1]
+    delta(frame)
+    assert law.edges[name].counts == [0, 0]
 
 
 @loop

@@ -7,7 +7,14 @@ from typing import Any, Protocol
 import torch
 
 from deltaconvert.backends.base import Buffers, Scratch, Step
-from deltaconvert.backends.cpu import convolution, pixelwise, pooling, shuffle, sparsify
+from deltaconvert.backends.cpu import (
+    convolution,
+    global_mean,
+    pixelwise,
+    pooling,
+    shuffle,
+    sparsify,
+)
 from deltaconvert.backends.cpu.filters import fold
 from deltaconvert.backends.cpu.storage import STORED
 from deltaconvert.backends.cpu.workers import Workers
@@ -58,14 +65,14 @@ class CpuBackend:
             return _edge_refusal(about.output)
         if about.aliases:
             return "nothing to compute: its value is made of its inputs' buffers"
-        if about.rule != "local":
+        kind = _kind(node)
+        if about.rule != "local" and kind is not global_mean:
             return f"runs whole, by its own function ({about.reason or about.rule})"
         for edge in (*about.inputs, about.output):
             if reason := _edge_refusal(edge):
                 return reason
             if edge.dtype != about.output.dtype:
                 return f"{edge.name} is {edge.dtype}, the output {about.output.dtype}"
-        kind = _kind(node)
         return kind.refusal(node) if kind else "the cpu backend has no loop for it"
 
     def fold_filters(self, node: DeltaNode) -> Any:
@@ -98,6 +105,8 @@ def _kind(node: DeltaNode) -> Kind | None:
     operator = node.about.operator
     if operator is None:
         return None
+    if node.about.rule == "global":
+        return global_mean if global_mean.takes(node) else None
     by_description = pooling if operator.weights else pixelwise if operator.pixelwise else None
     return _KINDS.get(operator.name) or by_description
 
