@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,10 +79,13 @@ class Program:
 
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
         """Return frames by the inputs' names in the precision of the doors that they come to."""
-        doors = {n.about.name: n.about.output.dtype for n in self.nodes
-                 if n.about.rule == "sparsify"}
-        return [frame.to(doors[name]) if doors.get(name) else frame
+        return [frame.to(self._doors[name]) if name in self._doors else frame
                 for name, frame in frames.items()]
+
+    @cached_property
+    def _doors(self) -> dict[str, torch.dtype | None]:
+        return {n.about.name: n.about.output.dtype for n in self.nodes
+                if n.about.rule == "sparsify"}
 
     def _allocate(self) -> Allocated:
         try:
