@@ -3,6 +3,7 @@
     python benchmarks/networks.py     # what make bench runs
     python benchmarks/networks.py [--json FILE] [--plots FOLDER] [--network NAME]
         [--active 0.01 0.03 ...] [--frames 25] [--against eager,onnxruntime,...] [--threads 2]
+        [--dtype bfloat16]
 
 Each network is prepared once for all its clips. The threshold is searched for each clip, as
 `deltaconvert bench --fidelity` does: the largest at which every frame is within 1 % of the
@@ -17,6 +18,7 @@ import argparse
 import os
 import sys
 import time
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +37,7 @@ from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import Clip, open_clip, synthetic
-from deltaconvert.config import Config
+from deltaconvert.config import Config, Precision
 from deltaconvert.model_specs import build_model
 from deltaconvert.preprocessing import ChannelOrder, Preprocessing
 from deltaconvert.report import text_table
@@ -154,7 +156,7 @@ class Bench:
         self.model = self._model()
         frames = self._frames(self.clips[0])
         self.delta = deltaconvert.convert(self.model, frames[0], config=Config(
-            **{"threads": options.threads, **network.settings}))
+            **{"threads": options.threads, "dtype": options.dtype, **network.settings}))
         wanted = None if options.against is None else options.against.split(",")
         self.peers = peers.prepare(self.model, frames[0], options.threads, wanted,
                                    lambda line: say(f"{name}: {line}"))
@@ -244,6 +246,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--network", action="append", choices=NETWORKS, help="repeats")
     parser.add_argument("--active", type=float, nargs="+",
                         help="shares of the synthetic clip's pixels that change")
+    parser.add_argument("--dtype", choices=typing.get_args(Precision),
+                        help="of the converted network's maps and weights")
     parser.add_argument("--frames", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--against", metavar="NAME,NAME", help=", ".join(peers.NAMES))

@@ -15,6 +15,7 @@ from deltaconvert.errors import ConfigError
 Norm = Literal["max", "rms"]
 ThresholdUnit = Literal["absolute", "std"]
 InputTest = Literal["pixel", "block"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Config:
     Args:
         backend: ``"auto"`` (``cpu`` on a CPU, ``cuda`` on a GPU that can run it, ``reference``
             elsewhere), ``"cpu"``, ``"cuda"``, ``"reference"`` or ``"paper"``.
+        dtype: in which maps and weights are kept, ``"float32"``, ``"float16"`` or
+            ``"bfloat16"``, whatever the model is in; sums are float32 at least, frames and
+            outputs stay what the model takes and returns. ``None`` is the model's own.
         threshold: what a node may hold back, as the norm over channels at a pixel.
             0 means exact: every change is passed on. Nodes with no local multiply-adds
             behind them (heads, poolings) are exact unless named in ``nodes``: there is
@@ -56,6 +60,7 @@ class Config:
     """
 
     backend: str = "auto"
+    dtype: Precision | None = None
     threshold: float = 0.0
     threshold_unit: ThresholdUnit = "absolute"
     norm: Norm = "max"
@@ -79,6 +84,8 @@ class Config:
             _check_amount("input_cap", self.input_cap)
         _check_choice("threshold_unit", self.threshold_unit, ThresholdUnit)
         _check_choice("norm", self.norm, Norm)
+        if self.dtype is not None:
+            _check_choice("dtype", self.dtype, Precision)
         _check_choice("input_test", self.input_test, InputTest)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads}: give at least 1, or None for PyTorch's.")

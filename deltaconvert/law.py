@@ -183,7 +183,8 @@ class LawChecker:
         with torch.no_grad():
             if node.about.rule == "sparsify":
                 frame = self._inputs.get(node.about.name)
-                return [] if frame is None else self._check_door(node, edge, frame)
+                return [] if frame is None else self._check_door(
+                    node, edge, frame.to(edge.value.dtype))
             values = [self._edges[spec.name].value for spec in node.about.inputs]
             expected = node.evaluate(*values)
             if not isinstance(edge.value, Tensor):

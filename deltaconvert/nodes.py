@@ -158,24 +158,37 @@ class SparsifyNode(DeltaNode):
 
 
 class DensifyNode(DeltaNode):
-    """The door out: a copy of a value, so that outputs alias nothing."""
+    """The door out: a copy of a value, so that outputs alias nothing.
+
+    Args:
+        description: of the node.
+        dtype: what the model returns, where floating-point values are kept in another.
+    """
+
+    def __init__(self, description: Description, dtype: torch.dtype | None = None) -> None:
+        """Keep both."""
+        super().__init__(description)
+        self.dtype = dtype
 
     def forward(self, state: State, *inputs: Any) -> Any:
         """Copy the value of an edge; what is not a tensor is copied container by container."""
         (edge,) = inputs
-        return copy_value(edge.value)
+        return copy_value(edge.value, self.dtype)
 
 
-def copy_value(value: Any) -> Any:
-    """Copy the tensors in a value, dense and in their own memory format."""
+def copy_value(value: Any, dtype: torch.dtype | None = None) -> Any:
+    """Copy the tensors in a value, dense and in their own memory format.
+
+    With ``dtype``, what is floating-point is copied into that.
+    """
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.to(dtype if value.is_floating_point() else None, copy=True)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(copy_value(v) for v in value))
+        return type(value)(*(copy_value(v, dtype) for v in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(copy_value(v) for v in value)
+        return type(value)(copy_value(v, dtype) for v in value)
     if isinstance(value, dict):
-        return {k: copy_value(v) for k, v in value.items()}
+        return {k: copy_value(v, dtype) for k, v in value.items()}
     return value
 
 

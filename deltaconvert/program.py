@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from deltaconvert.passes.normalize import normalize
 from deltaconvert.passes.partition import partition
 from deltaconvert.passes.plan_state import Allocated, Plan, plan_state
 from deltaconvert.passes.result import PassResult
+from deltaconvert.passes.store_as import store_as
 from deltaconvert.passes.trace import trace
 from deltaconvert.state import Edge, State
 
@@ -77,6 +79,16 @@ class Program:
                 state.runner = make_runner(self.graph_module, self.nodes, state)
         return state
 
+    def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
+        """Return frames by the inputs' names in the precision of the doors that they come to."""
+        return [frame.to(self._doors[name]) if name in self._doors else frame
+                for name, frame in frames.items()]
+
+    @cached_property
+    def _doors(self) -> dict[str, torch.dtype | None]:
+        return {n.about.name: n.about.output.dtype for n in self.nodes
+                if n.about.rule == "sparsify"}
+
     def _allocate(self) -> Allocated:
         try:
             return self.plan.allocate(self.device)
@@ -115,6 +127,8 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     The order, and why:
 
     - `fold_batch_norm` first: it needs no shapes, and what it derives is computed by `infer`.
+    - `store_as` behind `infer`, which derives weights in the model's own precision and drops
+      conversions that do nothing; before all that looks at types.
     - `channels_first` behind `infer`, which finds out where channels are moved, and before
       `fuse`: what is written as a matrix product takes activations as a convolution.
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
@@ -125,13 +139,14 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
 
     Raises:
         FrameError: where the model does not take such frames.
-        ConfigError: for settings of a node that is not there.
+        ConfigError: for settings of a node that is not there, or a dtype that the model's
+            operators do not take.
     """
     graph_module = GraphModule(root, _copy(graph))
     lanes, device = frames[0].shape[0], frames[0].device
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
-               channels_first(graph_module, lanes), fuse(graph_module),
-               partition(graph_module, lanes)]
+               store_as(graph_module, config.dtype), channels_first(graph_module, lanes),
+               fuse(graph_module), partition(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)])
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)

@@ -119,7 +119,9 @@ class Stream:
     def _run(self, frames: list[Any]) -> Any:
         signature = self._module.signature(frames)
         program, state = self._enter(signature, frames)
-        for name, frame in zip(self._module.input_names, frames, strict=True):
+        names = self._module.input_names
+        frames = program.as_stored(dict(zip(names, frames, strict=True)))
+        for name, frame in zip(names, frames, strict=True):
             step = state.steps.get(name)
             if step is not None:  # every input is examined before any is written
                 step.examine(frame)  # type: ignore[attr-defined]

@@ -80,9 +80,9 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
             size throughout.
         tolerance: largest relative RMS error of a frame (its RMS error over the output's RMS
             in the clip), or a dict of them by output. At threshold 0 the default is 1e-5 in
-            float32 (`EXACT_TOLERANCES`), or four times what the dense network itself is off
-            float64, in the first frame or in one that would fail, if that is more; above, there
-            is none.
+            float32 (`EXACT_TOLERANCES`; in the precision of `Config.dtype` where that is set),
+            or four times what the dense network itself is off float64, in the first frame or in
+            one that would fail, if that is more; above, there is none.
         max_abs: largest error of any number, likewise.
         law_every: how many frames from one check of the law to the next.
 
@@ -205,13 +205,14 @@ class _Run:
         How far rounding goes differs from frame to frame by several times. A frame that is
         wrong in spite of it is wrong: then nothing is measured any more.
         """
-        roundings = _own_roundings(self.model, inputs, dense)
+        roundings = _own_roundings(self.model, inputs, dense, self._stored)
         for output, own in zip(self.outputs, roundings, strict=True):
             output.tolerance = max(output.tolerance or 0.0, OWN_ROUNDINGS * own)
         self.by_rounding = not any(o.goes_wrong for o in self.outputs)
 
     def _exact_tolerance(self, value: Tensor) -> float:
-        precision = value.dtype if value.is_floating_point() else self._frame_dtype
+        precision = self._stored or (
+            value.dtype if value.is_floating_point() else self._frame_dtype)
         return EXACT_TOLERANCES.get(precision, EXACT_TOLERANCES[torch.float32])
 
     def _check_limit_names(self) -> None:
@@ -239,6 +240,12 @@ class _Run:
     def exact(self) -> bool:
         """Whether nothing may be held back."""
         return all(node.about.threshold == 0 for node in self.program.nodes)
+
+    @property
+    def _stored(self) -> torch.dtype | None:
+        """The precision that the settings ask for, where it is not the model's own."""
+        name = self.delta.config.dtype
+        return None if name is None else getattr(torch, name)
 
     @property
     def _frame_dtype(self) -> torch.dtype:
@@ -270,22 +277,29 @@ class _Run:
             frame_ratio_input=self.ratios_input, frame_ratio_nodes=self.ratios_nodes)
 
 
-def _own_roundings(model: nn.Module, inputs: Sequence[Any],
-                   dense: list[tuple[str, Tensor]]) -> list[float]:
+def _own_roundings(model: nn.Module, inputs: Sequence[Any], dense: list[tuple[str, Tensor]],
+                   stored: torch.dtype | None) -> list[float]:
     """Return how far each dense output is off the same network in float64, as relative RMS.
 
+    With ``stored``, the dense network's in that precision.
     0 where that cannot be told: not every model runs in another precision than its own.
     """
     try:
-        raised = [f.double() if isinstance(f, Tensor) and f.is_floating_point() else f
-                  for f in inputs]
-        exact = named_outputs(private_copy(model).double()(*raised))
+        exact = _outputs_at(torch.float64, model, inputs)
+        dense = dense if stored is None else _outputs_at(stored, model, inputs)
         ratios = [ratio(math.sqrt(_mean_square(_difference(value, reference))),
                          math.sqrt(_mean_square(_finite(reference))))
                   for (_, value), (_, reference) in zip(dense, exact, strict=True)]
         return [ratio if math.isfinite(ratio) else 0.0 for ratio in ratios]
     except Exception:  # the model's own code: it may raise anything
         return [0.0] * len(dense)
+
+
+def _outputs_at(precision: torch.dtype, model: nn.Module, inputs: Sequence[Any]
+                ) -> list[tuple[str, Tensor]]:
+    frames = [f.to(precision) if isinstance(f, Tensor) and f.is_floating_point() else f
+              for f in inputs]
+    return named_outputs(private_copy(model).to(precision)(*frames))
 
 
 def _limit(limit: Limit, name: str) -> float | None:

@@ -42,7 +42,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
     try:
         with _without_logging():
             _annotate(graph_module, _fake_frames(frames))
-    except _NeedsNumbers:
+    except NeedsNumbers:
         _annotate(graph_module, [torch.zeros_like(f) for f in frames])
         result.refused["graph"] = "an operator needs real numbers: shapes come from a run on zeros"
     _inline_numbers(graph_module.graph)
@@ -53,7 +53,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
     return result
 
 
-class _NeedsNumbers(Exception):
+class NeedsNumbers(Exception):
     """A fake tensor was not enough."""
 
 
@@ -137,7 +137,7 @@ def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) 
             return _call(graph_module, node, args, kwargs)
     except Exception as error:
         if mode is not None:
-            raise _NeedsNumbers from error
+            raise NeedsNumbers from error
         raise _refused(node, args, error) from error
 
 

@@ -29,6 +29,7 @@ from deltaconvert.operators import registry
 from deltaconvert.passes.find_selects import moves_a_tensor
 from deltaconvert.passes.infer import with_values
 from deltaconvert.passes.partition import edges
+from deltaconvert.passes.store_as import floating_dtype
 
 
 def lower(graph_module: GraphModule, lanes: int, config: Config) -> GraphModule:
@@ -57,7 +58,8 @@ class _Lowering:
                 self._add(node, SparsifyNode(self._door_in(node)), frame)
         elif node.op == "output":
             (results,) = node.args
-            self.graph.output([self._door_out(r) for r in results])  # type: ignore[union-attr]
+            given = node.meta.get("given", [None] * len(results))  # type: ignore[arg-type]
+            self.graph.output(list(map(self._door_out, results, given)))  # type: ignore[arg-type]
         elif node.op != "get_attr" and not node.meta["constant"]:
             inputs = [self.lowered[e] for e in edges(node)]
             self._add(node, DeltaNode(self._describe(node)), *inputs)
@@ -82,11 +84,12 @@ class _Lowering:
             node.name, node.name, "", "sparsify", "", sparsify, None, (), {}, (), spec,
             threshold=self.config.input_threshold, norm=self.config.norm)
 
-    def _door_out(self, result: Any) -> Any:
+    def _door_out(self, result: Any, given: Any) -> Any:
+        """Return a copy of a result, as the model gives it where it is kept in another dtype."""
         if not isinstance(result, fx.Node):
             return result
         if result.meta["constant"]:
-            value = result.meta["value"]
+            value = result.meta["value"] if given is None else given
             if not isinstance(value, Tensor):
                 return value
             self.root.register_buffer(result.name, value, persistent=False)
@@ -96,7 +99,8 @@ class _Lowering:
         spec = self._spec(result)
         if not hasattr(self.root, name):
             self.root.add_module(name, DensifyNode(Description(
-                name, name, "", "densify", "", densify, None, (), {}, (spec,), spec)))
+                name, name, "", "densify", "", densify, None, (), {}, (spec,), spec),
+                floating_dtype(given)))
         return self.graph.call_module(name, (self.state, self.lowered[result]))
 
     def _describe(self, node: fx.Node) -> Description:

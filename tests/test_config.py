@@ -38,7 +38,7 @@ def test_what_makes_no_sense_is_refused(settings, message):
 
 def test_unknown_settings_are_refused_with_the_known_ones():
     with pytest.raises(ConfigError,
-                       match="no such setting: treshold; there are backend, threshold"):
+                       match="no such setting: treshold; there are backend, dtype, threshold"):
         Config().replace(treshold=0.1)
 
 

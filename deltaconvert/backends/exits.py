@@ -15,16 +15,18 @@ class Exit(NamedTuple):
     """One leaf of the output.
 
     Args:
-        edge: the name of the edge whose value it is; nothing for a constant.
+        door: the door out; nothing for a constant.
         constant: else.
     """
 
-    edge: str | None
+    door: DensifyNode | None
     constant: Any
 
     def take(self, state: State) -> Any:
         """Return the leaf as a copy."""
-        return copy_value(self.constant if self.edge is None else state.edges[self.edge].value)
+        if self.door is None:
+            return copy_value(self.constant)
+        return self.door(state, state.edges[self.door.about.inputs[0].name])
 
 
 def exits(graph_module: GraphModule) -> list[Exit]:
@@ -39,7 +41,7 @@ def _exit(graph_module: GraphModule, leaf: Any) -> Exit:
     if leaf.op == "call_module":
         door = graph_module.get_submodule(str(leaf.target))
         assert isinstance(door, DensifyNode)
-        return Exit(door.about.inputs[0].name, None)
+        return Exit(door, None)
     (constant,) = leaf.all_input_nodes
     value = getattr(graph_module, str(constant.target))
     assert isinstance(value, Tensor)

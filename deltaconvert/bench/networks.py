@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from deltaconvert.bench import machine, memory
 from deltaconvert.bench.fidelity import Judge, Search, at_threshold, find_threshold
-from deltaconvert.bench.outputs import relative_rms, tensors
-from deltaconvert.bench.peers import EAGER, Peer, Peers
+from deltaconvert.bench.outputs import relative_rms, rounding_error, tensors
+from deltaconvert.bench.peers import EAGER, OPENVINO_BF16, Peer, Peers, allowed_rounding
 from deltaconvert.bench.profile import Kind, profile
 from deltaconvert.bench.timing import Spread, Turn, flat, ratios, take_turns
 from deltaconvert.errors import CheckError, InputError
@@ -76,6 +76,8 @@ class Result:
         still, unrelated: times of the converted network and of eager, likewise.
         others_share: of the cores' time while the clip was timed, what other processes took.
         unrelated_error: of the first unrelated frame, relative RMS.
+        dense_rounding: where the settings name a precision, what PyTorch's dense network is off
+            in it, relative RMS.
     """
 
     precision: str
@@ -90,6 +92,7 @@ class Result:
     others_share: float | None
     unrelated: dict[str, list[list[float]]] = field(default_factory=dict)
     unrelated_error: float = 0.0
+    dense_rounding: float | None = None
 
     def median(self, name: str) -> float:
         """Return the median of a runtime's times."""
@@ -122,6 +125,7 @@ class Result:
             "speedup_over_best_dense_fp32": self.speedup_over(best),
             "best_dense_fp32": best,
             "speedup_over_eager": self.speedup_over(EAGER),
+            "speedup_over_openvino_bf16": self._over_openvino_bf16(),
             "speedup_over": {p.name: self.speedup_over(p.name) for p in self.peers.ready},
             "speedup_spread": {p.name: ratios(self.times[p.name], self.times[CONVERTED]).to_dict()
                                for p in self.peers.ready},
@@ -130,6 +134,7 @@ class Result:
             "efficiency": self.needed_share * self.speedup_over(best),
             "efficiency_over_eager": self.needed_share * self.speedup_over(EAGER),
             "fidelity_rms": worst.worst_relative_rms, "frozen_rms": worst.frozen_relative_rms,
+            "dense_rounding_rms": self.dense_rounding,
             "needed_share": self.needed_share, "scheduled_share": self.scheduled_share,
             "update_ratio_input": self.report.update_ratio_input,
             "update_ratio_nodes": self.report.update_ratio_nodes,
@@ -154,6 +159,10 @@ class Result:
             "check": self.report.to_dict(),
         }
 
+    def _over_openvino_bf16(self) -> float | None:
+        there = any(peer.name == OPENVINO_BF16 for peer in self.peers.ready)
+        return self.speedup_over(OPENVINO_BF16) if there else None
+
     def _runtimes(self) -> dict[str, Any]:
         about: dict[str, dict[str, Any]] = {CONVERTED: {"precision": self.precision}}
         about |= {p.name: {"precision": p.precision, "error_rms": p.error}
@@ -176,6 +185,9 @@ def measure(case: Case, *, judge: Judge | None = None, tolerance: float | None =
             rounds: int = ROUNDS, say: Say = lambda text: None) -> Result:
     """Find the threshold where asked to, check, and only then time.
 
+    A threshold is found in the model's own precision, whatever `Config.dtype` says: rounding is
+    no error of the threshold's. The check allows for both.
+
     Args:
         case: what to measure.
         judge: take the largest threshold that it allows, a `fidelity.Truth` say, in the place
@@ -189,11 +201,14 @@ def measure(case: Case, *, judge: Judge | None = None, tolerance: float | None =
         InputError: too few frames.
     """
     _enough(case.frames)
-    delta, search = case.delta, None
+    delta, search, rounding = case.delta, None, _dense_rounding(case)
     if judge is not None:
         say("searching for the threshold")
-        search = find_threshold(delta, judge, say)
+        own = delta.with_config(delta.config.replace(dtype=None))
+        search = find_threshold(own, judge, say)
         delta, tolerance = at_threshold(delta, search.threshold), judge.tolerance
+        if tolerance is not None and delta.config.dtype is not None:
+            tolerance += allowed_rounding(rounding)
     say("checking")
     report = validate(case.model, delta, case.frames, tolerance=tolerance,
                       law_every=max(10, len(case.frames) // 2))
@@ -208,7 +223,12 @@ def measure(case: Case, *, judge: Judge | None = None, tolerance: float | None =
     kinds = profile(_at_start(delta, case.frames[0]), case.frames[1:PROFILED_FRAMES + 1])
     unrelated, error = _unrelated(case, delta) if case.unrelated else ({}, 0.0)
     return Result(_precision(stream), report, search, times, work, kinds, case.peers, peak, still,
-                  busy, unrelated, error)
+                  busy, unrelated, error, rounding)
+
+
+def _dense_rounding(case: Case) -> float | None:
+    name = case.delta.config.dtype
+    return name and rounding_error(case.model, case.frames[0], getattr(torch, name))
 
 
 def _precision(stream: Stream) -> str:

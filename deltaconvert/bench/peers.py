@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import importlib
 import io
-import math
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.bench import memory
-from deltaconvert.bench.outputs import relative_rms, tensors
+from deltaconvert.bench.outputs import relative_rms, rounding_error, tensors
 from deltaconvert.errors import InputError
 
-EAGER = "eager"
+EAGER, OPENVINO_BF16 = "eager", "openvino-bf16"
 # The same sums in another order through a deep network with random weights are off by some
 # 1e-5. In bf16, with its 8 bits, some networks are off by a percent and some by half: so as much
 # as PyTorch itself is off in bf16, and no less than a few roundings.
@@ -125,14 +124,13 @@ class _Source:
 
     def bf16_tolerance(self) -> float:
         """Return how far a runtime in bf16 may be off."""
-        try:
-            lowered = _eager_run(copy.deepcopy(self.model).bfloat16())(
-                _channels_last(self.frame).bfloat16())
-        except Exception:  # not every model runs in another precision than its own
-            return BF16_LEAST
-        own = max((relative_rms(found, expected) for found, expected in
-                   zip(tensors(lowered), self.expected, strict=True)), default=0.0)
-        return max(BF16_LEAST, BF16_OWN * own) if math.isfinite(own) else BF16_LEAST
+        return allowed_rounding(rounding_error(self.model, _channels_last(self.frame),
+                                               torch.bfloat16))
+
+
+def allowed_rounding(own: float | None) -> float:
+    """Return what a half precision may be off, relative RMS, given what PyTorch itself is off."""
+    return max(BF16_LEAST, BF16_OWN * (own or 0.0))
 
 
 def _prepared(name: str, source: _Source) -> Peer:
@@ -226,7 +224,7 @@ _BUILDERS: dict[str, Callable[[_Source], Peer]] = {
     "torch.compile": _compiled,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
-    "openvino-bf16": _openvino_bf16,
+    OPENVINO_BF16: _openvino_bf16,
 }
 NAMES = tuple(_BUILDERS)
 

@@ -64,6 +64,11 @@ def figure_lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("equal frame", f"{data['still']['ms']:.2f} ms, {data['still']['over_eager']:.2%} of "
                         "eager"),
     ]
+    if data["dense_rounding_rms"] is not None:
+        lines.insert(4, ("rounding", f"{data['dense_rounding_rms']:.2e} is what PyTorch's dense "
+                         "network is off in this precision"))
+    if (over := data["speedup_over_openvino_bf16"]) is not None:
+        lines.insert(1, ("in bf16", f"{over:.2f}x over OpenVINO in bf16"))
     if data["unrelated"]:
         lines.append(("unrelated", f"{data['unrelated']['ms']:.2f} ms, "
                       f"{data['unrelated']['over_eager']:.2f} times eager; error "

@@ -144,7 +144,7 @@ def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0) -> Edge:
     """Make an edge; ``beside`` channels lie on either side, as in a concatenation."""
     assert spec.shape is not None
     n, c, h, w = spec.shape
-    whole = torch.full((n, h, w, c + 2 * beside), 7.0).permute(0, 3, 1, 2)
+    whole = torch.full((n, h, w, c + 2 * beside), 7.0, dtype=spec.dtype).permute(0, 3, 1, 2)
     value = whole[:, beside:beside + c]
     value.zero_()
     return Edge(spec, value, torch.zeros(spec.mask_shape, dtype=torch.uint8), threshold)

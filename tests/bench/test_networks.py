@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import deltaconvert
-from deltaconvert.bench import networks, plots, profile, text
+from deltaconvert.bench import networks, peers, plots, profile, text
+from deltaconvert.bench.fidelity import Truth
 from deltaconvert.bench.networks import CONVERTED
 from deltaconvert.errors import CheckError, InputError
 from deltaconvert.report import jsonable
@@ -23,6 +24,7 @@ def test_the_figures_have_their_names_and_agree(result):
                 "others_cpu_share", "check"):
         assert key in data
     assert data["best_dense_fp32"] == "eager"
+    assert data["speedup_over_openvino_bf16"] is None
     eager, mine = (statistics.median(ms for block in data["runtimes"][name]["rounds_ms"]
                                      for ms in block) for name in ("eager", CONVERTED))
     assert data["speedup_over_eager"] == pytest.approx(eager / mine)
@@ -33,6 +35,26 @@ def test_the_figures_have_their_names_and_agree(result):
     assert 0.05 < data["update_ratio_input"] < 0.2
     assert data["check"]["passed"] is True
     assert data["runtimes"][CONVERTED]["precision"] == "fp32"
+
+
+def test_a_precision_of_the_settings_stands_beside_its_own_rounding(case, model, frames, result):
+    """The threshold is that of the model's own precision, and the error is against it."""
+    stored = case.delta.with_config(case.delta.config.replace(dtype="bfloat16"))
+    (eager,) = case.peers.ready
+    runtimes = peers.Peers([eager, dataclasses.replace(eager, name="openvino-bf16",
+                                                       precision="bf16")])
+    found = networks.measure(dataclasses.replace(case, delta=stored, peers=runtimes),
+                             judge=Truth(model, frames), rounds=2)
+    data = found.to_dict()
+    assert data["runtimes"][CONVERTED]["precision"] == "bf16"
+    assert data["threshold_search"] == result.to_dict()["threshold_search"]
+    assert result.dense_rounding is None
+    assert 1e-4 < data["dense_rounding_rms"] < 2e-2
+    assert data["fidelity_rms"] > 1e-4
+    assert data["speedup_over_openvino_bf16"] == data["speedup_over"]["openvino-bf16"] > 0
+    said = text.network({**data, "others_cpu_share": 0.0})
+    assert "over OpenVINO in bf16" in said
+    assert "is what PyTorch's dense network is off in this precision" in said
 
 
 def test_the_share_is_that_of_the_timed_frames(case, delta, frames):

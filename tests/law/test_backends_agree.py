@@ -7,9 +7,11 @@ replaced by them, so that each node, and each frame, starts from identical state
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -18,9 +20,10 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge
 from tests.law.checking import column, evaluate_at_double, over_channels, rounding_of
 from tests.law.networks import STEPS, clips, networks
-from tests.law.test_law import suite
+from tests.law.test_law import runs_in, suite
 
 # What the cpu backend runs itself; the rest would compare the reference with itself.
+STORED = [torch.float32, torch.bfloat16]
 OF_INTEREST = sorted(set(STEPS) - {"unknown", "mixes_lanes", "classifier", "global_pool"})
 
 
@@ -82,7 +85,10 @@ class Compare:
             f"{name}: {float(apart[both].max()):.3g} apart, rounding {rounding:.3g}")
 
 
-def run_side_by_side(model: nn.Module, clip, threshold: float = 0.0, **config) -> int:
+def run_side_by_side(model: nn.Module, clip, threshold: float = 0.0,
+                     dtype: torch.dtype = torch.float32, **config) -> int:
+    model = copy.deepcopy(model).to(dtype)
+    assume(runs_in(model, dtype, clip[0].pixels))
     record, config = Record(), {"nodes": {"*": threshold}, **config}
     reference = deltaconvert.convert(model, backend="reference", **config)
     other = deltaconvert.convert(model, backend="cpu", **config)
@@ -93,7 +99,7 @@ def run_side_by_side(model: nn.Module, clip, threshold: float = 0.0, **config) -
         record.next_frame()
         for delta in (reference, other):
             delta.reset(frame.reset)
-            delta(frame.pixels.clone())
+            delta(frame.pixels.to(dtype, copy=True))
     return compare.compared
 
 
@@ -103,6 +109,7 @@ def test_cpu_agrees_with_the_reference_node_by_node(data):
     network = data.draw(networks())
     clip = data.draw(clips(network.shape))
     run_side_by_side(network.model, clip, threshold=data.draw(st.sampled_from([0.0, 0.02, 0.3])),
+                     dtype=data.draw(st.sampled_from(STORED)),
                      norm=data.draw(st.sampled_from(["max", "rms"])),
                      input_threshold=data.draw(st.sampled_from([0.0, 0.1])),
                      dense_fallback=data.draw(st.booleans()))
@@ -115,7 +122,7 @@ def test_each_operator_agrees(name, data):
     network = data.draw(networks(using=[name, "pointwise"], most_steps=0))
     clip = data.draw(clips(network.shape, frames=3))
     assert run_side_by_side(network.model, clip, threshold=data.draw(
-        st.sampled_from([0.0, 0.02, 0.3])))
+        st.sampled_from([0.0, 0.02, 0.3])), dtype=data.draw(st.sampled_from(STORED)))
 
 
 @suite(20)

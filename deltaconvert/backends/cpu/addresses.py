@@ -17,7 +17,7 @@ from deltaconvert.backends.cpu.gather import copy, fill, side_by_side
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.kernel import BLOCK
 from deltaconvert.backends.cpu.maps import FlatMap
-from deltaconvert.backends.cpu.native import Bytes, Floats, Ints2
+from deltaconvert.backends.cpu.native import Bytes, Ints2, Numbers
 from deltaconvert.footprint import Footprint
 
 _ZERO = np.float32(0)
@@ -32,10 +32,10 @@ class Source(NamedTuple):
         runs: uint8 ``[W_out]``: the taps of a line lie side by side.
         lines: a segment is a line of taps; else a single tap.
         channels: that a tap reads.
-        zeros: float32, as long as a segment.
+        zeros: of the map's type, as long as a segment.
     """
 
-    data: Floats
+    data: Numbers
     step: int
     height: int
     width: int
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     runs: Bytes
     lines: bool
     channels: int
-    zeros: Floats
+    zeros: Numbers
 
 
 def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.ndarray],
@@ -55,7 +55,7 @@ def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.n
     longest = max(cols.shape[1], 1) * value.channels if lines else value.channels
     return Source(value.data, value.step, value.height, value.width, rows, cols,
                   side_by_side(cols, value), lines, value.channels,
-                  np.zeros(longest, np.float32))
+                  np.zeros(longest, value.data.dtype))
 
 
 @loop
@@ -65,7 +65,7 @@ def find_rows(source, pixels, copies, addresses):
     Args:
         source: a `Source`.
         pixels: int32 ``[M]``.
-        copies: float32 ``[M, numbers]``: memory for lines of taps that have to be copied.
+        copies: of the map's type, ``[M, numbers]``: for lines of taps that have to be copied.
         addresses: int64 ``[blocks, segments, BLOCK]``; behind the last row, those of zeros.
     """
     if source.lines:
@@ -83,7 +83,7 @@ def find_rows(source, pixels, copies, addresses):
 def _find_taps(source, pixels, addresses):
     height_out, width_out = source.rows.shape[0], source.cols.shape[0]
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
-    taps_x = source.cols.shape[1]
+    taps_x, size = source.cols.shape[1], source.data.itemsize
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         x = pixel % width_out
@@ -96,7 +96,7 @@ def _find_taps(source, pixels, addresses):
                 column = source.cols[x, tap_x]
                 where = nothing
                 if line >= 0 and column >= 0:
-                    where = base + 4 * source.step * ((first + line) * source.width + column)
+                    where = base + size * source.step * ((first + line) * source.width + column)
                 addresses[block, tap_y * taps_x + tap_x, row] = where
 
 
@@ -105,7 +105,7 @@ def _find_lines(source, pixels, copies, addresses):
     height_out, width_out = source.rows.shape[0], source.cols.shape[0]
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
     channels, taps_x = source.channels, source.cols.shape[1]
-    numbers = taps_x * channels
+    numbers, size = taps_x * channels, source.data.itemsize
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         x = pixel % width_out
@@ -116,7 +116,7 @@ def _find_lines(source, pixels, copies, addresses):
             if source.rows[y, tap_y] >= 0:
                 line = (first + source.rows[y, tap_y]) * source.width
                 if source.runs[x] != 0:
-                    where = base + 4 * source.step * (line + source.cols[x, 0])
+                    where = base + size * source.step * (line + source.cols[x, 0])
                 else:
                     copied = copies[i][tap_y * numbers:(tap_y + 1) * numbers]
                     _copy_line(source, line, x, copied)

@@ -23,6 +23,7 @@ from deltaconvert.backends.cpu.engine import Engine, engine_of
 from deltaconvert.backends.cpu.filters import fold, fold_matrix
 from deltaconvert.backends.cpu.rows import list_scratch
 from deltaconvert.backends.cpu.runner import Runner
+from deltaconvert.backends.cpu.storage import STORED
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode, EdgeSpec
@@ -89,6 +90,8 @@ class CpuBackend:
         for edge in (*node.about.inputs, node.about.output):
             if reason := _edge_refusal(edge, node.about.rule == "local"):
                 return reason
+            if edge.dtype != node.about.output.dtype:
+                return f"{edge.name} is {edge.dtype}, the output {node.about.output.dtype}"
         kind = _kind(node)
         return kind.refusal(node) if kind else "the cpu backend has no loop for it"
 
@@ -149,8 +152,8 @@ def _kind(node: DeltaNode) -> Kind | None:
 def _edge_refusal(edge: EdgeSpec, local: bool = True) -> str | None:
     if local and not edge.is_map:
         return f"{edge.name} is not a map of {edge.lanes} lanes (its shape is {edge.shape})"
-    if edge.dtype != torch.float32:
-        return f"{edge.name} is {edge.dtype}; the cpu backend computes in float32"
+    if edge.dtype not in STORED:
+        return f"{edge.name} is {edge.dtype}; the cpu backend takes float32 and bfloat16"
     if edge.shape is not None and 0 in edge.shape:
         return f"{edge.name} is empty"
     return None

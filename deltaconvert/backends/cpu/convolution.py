@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu import winograd
 from deltaconvert.backends.cpu.addresses import Source, find_rows, source_of
-from deltaconvert.backends.cpu.depthwise import Depthwise, filter_parts
+from deltaconvert.backends.cpu.depthwise import FILTER, Depthwise
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.filters import (
     PIECE,
@@ -42,15 +43,17 @@ from deltaconvert.backends.cpu.frame import (
 )
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows
-from deltaconvert.backends.cpu.maps import flat, flat_map, ints, longs, rows_of
+from deltaconvert.backends.cpu.maps import flat, flat_map, ints, like, longs, rows_of
 from deltaconvert.backends.cpu.native import (
-    Floats,
+    Entries,
     Floats3,
     Ints,
     Longs,
     Longs2,
     Longs3,
     Longs4,
+    Numbers,
+    Numbers3,
     layout,
     read,
     take,
@@ -133,11 +136,11 @@ class Product(NamedTuple):
     parts: Parts
     source: Source
     pieces: Longs2
-    filters: Floats
+    filters: Numbers
     panels: Longs3
     new: Floats3
     addresses: Longs4
-    copies: Floats3
+    copies: Numbers3
 
 
 class Convolution(NamedTuple):
@@ -162,7 +165,8 @@ class Convolution(NamedTuple):
     tiling: int
 
 
-_PRODUCT, _CONVOLUTION = layout(Product), layout(Convolution)
+_PRODUCT, _PRODUCT16 = layout(Product), layout(Product, types.uint16)
+_CONVOLUTION, _CONVOLUTION16 = layout(Convolution), layout(Convolution, types.uint16)
 
 
 def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> CompiledStep:
@@ -180,7 +184,7 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
         head.parts, _ending(node, filters.bias, buffers, head, engine),
         np.array(phases, np.int64), np.array(filters.period, np.int64), out.height, out.width,
         order, _tiling(node, filters, buffers, engine))
-    return CompiledStep(node, engine, head, convolve, task, prepare)
+    return CompiledStep(node, engine, head, CONVOLVE.of(out.data), task, PREPARE.of(out.data))
 
 
 def _tiling(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> int:
@@ -203,7 +207,7 @@ def _bind_depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffer
     new = rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels)
     task = Depthwise(head.parts, _ending(node, bias, buffers, head, engine), taps, flat(weight),
                      new)
-    return CompiledStep(node, engine, head, filter_parts, task)
+    return CompiledStep(node, engine, head, FILTER.of(taps.data), task)
 
 
 def _ending(node: DeltaNode, bias: Tensor | None, buffers: Buffers, head: Head,
@@ -230,32 +234,57 @@ def _product(node: DeltaNode, phase: Phase, buffers: Buffers, engine: Engine, pa
         rows_of(buffers.scratch["cpu.new"], threads, rows, channels + PANEL),
         longs(buffers.scratch["cpu.addresses"], threads, threads * rows // BLOCK,
               phase.segments, BLOCK),
-        rows_of(buffers.scratch["cpu.copies"], threads, rows, copied))
+        like(phase.filters, buffers.scratch["cpu.copies"], threads, rows, copied))
 
 
 @entry
-def prepare(address, workers):
-    """Sort the candidates by phase, where there are several; settle how they are shared."""
+def _prepare(address, workers):
     task = read(address, _CONVOLUTION)
-    whole = task.parts
-    if task.tiling != 0 and winograd.begin(task.tiling, whole, workers):
-        whole.progress[GROUPS] = _TILES
+    if task.tiling != 0 and winograd.begin(task.tiling, task.parts, workers):
+        task.parts.progress[GROUPS] = _TILES
         return
-    if task.phases.shape[0] == 1:
-        product = read(task.phases[0], _PRODUCT)
-        whole.progress[GROUPS] = column_groups(product, workers)
+    share(task, _PRODUCT, workers)
+
+
+@entry
+def _prepare16(address, workers):
+    share(read(address, _CONVOLUTION16), _PRODUCT16, workers)
+
+
+@entry
+def _convolve(address, worker):
+    task = read(address, _CONVOLUTION)
+    if task.parts.progress[GROUPS] == _TILES:
+        winograd.convolve_tiles(task.tiling, task.ending, worker)
+        return
+    multiply_phases(task, _PRODUCT, worker)
+
+
+@entry
+def _convolve16(address, worker):
+    multiply_phases(read(address, _CONVOLUTION16), _PRODUCT16, worker)
+
+
+PREPARE, CONVOLVE = Entries(_prepare, _prepare16), Entries(_convolve, _convolve16)
+
+
+@loop
+def share(task, kind, workers):
+    """Sort the candidates by phase, where there are several; settle how they are shared."""
+    whole, phases = task.parts, task.phases.shape[0]
+    whole.progress[GROUPS] = 0
+    if phases == 1:
+        whole.progress[GROUPS] = column_groups(read(task.phases[0], kind), workers)
         whole.progress[DONE] = 0
         return
-    phases = task.phases.shape[0]
     bounds = np.zeros(phases + 1, np.int64)
     sort_by_phase(whole.pixels[:whole.listed[0]], task.height, task.width, task.period[0],
                   task.period[1], task.sorted, bounds)
     for phase in range(phases):
-        parts = read(task.phases[phase], _PRODUCT).parts
+        parts = read(task.phases[phase], kind).parts
         parts.listed[0] = bounds[phase + 1]
         parts.progress[TAKEN] = bounds[phase]
         parts.progress[ROWS] = whole.progress[ROWS]
-    whole.progress[GROUPS] = 0
 
 
 @loop
@@ -274,15 +303,11 @@ def column_groups(product, workers):
     return 2 * workers
 
 
-@entry
-def convolve(address, worker):
+@loop
+def multiply_phases(task, kind, worker):
     """Compute and finish parts of all phases until all are taken."""
-    task = read(address, _CONVOLUTION)
-    if task.parts.progress[GROUPS] == _TILES:
-        winograd.convolve_tiles(task.tiling, task.ending, worker)
-        return
     for phase in range(task.phases.shape[0]):
-        product = read(task.phases[phase], _PRODUCT)
+        product = read(task.phases[phase], kind)
         if task.phases.shape[0] == 1 and product.parts.progress[GROUPS] > 0:
             by_columns(product, task.ending, worker)
         else:

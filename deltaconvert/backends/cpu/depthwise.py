@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 
 from deltaconvert.backends.cpu.finish import Ending, finish_rows
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
-from deltaconvert.backends.cpu.native import Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, list_taps
 
 _ZERO = np.float32(0)
@@ -35,13 +37,25 @@ class Depthwise(NamedTuple):
     new: Floats3
 
 
-_DEPTHWISE = layout(Depthwise)
+_DEPTHWISE, _DEPTHWISE16 = layout(Depthwise), layout(Depthwise, types.uint16)
 
 
 @entry
-def filter_parts(address, worker):
+def _filter(address, worker):
+    filter_parts(read(address, _DEPTHWISE), worker)
+
+
+@entry
+def _filter16(address, worker):
+    filter_parts(read(address, _DEPTHWISE16), worker)
+
+
+FILTER = Entries(_filter, _filter16)
+
+
+@loop
+def filter_parts(task, worker):
     """Compute and finish parts until all are taken."""
-    task = read(address, _DEPTHWISE)
     new = task.new[worker]
     while True:
         pixels = take_pixels(task.parts)
@@ -82,11 +96,12 @@ def sum_taps(data, weight, sources, filters, row):
         w = weight[filters[tap + 2]:filters[tap + 2] + channels]
         z = weight[filters[tap + 3]:filters[tap + 3] + channels]
         for c in range(channels):
-            row[c] += (a[c] * u[c] + b[c] * v[c]) + (d[c] * w[c] + e[c] * z[c])
+            row[c] += ((load(a, c) * u[c] + load(b, c) * v[c])
+                       + (load(d, c) * w[c] + load(e, c) * z[c]))
         tap += 4
     while tap < taps:
         a = data[sources[tap]:sources[tap] + channels]
         u = weight[filters[tap]:filters[tap] + channels]
         for c in range(channels):
-            row[c] += a[c] * u[c]
+            row[c] += load(a, c) * u[c]
         tap += 1

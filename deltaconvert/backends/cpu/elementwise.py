@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.activations import compiled_activation
@@ -16,16 +17,15 @@ from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Floats3, layout, read
+from deltaconvert.backends.cpu.native import Entries, Floats3, layout, read
 from deltaconvert.backends.cpu.rows import head_of, list_scratch
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.nodes import DeltaNode, Slot
 
 _ADD, _MULTIPLY, _COPY = range(3)
 _CODES = {"add": _ADD, "sub": _ADD, "mul": _MULTIPLY}
-_NONE = Taps(np.zeros(0, np.float32), 0, 0, 0, np.zeros((1, 1), np.int32),
-             np.zeros((1, 1), np.int32))
 
 
 class Elementwise(NamedTuple):
@@ -54,7 +54,7 @@ class Elementwise(NamedTuple):
     new: Floats3
 
 
-_ELEMENTWISE = layout(Elementwise)
+_ELEMENTWISE, _ELEMENTWISE16 = layout(Elementwise), layout(Elementwise, types.uint16)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -82,7 +82,8 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     """Return the step of a sum, a product or an activation."""
     about = node.about
     assert about.operator is not None
-    channels = flat_map(buffers.output.value).channels
+    out = flat_map(buffers.output.value)
+    channels = out.channels
     rows = chunk_rows(channels)
     head = head_of(node, buffers, engine, 0.3 * channels + 20, rows)
     alone = about.operator.is_activation
@@ -95,7 +96,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
         _COPY if alone else _CODES[about.operator.name], x, y, x_channels, y_channels,
         x_constant, y_constant, np.float32(factor),
         rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
-    return CompiledStep(node, engine, head, combine_parts, task)
+    return CompiledStep(node, engine, head, COMBINE.of(out.data), task)
 
 
 def _activation(node: DeltaNode) -> tuple[Any, ...]:
@@ -106,16 +107,29 @@ def _activation(node: DeltaNode) -> tuple[Any, ...]:
 
 def _operand(node: DeltaNode, buffers: Buffers, argument: Any) -> tuple[Taps, int, np.float32]:
     if not isinstance(argument, Slot):
-        return _NONE, 1, np.float32(argument)
+        nowhere, nothing = np.zeros((1, 1), np.int32), flat_map(buffers.output.value).data[:0]
+        return Taps(nothing, 0, 0, 0, nowhere, nowhere), 1, np.float32(argument)
     source = flat_map(buffers.inputs[argument.index].value)
     return (taps_of(source, node.about.footprints[argument.index]), source.channels,
             np.float32(0))
 
 
 @entry
-def combine_parts(address, worker):
+def _combine(address, worker):
+    combine_parts(read(address, _ELEMENTWISE), worker)
+
+
+@entry
+def _combine16(address, worker):
+    combine_parts(read(address, _ELEMENTWISE16), worker)
+
+
+COMBINE = Entries(_combine, _combine16)
+
+
+@loop
+def combine_parts(task, worker):
     """Compute and finish parts until all are taken."""
-    task = read(address, _ELEMENTWISE)
     new = task.new[worker]
     while True:
         pixels = take_pixels(task.parts)
@@ -148,11 +162,11 @@ def load_rows(taps, channels, constant, pixels, new):
             continue
         start = place_of(taps, np.int64(pixels[i]))
         if channels == 1:
-            row[:] = taps.data[start]
+            row[:] = load(taps.data, start)
         else:
             other = taps.data[start:start + channels]
             for c in range(row.shape[0]):
-                row[c] = other[c]
+                row[c] = load(other, c)
 
 
 @loop
@@ -163,14 +177,14 @@ def add_rows(taps, channels, constant, factor, pixels, new):
         if taps.data.shape[0] == 0 or channels == 1:
             one = constant
             if taps.data.shape[0] != 0:
-                one = taps.data[place_of(taps, np.int64(pixels[i]))]
+                one = load(taps.data, place_of(taps, np.int64(pixels[i])))
             for c in range(row.shape[0]):
                 row[c] += factor * one
         else:
             start = place_of(taps, np.int64(pixels[i]))
             other = taps.data[start:start + channels]
             for c in range(row.shape[0]):
-                row[c] += factor * other[c]
+                row[c] += factor * load(other, c)
 
 
 @loop
@@ -181,11 +195,11 @@ def multiply_rows(taps, channels, constant, pixels, new):
         if taps.data.shape[0] == 0 or channels == 1:
             one = constant
             if taps.data.shape[0] != 0:
-                one = taps.data[place_of(taps, np.int64(pixels[i]))]
+                one = load(taps.data, place_of(taps, np.int64(pixels[i])))
             for c in range(row.shape[0]):
                 row[c] *= one
         else:
             start = place_of(taps, np.int64(pixels[i]))
             other = taps.data[start:start + channels]
             for c in range(row.shape[0]):
-                row[c] *= other[c]
+                row[c] *= load(other, c)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu.kernel import PANEL, WIDTH
+from deltaconvert.backends.cpu.storage import numbers_of
 from deltaconvert.nodes import DeltaNode, Slot
 
 # Groups narrower than this are multiplied together, as one matrix with blocks on its
@@ -98,8 +99,8 @@ def weight_refusal(node: DeltaNode) -> str | None:
     x, weight, bias = (argument(node, index) for index in range(3))
     if not isinstance(x, Slot) or isinstance(weight, Slot) or isinstance(bias, Slot):
         return "the filter changes from frame to frame"
-    if weight.dtype != torch.float32:
-        return f"the cpu backend computes in float32, the filter is {weight.dtype}"
+    if weight.dtype != node.about.output.dtype:
+        return f"the filter is {weight.dtype}, the map {node.about.output.dtype}"
     return None
 
 
@@ -140,7 +141,7 @@ def fold(node: DeltaNode) -> Filters:
     period = tuple(params["stride"]) if transposed else (1, 1)
     depthwise = None
     if is_depthwise(node):
-        depthwise = taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1).contiguous()
+        depthwise = taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1).float().contiguous()
     merged = _merge(taps)
     return Filters(
         [] if depthwise is not None else _phases(merged, params, period),
@@ -162,6 +163,8 @@ def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
     settings = *weight.shape[2:], *params["stride"], *params["dilation"]
     if is_transposed(node) or is_depthwise(node) or settings != (3, 3, 1, 1, 1, 1):
         return None
+    if weight.dtype != torch.float32:
+        return None  # the transformed numbers would need bits that bfloat16 has not
     channels_in, channels_out = _group_channels(node)
     together = _together(params["groups"], channels_in, channels_out)
     channels = together * channels_in, together * channels_out
@@ -177,7 +180,7 @@ def _tile(taps: Tensor) -> Tiled | None:
     channels = taps.shape[3]
     parts = max(round(channels / PIECE), 1)
     bounds = np.array([channels * i // parts for i in range(parts + 1)], np.int64)
-    filters, panels = _panels(places.flatten(1, 3), channels)
+    filters, panels = _panels(places.flatten(1, 2))
     return Tiled((channels, taps.shape[4]), bounds, filters, panels)
 
 
@@ -230,45 +233,57 @@ def _phase(place: tuple[int, int], indices: tuple[np.ndarray, np.ndarray],
     groups, height, width, channels, _ = taps.shape
     lines = _takes_lines(groups, width, channels)
     segments, numbers = (height, width * channels) if lines else (height * width, channels)
-    filters, panels = _panels(taps.flatten(1, 3), channels)
-    return Phase(place, indices, lines, segments, numbers, _pieces(segments, numbers), filters,
-                 panels)
+    filters, panels = _panels(taps.reshape(groups, segments, numbers, taps.shape[4]))
+    return Phase(place, indices, lines, segments, numbers,
+                 _pieces(segments, numbers, _step(taps)), filters, panels)
 
 
-def _pieces(segments: int, numbers: int) -> np.ndarray:
+def _step(weights: Tensor) -> int:
+    """Return how many numbers of a row are multiplied at a time."""
+    return 2 if weights.dtype == torch.bfloat16 else 1
+
+
+def _pieces(segments: int, numbers: int, step: int = 1) -> np.ndarray:
     """Cut rows into pieces of about `PIECE` numbers: some segments each, or a part of one."""
+    packed = -(-numbers // step) * step
     if segments * numbers == 0:  # a phase that no tap reaches: zeros
         cut = [(0, 0, 0, 0, 0)]
     elif numbers > PIECE:
         parts = round(numbers / PIECE)
-        bounds = [numbers * i // parts for i in range(parts + 1)]
-        cut = [(s, 1, a, b - a, s * numbers + a) for s in range(segments)
+        bounds = [*(numbers * i // parts // step * step for i in range(parts)), numbers]
+        cut = [(s, 1, a, b - a, s * packed + a) for s in range(segments)
                for a, b in pairwise(bounds)]
     else:
         taken = PIECE // numbers
-        cut = [(s, min(taken, segments - s), 0, numbers, s * numbers)
+        cut = [(s, min(taken, segments - s), 0, numbers, s * packed)
                for s in range(0, segments, taken)]
     return np.array(cut, np.int64)
 
 
-def _panels(matrices: Tensor, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pack ``[groups, K, N]`` into panels of two vectors, the last of a group maybe of one."""
-    groups, rows, columns = matrices.shape
+def _panels(matrices: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Pack ``[groups, segments, numbers, N]`` into panels of two vectors, the last maybe of one.
+
+    In bfloat16 two neighbouring numbers lie side by side, the last of an odd segment with 0.
+    """
+    groups, segments, numbers, columns = matrices.shape
+    step = _step(matrices)
     whole, rest = divmod(columns, PANEL)
     vectors = [2] * whole + ([1 if rest <= WIDTH else 2] if rest else [])
-    padded = torch.zeros(groups, rows, sum(vectors) * WIDTH)
-    padded[:, :, :columns] = matrices
+    steps = -(-numbers // step)
+    padded = matrices.new_zeros(groups, segments, steps * step, sum(vectors) * WIDTH)
+    padded[:, :, :numbers, :columns] = matrices
+    padded = padded.unflatten(2, (steps, step)).transpose(3, 4).flatten(1, 2)
     parts, table = [], []
     start = 0
     for group in range(groups):
         column = 0
         for count in vectors:
             parts.append(padded[group, :, column:column + count * WIDTH].flatten())
-            table.append((start, group * columns + column, count, group * channels))
-            start += rows * count * WIDTH
+            table.append((start, group * columns + column, count, group * numbers))
+            start += len(parts[-1])
             column += count * WIDTH
-    packed: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
-    return packed, np.array(table, np.int64).reshape(groups, -1, 4)
+    packed = torch.cat(parts) if parts else matrices.new_zeros(0)
+    return numbers_of(packed), np.array(table, np.int64).reshape(groups, -1, 4)
 
 
 def _taps_of(place: int, size: int, padding: int, dilation: int, period: int) -> np.ndarray:

@@ -28,13 +28,14 @@ from deltaconvert.backends.cpu.native import (
     Flags,
     Floats,
     Longs2,
+    Numbers,
     call,
 )
 from deltaconvert.backends.cpu.row import compare_row, write_row
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.operators import registry
 
-_NONE = np.zeros(0, np.float32)
 # How far ahead rows are fetched: numbers whose comparison takes as long as memory does.
 _FETCHED_NUMBERS = 512
 
@@ -60,13 +61,13 @@ class Ending(NamedTuple):
 
     bias: Floats
     zeros: Floats
-    added: Floats
+    added: Numbers
     added_step: int
     code: int
     slope: np.float32
     call: int
     rows: Longs2
-    out: Floats
+    out: Numbers
     step: int
     plane: int
     channels: int
@@ -98,7 +99,7 @@ def ending_of(node: DeltaNode, buffers: Buffers, head: Head, engine: Engine, *,
     function = 0 if known or not activation else engine.callback(
         lambda worker: _activate_with_torch(activation, rows[worker]))
     known = known or Activation()
-    added = FlatMap(_NONE, 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
+    added = FlatMap(out.data[:0], 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
     zeros = np.zeros(out.channels, np.float32)
     return Ending(
         zeros if bias is None else flat(bias), zeros, added.data, added.step, known.code,
@@ -133,20 +134,20 @@ def finish_rows(new, pixels, ending, worker):
     if ending.call != 0:
         _call_back(new, pixels, ending, worker)
         bias, adds = ending.zeros.ctypes.data, False
-    ahead = _FETCHED_NUMBERS // channels + 1
+    ahead, size = _FETCHED_NUMBERS // channels + 1, ending.out.itemsize
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         later = np.int64(pixels[min(i + ahead, pixels.shape[0] - 1)])
         row = new.ctypes.data + 4 * i * new.shape[1]
-        old = out + 4 * pixel * ending.step
-        residual = added + 4 * pixel * ending.added_step if adds else 0
+        old = out + size * pixel * ending.step
+        residual = added + size * pixel * ending.added_step if adds else 0
         lane = pixel // ending.plane
         exceeds = compare_row(
-            row, old, bias, residual, channels, ending.code, ending.slope,
-            np.float32(ending.thresholds[lane]), ending.rms, out + 4 * later * ending.step,
-            added + 4 * later * ending.added_step)
+            ending.out, row, old, bias, residual, channels, ending.code, ending.slope,
+            np.float32(ending.thresholds[lane]), ending.rms, out + size * later * ending.step,
+            added + size * later * ending.added_step)
         if exceeds or ending.fresh[lane]:
-            write_row(row, old, channels)
+            write_row(ending.out, row, old, channels)
             ending.mask[pixel] = 1
             counts[lane] += 1
 
@@ -163,7 +164,7 @@ def _call_back(new, pixels, ending, worker):
             start = np.int64(pixels[i]) * ending.added_step
             other = ending.added[start:start + channels]
             for c in range(channels):
-                row[c] += other[c]
+                row[c] += load(other, c)
     ending.rows[worker, 0] = new.ctypes.data
     ending.rows[worker, 1] = pixels.shape[0]
     ending.rows[worker, 2] = new.shape[1]

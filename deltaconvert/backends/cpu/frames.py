@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.storage import load, store
 
 BLOCK = 8
 _ZERO = np.float32(0)
@@ -38,8 +39,8 @@ def compare_line(frame, start, channel_step, pixel_step, value, value_start, val
     for x in range(width):
         size = _ZERO
         for c in range(channels):
-            v = frame[start + c * channel_step + x * pixel_step]
-            d = v - value[value_start + x * value_step + c]
+            v = load(frame, start + c * channel_step + x * pixel_step)
+            d = v - load(value, value_start + x * value_step + c)
             bad |= np.uint8(not (abs(v) <= _LARGEST))
             sums[c, x] += d
             size = size + d * d if rms else max(size, abs(d))
@@ -56,8 +57,9 @@ def compare_three(red, green, blue, old, threshold, rms, marks):
     width = marks.shape[0]
     third = np.float32(3)
     for x in range(width):
-        r, g, b = red[x], green[x], blue[x]
-        u, v, w = abs(r - old[3 * x]), abs(g - old[3 * x + 1]), abs(b - old[3 * x + 2])
+        r, g, b = load(red, x), load(green, x), load(blue, x)
+        u, v = abs(r - load(old, 3 * x)), abs(g - load(old, 3 * x + 1))
+        w = abs(b - load(old, 3 * x + 2))
         bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
             not (abs(b) <= _LARGEST))
         if rms:
@@ -75,8 +77,9 @@ def compare_interleaved(new, old, threshold, rms, marks):
     width = marks.shape[0]
     third = np.float32(3)
     for x in range(width):
-        r, g, b = new[3 * x], new[3 * x + 1], new[3 * x + 2]
-        u, v, w = abs(r - old[3 * x]), abs(g - old[3 * x + 1]), abs(b - old[3 * x + 2])
+        r, g, b = load(new, 3 * x), load(new, 3 * x + 1), load(new, 3 * x + 2)
+        u, v = abs(r - load(old, 3 * x)), abs(g - load(old, 3 * x + 1))
+        w = abs(b - load(old, 3 * x + 2))
         bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
             not (abs(b) <= _LARGEST))
         if rms:
@@ -191,4 +194,4 @@ def replace_pixels(frame, strides, shape, pixels, value, value_step):
         start = (line // height * strides[0] + line % height * strides[2]
                  + pixel % width * strides[3])
         for c in range(channels):
-            value[pixel * value_step + c] = frame[start + c * strides[1]]
+            store(value, pixel * value_step + c, load(frame, start + c * strides[1]))

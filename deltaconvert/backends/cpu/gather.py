@@ -9,6 +9,7 @@ import numpy as np
 
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap
+from deltaconvert.backends.cpu.storage import load, store
 from deltaconvert.footprint import Footprint
 
 
@@ -66,7 +67,7 @@ def gather_same(data, step, pixels, out):
         source = data[start:start + channels]
         row = out[i]
         for c in range(channels):
-            row[c] = source[c]
+            row[c] = load(source, c)
 
 
 @loop
@@ -100,13 +101,13 @@ def gather_taps(data, step, channels, height, width, rows, cols, runs, missing, 
 
 @loop
 def copy(target, source):
-    """Copy a run of numbers."""
+    """Copy a run of numbers, from whatever holds them to whatever shall."""
     for c in range(target.shape[0]):
-        target[c] = source[c]
+        store(target, c, load(source, c))
 
 
 @loop
 def fill(target, number):
     """Put one number all along a run."""
     for c in range(target.shape[0]):
-        target[c] = number
+        store(target, c, number)

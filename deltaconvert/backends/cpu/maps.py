@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu.storage import numbers_of
 from deltaconvert.errors import UnsupportedError
 
 
@@ -16,7 +17,8 @@ class FlatMap(NamedTuple):
     """A channels-last map as one flat array; channel ``c`` of pixel ``p`` is ``p * step + c``.
 
     Args:
-        data: float32, from the first number of the first pixel to the last of the last.
+        data: float32, or bfloat16 in uint16 (see `storage`), from the first number of the first
+            pixel to the last of the last.
         step: numbers from a pixel to the next: the channels, or more in a concatenation.
         channels: of the map.
         height, width: of one lane.
@@ -62,15 +64,20 @@ def flat_map(value: Tensor) -> FlatMap:
 
 
 def flat(tensor: Tensor) -> np.ndarray:
-    """View a contiguous tensor as a 1-D array."""
-    array: np.ndarray = tensor.detach().view(-1).numpy()
-    return array
+    """View a contiguous tensor as a 1-D array; see `numbers_of`."""
+    return numbers_of(tensor.view(-1))
 
 
 def rows_of(scratch: Tensor, *shape: int) -> np.ndarray:
     """View the start of a scratch buffer as float32 of a shape."""
     array: np.ndarray = scratch[: 4 * int(np.prod(shape))].view(torch.float32).view(*shape).numpy()
     return array
+
+
+def like(data: np.ndarray, scratch: Tensor, *shape: int) -> np.ndarray:
+    """View the start of a scratch buffer as an array of a shape, of the type of another."""
+    size = int(np.prod(shape))
+    return flat(scratch)[: data.itemsize * size].view(data.dtype).reshape(shape)
 
 
 def ints(scratch: Tensor, size: int) -> np.ndarray:

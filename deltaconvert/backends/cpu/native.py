@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import llvmlite.binding
 import numba
@@ -25,6 +25,17 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
+from deltaconvert.backends.cpu.jit import Entry
+
+
+class Varies(NamedTuple):
+    """Marks a field that holds numbers as the maps do, float32 or bfloat16 (see `storage`)."""
+
+    dimensions: int
+
+
+Numbers = Annotated[np.ndarray, Varies(1)]
+Numbers3 = Annotated[np.ndarray, Varies(3)]
 Floats = Annotated[np.ndarray, types.float32[::1]]
 Floats2 = Annotated[np.ndarray, types.float32[:, ::1]]
 Floats3 = Annotated[np.ndarray, types.float32[:, :, ::1]]
@@ -45,16 +56,36 @@ _SCALARS = {types.intp: ctypes.c_ssize_t, types.boolean: ctypes.c_bool,
 _INT = ir.IntType(64)
 
 
-def layout(kind: type) -> Any:
-    """Return the Numba type of a `NamedTuple` class, from the annotations of its fields."""
+def layout(kind: type, stored: Any = types.float32) -> Any:
+    """Return the Numba type of a `NamedTuple` class, from the annotations of its fields.
+
+    Args:
+        kind: the class.
+        stored: how `Numbers` are.
+    """
     fields = get_type_hints(kind, include_extras=True)
-    return types.BaseTuple.from_types(tuple(_field(hint) for hint in fields.values()), kind)
+    found = tuple(_field(hint, stored) for hint in fields.values())
+    return types.BaseTuple.from_types(found, kind)
 
 
-def _field(hint: Any) -> Any:
+def _field(hint: Any, stored: Any) -> Any:
     if found := _PLAIN.get(hint):
         return found
-    return hint.__metadata__[0] if hasattr(hint, "__metadata__") else layout(hint)
+    if not hasattr(hint, "__metadata__"):
+        return layout(hint, stored)
+    marked = hint.__metadata__[0]
+    return types.Array(stored, marked.dimensions, "C") if isinstance(marked, Varies) else marked
+
+
+class Entries(NamedTuple):
+    """An entry for maps of float32, and the same for bfloat16."""
+
+    float32: Entry
+    bfloat16: Entry
+
+    def of(self, data: np.ndarray) -> Entry:
+        """Return the one for a map."""
+        return self.bfloat16 if data.dtype == np.uint16 else self.float32
 
 
 class Kept:
@@ -70,7 +101,9 @@ class Kept:
         Raises:
             TypeError: a field is not what its annotation says.
         """
-        kind, declared = numba.typeof(value), layout(type(value))
+        kind = numba.typeof(value)
+        declared, other = (layout(type(value), stored) for stored in (types.float32, types.uint16))
+        declared = other if kind == other else declared
         if kind != declared:
             wrong = [f"{name} is {a}, not {b}" for name, a, b in
                      zip(value._fields, kind, declared, strict=True) if a != b]
@@ -121,19 +154,19 @@ def _read(typing: Any, address: Any, kind: Any) -> Any:
     return found(types.intp, kind), codegen
 
 
-def _floats_from(typing: Any, address: Any, size: Any) -> Any:
-    """View memory as float32 ``[size]``, for as long as somebody else keeps it."""
-    found = types.float32[::1]
+def _view(typing: Any, address: Any, size: Any, like: Any) -> Any:
+    """View memory as ``[size]`` of another array's type, for as long as somebody keeps it."""
+    found = types.Array(like.dtype, 1, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(found)(context, builder)
         data = builder.inttoptr(args[0], array.data.type)
-        bytes_each = _INT(4)
+        bytes_each = _INT(like.dtype.bitwidth // 8)
         populate_array(array, data, cgutils.pack_array(builder, [args[1]]),
                        cgutils.pack_array(builder, [bytes_each]), bytes_each, None)
         return array._getvalue()
 
-    return found(types.intp, types.intp), codegen
+    return found(types.intp, types.intp, like), codegen
 
 
 def _call(typing: Any, function: Any, address: Any, number: Any) -> Any:
@@ -209,7 +242,7 @@ else:
 llvmlite.binding.add_symbol(_YIELD, ctypes.cast(_yielding, ctypes.c_void_p).value)
 
 read: Any = intrinsic(_read)
-floats_from: Any = intrinsic(_floats_from)
+view: Any = intrinsic(_view)
 call: Any = intrinsic(_call)
 take: Any = _atomic("add", "acq_rel")
 exchange: Any = _atomic("xchg", "seq_cst")

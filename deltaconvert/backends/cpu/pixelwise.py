@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import types
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.gather import Gather
-from deltaconvert.backends.cpu.jit import entry
+from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, ints_at, rows_of
-from deltaconvert.backends.cpu.native import Floats3, Longs2, call, layout, read
+from deltaconvert.backends.cpu.native import Entries, Floats3, Longs2, call, layout, read
 from deltaconvert.backends.cpu.rows import head_of, list_scratch
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.nodes import DeltaNode, fill
@@ -43,12 +45,20 @@ def refusal(node: DeltaNode) -> str | None:
 
 
 def apply(node: DeltaNode, values: Sequence[Tensor]) -> Tensor:
-    """Call an operator's pixelwise function on ``[M, C, taps_y, taps_x]`` inputs."""
+    """Call an operator's pixelwise function on float32 ``[M, C, taps_y, taps_x]`` inputs.
+
+    Constants are float32 too: what is stored is rounded once, when it is stored.
+    """
     about = node.about
     assert about.operator is not None
     assert about.operator.pixelwise is not None
-    return about.operator.pixelwise(
-        *fill(about.args, tuple(values)), **fill(about.params, tuple(values)))
+    args, params = pytree.tree_map(_widened, (about.args, about.params))
+    return about.operator.pixelwise(*fill(args, tuple(values)), **fill(params, tuple(values)))
+
+
+def _widened(constant: Any) -> Any:
+    stored = isinstance(constant, Tensor) and constant.dtype == torch.bfloat16
+    return constant.float() if stored else constant
 
 
 def _width(node: DeltaNode) -> int:
@@ -87,13 +97,25 @@ class Pixelwise(NamedTuple):
     new: Floats3
 
 
-_PIXELWISE = layout(Pixelwise)
+_PIXELWISE, _PIXELWISE16 = layout(Pixelwise), layout(Pixelwise, types.uint16)
 
 
 @entry
-def compute_parts(address, worker):
+def _compute(address, worker):
+    compute_parts(read(address, _PIXELWISE), worker)
+
+
+@entry
+def _compute16(address, worker):
+    compute_parts(read(address, _PIXELWISE16), worker)
+
+
+COMPUTE = Entries(_compute, _compute16)
+
+
+@loop
+def compute_parts(task, worker):
     """Have parts computed, and finish them, until all are taken."""
-    task = read(address, _PIXELWISE)
     new = task.new[worker]
     while True:
         pixels = take_pixels(task.parts)
@@ -122,7 +144,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
 
     task = Pixelwise(head.parts, ending_of(node, buffers, head, engine),
                      engine.callback(call_back), chunk, new)
-    return CompiledStep(node, engine, head, compute_parts, task)
+    return CompiledStep(node, engine, head, COMPUTE.of(task.ending.out), task)
 
 
 class Rows:

@@ -8,16 +8,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import Entry, entry, loop
+from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Floats2, Floats3, layout, read
+from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3, layout, read
 from deltaconvert.backends.cpu.rows import head_of, list_scratch
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, list_taps, taps_of
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Description, Slot
@@ -51,20 +53,20 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     new = rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, source.channels)
     task = Pooling(head.parts, ending_of(node, buffers, head, engine), taps_of(source, footprint),
                    rows_table, cols_table, new)
-    return CompiledStep(node, engine, head, work, task)
+    return CompiledStep(node, engine, head, work.of(source.data), task)
 
 
-def _loop_of(about: Description, footprint: Footprint) -> tuple[Entry, tuple[np.ndarray, ...]]:
+def _loop_of(about: Description, footprint: Footprint) -> tuple[Entries, tuple[np.ndarray, ...]]:
     """Return what computes a node, and the two tables that it takes beside the taps."""
     operator = about.operator
     assert operator is not None
     if operator.weights is not None:
         assert about.shapes is not None
-        return weigh_parts, operator.weights(about.shapes)
+        return WEIGH, operator.weights(about.shapes)
     if "max" in operator.name:
-        return max_parts, (np.zeros((1, 1)), np.zeros((1, 1)))
+        return MAX, (np.zeros((1, 1)), np.zeros((1, 1)))
     rows, cols = divisors_of(about, footprint)
-    return mean_parts, (rows[:, None], cols[:, None])
+    return MEAN, (rows[:, None], cols[:, None])
 
 
 def divisors_of(about: Description, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
@@ -111,13 +113,22 @@ class Pooling(NamedTuple):
     new: Floats3
 
 
-_POOLING = layout(Pooling)
+_POOLING, _POOLING16 = layout(Pooling), layout(Pooling, types.uint16)
 
 
 @entry
-def max_parts(address, worker):
+def _max(address, worker):
+    max_parts(read(address, _POOLING), worker)
+
+
+@entry
+def _max16(address, worker):
+    max_parts(read(address, _POOLING16), worker)
+
+
+@loop
+def max_parts(task, worker):
     """Compute and finish maxima until all parts are taken."""
-    task = read(address, _POOLING)
     new = task.new[worker]
     while True:
         pixels = take_pixels(task.parts)
@@ -128,9 +139,18 @@ def max_parts(address, worker):
 
 
 @entry
-def mean_parts(address, worker):
+def _mean(address, worker):
+    mean_parts(read(address, _POOLING), worker)
+
+
+@entry
+def _mean16(address, worker):
+    mean_parts(read(address, _POOLING16), worker)
+
+
+@loop
+def mean_parts(task, worker):
     """The same for means."""
-    task = read(address, _POOLING)
     new = task.new[worker]
     while True:
         pixels = take_pixels(task.parts)
@@ -141,9 +161,18 @@ def mean_parts(address, worker):
 
 
 @entry
-def weigh_parts(address, worker):
+def _weigh(address, worker):
+    weigh_parts(read(address, _POOLING), worker)
+
+
+@entry
+def _weigh16(address, worker):
+    weigh_parts(read(address, _POOLING16), worker)
+
+
+@loop
+def weigh_parts(task, worker):
     """The same for weighted sums."""
-    task = read(address, _POOLING)
     new = task.new[worker]
     while True:
         pixels = take_pixels(task.parts)
@@ -151,6 +180,9 @@ def weigh_parts(address, worker):
             return
         weighted_rows(task.taps, task.rows, task.cols, pixels, new)
         finish_rows(new, pixels, task.ending, worker)
+
+
+MAX, MEAN, WEIGH = Entries(_max, _max16), Entries(_mean, _mean16), Entries(_weigh, _weigh16)
 
 
 @loop
@@ -165,7 +197,7 @@ def max_rows(taps, pixels, out):
         for tap in range(list_taps(taps, np.int64(pixels[i]), starts, places)):
             source = taps.data[starts[tap]:starts[tap] + channels]
             for c in range(channels):
-                v = source[c]
+                v = load(source, c)
                 row[c] = v if v > row[c] or v != v else row[c]
 
 
@@ -183,7 +215,7 @@ def mean_rows(taps, row_divisors, col_divisors, pixels, out):
         for tap in range(list_taps(taps, pixel, starts, places)):
             source = taps.data[starts[tap]:starts[tap] + channels]
             for c in range(channels):
-                row[c] += source[c]
+                row[c] += load(source, c)
         divisor = (row_divisors[pixel // width_out % height_out, 0]
                    * col_divisors[pixel % width_out, 0])
         for c in range(channels):
@@ -206,4 +238,4 @@ def weighted_rows(taps, row_weights, col_weights, pixels, out):
             source = taps.data[starts[tap]:starts[tap] + channels]
             weight = row_weights[y, places[tap] // taps_x] * col_weights[x, places[tap] % taps_x]
             for c in range(channels):
-                row[c] += weight * source[c]
+                row[c] += weight * load(source, c)

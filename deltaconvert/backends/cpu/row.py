@@ -19,66 +19,117 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from deltaconvert.backends.cpu.activations import CODES, apply
-from deltaconvert.backends.cpu.kernel import CACHE_LINE, WIDTH
+from deltaconvert.backends.cpu.product import CACHE_LINE, WIDTH
 
 _FLOAT, _INT, _INDEX, _BIT = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
 _VECTOR, _MASK = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_BIT, WIDTH)
 _LANES = ir.Constant(ir.VectorType(_INT, WIDTH), list(range(WIDTH)))
+_BITS, _SHORTS = ir.VectorType(_INDEX, WIDTH), ir.VectorType(ir.IntType(16), WIDTH)
 _FUSE = ("contract",)
 
 
 class _Row:
-    """Generates a loop over a row's numbers, whole vectors and a masked rest."""
+    """Generates a loop over a row's numbers, whole vectors and a masked rest.
 
-    def __init__(self, builder: Any, channels: Any) -> None:
+    Args:
+        builder: of the code.
+        channels: of the row.
+        stored: the type of the maps' numbers, see `storage`.
+    """
+
+    def __init__(self, builder: Any, channels: Any, stored: Any) -> None:
         self.builder, self.channels = builder, channels
+        self.narrow = stored == types.uint16
 
     def each(self, body: Callable[[Any, Any], None]) -> None:
-        """Generate ``body(offset in bytes, mask or nothing)``."""
+        """Generate ``body(first number, mask or nothing)``."""
         builder = self.builder
         whole = builder.sdiv(self.channels, _INT(WIDTH))
         with cgutils.for_range(builder, whole) as over:
-            body(builder.mul(over.index, _INT(4 * WIDTH)), None)
+            body(builder.mul(over.index, _INT(WIDTH)), None)
         done = builder.mul(whole, _INT(WIDTH))
         rest = builder.sub(self.channels, done)
         with builder.if_then(builder.icmp_signed(">", rest, _INT(0))):
             mask = builder.icmp_signed("<", _LANES, everywhere(builder, rest, WIDTH))
-            body(builder.mul(done, _INT(4)), mask)
+            body(done, mask)
 
-    def load(self, address: Any, offset: Any, mask: Any) -> Any:
-        """Load a vector; zeros where it is masked."""
-        builder, place = self.builder, self._place(address, offset)
-        if mask is None:
-            return builder.load(place, align=4)
-        load = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [place.type, _INDEX, _MASK, _VECTOR]),
-            f"llvm.masked.load.v{WIDTH}f32.p0")
-        return builder.call(load, [place, _INDEX(4), mask, ir.Constant(_VECTOR, None)])
+    def load(self, address: Any, first: Any, mask: Any) -> Any:
+        """Load a vector of float32; zeros where it is masked."""
+        return self._load(address, first, mask, _VECTOR, "f32", 4)
 
-    def store(self, vector: Any, address: Any, offset: Any, mask: Any) -> None:
-        """Store a vector, but for what is masked."""
-        builder, place = self.builder, self._place(address, offset)
-        if mask is None:
-            builder.store(vector, place, align=4)
-            return
-        store = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [_VECTOR, place.type, _INDEX, _MASK]),
-            f"llvm.masked.store.v{WIDTH}f32.p0")
-        builder.call(store, [vector, place, _INDEX(4), mask])
-
-    def prefetch(self, address: Any, offset: Any) -> None:
-        """Fetch what a vector will be loaded from."""
+    def load_stored(self, address: Any, first: Any, mask: Any) -> Any:
+        """Load a vector of a map's numbers, as float32."""
+        if not self.narrow:
+            return self.load(address, first, mask)
         builder = self.builder
+        upper = builder.zext(self._load(address, first, mask, _SHORTS, "i16", 2), _BITS)
+        return builder.bitcast(builder.shl(upper, _all(_BITS, 16)), _VECTOR)
+
+    def store(self, vector: Any, address: Any, first: Any, mask: Any) -> None:
+        """Store a vector of float32, but for what is masked."""
+        self._store(vector, address, first, mask, "f32", 4)
+
+    def store_stored(self, vector: Any, address: Any, first: Any, mask: Any) -> None:
+        """Store a vector to a map; its numbers are `rounded`."""
+        if not self.narrow:
+            self.store(vector, address, first, mask)
+            return
+        builder = self.builder
+        upper = builder.lshr(builder.bitcast(vector, _BITS), _all(_BITS, 16))
+        self._store(builder.trunc(upper, _SHORTS), address, first, mask, "i16", 2)
+
+    def rounded(self, vector: Any) -> Any:
+        """Return numbers as a map will hold them: to nearest even, NaN stays NaN."""
+        if not self.narrow:
+            return vector
+        builder = self.builder
+        bits = builder.bitcast(vector, _BITS)
+        odd = builder.and_(builder.lshr(bits, _all(_BITS, 16)), _all(_BITS, 1))
+        nearest = builder.add(bits, builder.add(odd, _all(_BITS, 0x7FFF)))
+        no_number = builder.fcmp_unordered("uno", vector, vector)
+        quiet = builder.or_(bits, _all(_BITS, 0x400000))
+        upper = builder.and_(builder.select(no_number, quiet, nearest), _all(_BITS, 0xFFFF0000))
+        return builder.bitcast(upper, _VECTOR)
+
+    def prefetch(self, address: Any, first: Any) -> None:
+        """Fetch what a vector of a map will be loaded from."""
+        builder, size = self.builder, 2 if self.narrow else 4
         byte = ir.IntType(8).as_pointer()
         fetch = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte, _INDEX, _INDEX, _INDEX]),
             "llvm.prefetch.p0")
-        for part in range(0, 4 * WIDTH, CACHE_LINE):
-            place = builder.inttoptr(builder.add(builder.add(address, offset), _INT(part)), byte)
-            builder.call(fetch, [place, _INDEX(0), _INDEX(3), _INDEX(1)])
+        for part in range(0, size * WIDTH, CACHE_LINE):
+            place = builder.add(builder.add(address, builder.mul(first, _INT(size))), _INT(part))
+            builder.call(fetch, [builder.inttoptr(place, byte), _INDEX(0), _INDEX(3), _INDEX(1)])
 
-    def _place(self, address: Any, offset: Any) -> Any:
-        return self.builder.inttoptr(self.builder.add(address, offset), _VECTOR.as_pointer())
+    def _load(self, address: Any, first: Any, mask: Any, kind: Any, name: str, size: int) -> Any:
+        builder, place = self.builder, self._place(address, first, kind, size)
+        if mask is None:
+            return builder.load(place, align=size)
+        load = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [place.type, _INDEX, _MASK, kind]),
+            f"llvm.masked.load.v{WIDTH}{name}.p0")
+        return builder.call(load, [place, _INDEX(size), mask, ir.Constant(kind, None)])
+
+    def _store(self, vector: Any, address: Any, first: Any, mask: Any, name: str,
+               size: int) -> None:
+        builder, place = self.builder, self._place(address, first, vector.type, size)
+        if mask is None:
+            builder.store(vector, place, align=size)
+            return
+        store = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [vector.type, place.type, _INDEX, _MASK]),
+            f"llvm.masked.store.v{WIDTH}{name}.p0")
+        builder.call(store, [vector, place, _INDEX(size), mask])
+
+    def _place(self, address: Any, first: Any, kind: Any, size: int) -> Any:
+        offset = self.builder.mul(first, _INT(size))
+        return self.builder.inttoptr(self.builder.add(address, offset), kind.as_pointer())
+
+
+def _all(kind: Any, number: int) -> Any:
+    return ir.Constant(kind, [number] * WIDTH)
 
 
 def everywhere(builder: Any, number: Any, width: int) -> Any:
@@ -89,12 +140,17 @@ def everywhere(builder: Any, number: Any, width: int) -> Any:
                                   ir.Constant(ir.VectorType(_INDEX, width), None))
 
 
-def _compare(typing: Any, new: Any, old: Any, bias: Any, added: Any, channels: Any, code: Any,
-             slope: Any, threshold: Any, rms: Any, old_ahead: Any, added_ahead: Any) -> Any:
+def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, channels: Any,
+             code: Any, slope: Any, threshold: Any, rms: Any, old_ahead: Any, added_ahead: Any
+             ) -> Any:
     """Finish a row in place; return whether it differs from the old by more than the threshold.
 
+    Compared is the row as it would be stored.
+
     Args:
-        new, old, bias, added: addresses of float32 ``[channels]``; 0 for nothing added.
+        like: an array of the maps' type.
+        new, bias: addresses of float32 ``[channels]``.
+        old, added: addresses of a map's numbers; 0 for nothing added.
         channels: of the row.
         code, slope: of the activation.
         threshold, rms: the test. Equal numbers differ by 0 (so do two equal infinities), and
@@ -102,9 +158,9 @@ def _compare(typing: Any, new: Any, old: Any, bias: Any, added: Any, channels: A
         old_ahead, added_ahead: addresses of rows to come.
     """
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        (new, old, bias, added, channels, code, slope, threshold, rms, old_ahead,
+        (_, new, old, bias, added, channels, code, slope, threshold, rms, old_ahead,
          added_ahead) = args
-        row = _Row(builder, channels)
+        row = _Row(builder, channels, like.dtype)
         square = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, None))
         beyond = cgutils.alloca_once_value(builder, ir.Constant(_MASK, None))
         slopes, limit = (everywhere(builder, n, WIDTH) for n in (slope, threshold))
@@ -112,15 +168,15 @@ def _compare(typing: Any, new: Any, old: Any, bias: Any, added: Any, channels: A
             builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.fabs.v{WIDTH}f32")
 
         def loop(activation: int, adds: bool) -> None:
-            def body(offset: Any, mask: Any) -> None:
-                number = builder.fadd(row.load(new, offset, mask), row.load(bias, offset, mask))
+            def body(first: Any, mask: Any) -> None:
+                number = builder.fadd(row.load(new, first, mask), row.load(bias, first, mask))
                 if adds:
-                    number = builder.fadd(number, row.load(added, offset, mask))
-                    row.prefetch(added_ahead, offset)
-                number = apply(builder, activation, number, slopes)
-                row.store(number, new, offset, mask)
-                was = row.load(old, offset, mask)
-                row.prefetch(old_ahead, offset)
+                    number = builder.fadd(number, row.load_stored(added, first, mask))
+                    row.prefetch(added_ahead, first)
+                number = row.rounded(apply(builder, activation, number, slopes))
+                row.store(number, new, first, mask)
+                was = row.load_stored(old, first, mask)
+                row.prefetch(old_ahead, first)
                 zero = ir.Constant(_VECTOR, None)
                 difference = builder.select(builder.fcmp_ordered("==", number, was), zero,
                                             builder.fsub(number, was))
@@ -149,7 +205,7 @@ def _compare(typing: Any, new: Any, old: Any, bias: Any, added: Any, channels: A
         return builder.select(rms, _outside(builder, builder.load(square), channels, threshold),
                               _any(builder, builder.load(beyond)))
 
-    return types.boolean(*[types.intp] * 6, types.float32, types.float32, types.boolean,
+    return types.boolean(like, *[types.intp] * 6, types.float32, types.float32, types.boolean,
                          types.intp, types.intp), codegen
 
 
@@ -170,15 +226,16 @@ def _any(builder: Any, mask: Any) -> Any:
     return builder.icmp_unsigned("!=", bits, ir.IntType(WIDTH)(0))
 
 
-def _write(typing: Any, new: Any, old: Any, channels: Any) -> Any:
-    """Write a row over the old one."""
+def _write(typing: Any, like: Any, new: Any, old: Any, channels: Any) -> Any:
+    """Write a row that was compared over the old one."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        new, old, channels = args
-        row = _Row(builder, channels)
-        row.each(lambda offset, mask: row.store(row.load(new, offset, mask), old, offset, mask))
+        _, new, old, channels = args
+        row = _Row(builder, channels, like.dtype)
+        row.each(lambda first, mask: row.store_stored(row.load(new, first, mask), old, first,
+                                                      mask))
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 3), codegen
+    return types.void(like, *[types.intp] * 3), codegen
 
 
 compare_row: Any = intrinsic(_compare)

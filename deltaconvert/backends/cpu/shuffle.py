@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import pooling
@@ -16,9 +17,10 @@ from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
 from deltaconvert.backends.cpu.rows import head_of
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
 
 refusal, plan = pooling.refusal, pooling.plan
@@ -37,7 +39,7 @@ class Shuffle(NamedTuple):
 
     parts: Parts
     ending: Ending
-    data: Floats
+    data: Numbers
     step: int
     factor: int
     height: int
@@ -45,7 +47,7 @@ class Shuffle(NamedTuple):
     new: Floats3
 
 
-_SHUFFLE = layout(Shuffle)
+_SHUFFLE, _SHUFFLE16 = layout(Shuffle), layout(Shuffle, types.uint16)
 
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
@@ -57,13 +59,25 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
                    node.about.params["factor"], out.height, out.width,
                    rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows,
                            out.channels))
-    return CompiledStep(node, engine, head, shuffle_parts, task)
+    return CompiledStep(node, engine, head, SHUFFLE.of(source.data), task)
 
 
 @entry
-def shuffle_parts(address, worker):
+def _shuffle(address, worker):
+    shuffle_parts(read(address, _SHUFFLE), worker)
+
+
+@entry
+def _shuffle16(address, worker):
+    shuffle_parts(read(address, _SHUFFLE16), worker)
+
+
+SHUFFLE = Entries(_shuffle, _shuffle16)
+
+
+@loop
+def shuffle_parts(task, worker):
     """Compute and finish parts until all are taken."""
-    task = read(address, _SHUFFLE)
     new = task.new[worker]
     while True:
         pixels = take_pixels(task.parts)
@@ -85,4 +99,4 @@ def shuffle_rows(data, step, factor, height, width, pixels, out):
         source = (lane * (height // factor) + y // factor) * (width // factor) + x // factor
         start = source * step + y % factor * factor + x % factor
         for c in range(out.shape[1]):
-            out[i, c] = data[start + c * square]
+            out[i, c] = load(data, start + c * square)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
@@ -19,19 +20,21 @@ from deltaconvert.backends.cpu.frames import (
     compare_pixels,
     replace_pixels,
 )
-from deltaconvert.backends.cpu.jit import entry
+from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat, flat_map, ints
 from deltaconvert.backends.cpu.native import (
     Bytes,
     Doubles,
+    Entries,
     Flags,
-    Floats,
     Longs,
-    floats_from,
+    Numbers,
     layout,
     read,
     take,
+    view,
 )
+from deltaconvert.backends.cpu.storage import numbers_of
 from deltaconvert.backends.reference import refuse_not_finite
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode
@@ -63,7 +66,7 @@ class Comparison(NamedTuple):
     frame: Longs
     strides: Longs
     shape: Longs
-    value: Floats
+    value: Numbers
     step: int
     block: bool
     block_threshold: np.float32
@@ -75,15 +78,27 @@ class Comparison(NamedTuple):
     finite: Flags
 
 
-_COMPARISON = layout(Comparison)
+_COMPARISON, _COMPARISON16 = layout(Comparison), layout(Comparison, types.uint16)
 
 
 @entry
-def compare_parts(address, worker):
+def _compare(address, worker):
+    compare_parts(read(address, _COMPARISON), worker)
+
+
+@entry
+def _compare16(address, worker):
+    compare_parts(read(address, _COMPARISON16), worker)
+
+
+COMPARE = Entries(_compare, _compare16)
+
+
+@loop
+def compare_parts(task, worker):
     """Mark what changed in the lines of the frame, or rows of blocks, until all are taken."""
-    task = read(address, _COMPARISON)
     numbers = 1 + ((task.shape - 1) * task.strides).sum()
-    frame = floats_from(task.frame[0], numbers)
+    frame = view(task.frame[0], numbers, task.value)
     rows = (task.shape[2] + BLOCK - 1) // BLOCK if task.block else task.shape[2]
     total, size = rows * task.shape[0], 2 if task.block else 2 * BLOCK
     while True:
@@ -120,7 +135,7 @@ class CpuSparsify:
             np.float32(config.input_threshold), np.float32(config.cap), self.edge.threshold,
             node.about.norm == "rms", self.marks, np.zeros(1, np.int64),
             np.ones(engine.workers.threads, np.bool_))
-        self.place = engine.add(None, compare_parts, self.task)
+        self.place = engine.add(None, COMPARE.of(self.value.data), self.task)
 
     def examine(self, frame: Tensor) -> None:
         """Mark what changed, in memory of its own; change nothing else.
@@ -156,7 +171,7 @@ def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """View a frame as one flat array and its strides; copied only where it is scattered.
 
     Returns:
-        float32 ``[numbers]`` and int64 ``[4]``.
+        of the frame's type (see `storage`) ``[numbers]``, and int64 ``[4]``.
     """
     frame = frame.detach()
     span = 1 + sum((size - 1) * step
@@ -165,4 +180,4 @@ def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:
         frame = frame.contiguous()
         span = frame.numel()
     strides = np.array(frame.stride(), np.int64)
-    return frame.as_strided((span,), (1,)).numpy(), strides
+    return numbers_of(frame.as_strided((span,), (1,))), strides

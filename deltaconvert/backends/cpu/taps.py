@@ -11,7 +11,7 @@ import numpy as np
 
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap
-from deltaconvert.backends.cpu.native import Floats, Ints2
+from deltaconvert.backends.cpu.native import Ints2, Numbers
 from deltaconvert.footprint import Footprint
 
 
@@ -23,7 +23,7 @@ class Taps(NamedTuple):
         rows, cols: int32 ``[H_out, taps_y]`` and ``[W_out, taps_x]``, or -1.
     """
 
-    data: Floats
+    data: Numbers
     step: int
     height: int
     width: int

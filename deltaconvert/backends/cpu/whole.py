@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
@@ -15,9 +16,10 @@ from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Floats, Floats2, layout, read, take
+from deltaconvert.backends.cpu.native import Entries, Floats2, Numbers, layout, read, take
 from deltaconvert.backends.cpu.rows import head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.steps import CompiledStep
+from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
 
 _CHANNELS = 64  # of a part: a few vectors, and some lines of each pixel
@@ -36,7 +38,7 @@ class Mean(NamedTuple):
 
     parts: Parts
     ending: Ending
-    data: Floats
+    data: Numbers
     step: int
     height: int
     width: int
@@ -44,7 +46,7 @@ class Mean(NamedTuple):
     new: Floats2
 
 
-_MEAN = layout(Mean)
+_MEAN, _MEAN16 = layout(Mean), layout(Mean, types.uint16)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -57,8 +59,9 @@ def refusal(node: DeltaNode) -> str | None:
     if about.operator.name in ("flatten", "reshape"):
         one = out[0] == source[0] and int(np.prod(source)) == source[0] * source[1]
         return None if one and len(out) == 2 else "not a map of one pixel as a vector"
-    to_one = tuple(out[:2]) == tuple(source[:2]) and int(np.prod(out)) == out[0] * out[1]
-    return None if to_one and len(source) == 4 else "not the mean of a whole map"
+    whole = len(source) == 4 and (about.operator.name != "mean" or {
+        d % 4 for d in about.params["dim"]} == {2, 3})
+    return None if whole else "not the mean of a whole map"
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
@@ -74,21 +77,43 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     task = Mean(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
                 source.height, source.width, source.channels,
                 rows_of(buffers.scratch["cpu.new"], out.lanes, out.channels))
-    return CompiledStep(node, engine, head, average, task, prepare)
+    return CompiledStep(node, engine, head, AVERAGE.of(source.data), task,
+                        PREPARE.of(source.data))
 
 
 @entry
-def prepare(address, workers):
+def _prepare(address, workers):
+    hand_out(read(address, _MEAN))
+
+
+@entry
+def _prepare16(address, workers):
+    hand_out(read(address, _MEAN16))
+
+
+@entry
+def _average(address, worker):
+    average(read(address, _MEAN), worker)
+
+
+@entry
+def _average16(address, worker):
+    average(read(address, _MEAN16), worker)
+
+
+PREPARE, AVERAGE = Entries(_prepare, _prepare16), Entries(_average, _average16)
+
+
+@loop
+def hand_out(task):
     """Hand out channels instead of lanes."""
-    task = read(address, _MEAN)
     task.parts.progress[GROUPS] = (task.channels + _CHANNELS - 1) // _CHANNELS
     task.parts.progress[DONE] = 0
 
 
-@entry
-def average(address, worker):
+@loop
+def average(task, worker):
     """Average some channels of all lanes that changed, until all are taken; the last finishes."""
-    task = read(address, _MEAN)
     progress = task.parts.progress
     lanes = task.parts.pixels[:task.parts.listed[0]]
     while True:
@@ -117,7 +142,7 @@ def average_channels(data, step, height, width, out):
             start = (y * width + x) * step
             pixel = data[start:start + channels]
             for c in range(channels):
-                line[c] += pixel[c]
+                line[c] += load(pixel, c)
         for c in range(channels):
             out[c] += line[c]
     count = np.float32(height * width)

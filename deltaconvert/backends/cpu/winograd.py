@@ -409,7 +409,7 @@ def multiply_places(layer, first, stop, count, memory):
                     out = memory.products.ctypes.data + place * memory.products_place + 4 * column
                     for block in range((count + BLOCK - 1) // BLOCK):
                         multiply_block(
-                            count - block * BLOCK, panels[group, q, 2],
+                            layer.filters, count - block * BLOCK, panels[group, q, 2],
                             memory.rows.ctypes.data + 8 * BLOCK * block, 1,
                             bounds[part + 1] - bounds[part],
                             place * memory.patches_place + 4 * channel, piece, ahead,
