@@ -290,11 +290,13 @@ def run_case(seed: int, corpus: Corpus, folder: Path, watch: Watch | None) -> st
     path.write_bytes(data)
     if watch is not None:
         watch.path = path
-    signal.alarm(HANG_S)  # what ends a hang in Python; the parent ends any other
+    # Of the processor's time: a machine may stop everything to measure. It ends a hang in Python;
+    # the parent ends any other.
+    signal.setitimer(signal.ITIMER_PROF, HANG_S)
     try:
         return f"{case.__name__}: {read(path)}"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if watch is not None:
             watch.path = None
 
