@@ -21,7 +21,8 @@ class Work(NamedTuple):
 
     Args:
         candidates: output pixels whose footprint holds a changed pixel.
-        scheduled: multiply-adds computed for them.
+        scheduled: multiply-adds computed for them, as the operator's definition counts them (by
+            Winograd's tiles it takes fewer).
     """
 
     candidates: int
