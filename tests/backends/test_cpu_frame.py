@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -68,6 +68,25 @@ def test_helpers_take_part() -> None:
         task.taken[0] = 0
         engine.run(0, 1)
         assert time.monotonic() < deadline, "the second worker never came"
+
+
+def test_a_helper_that_comes_first_waits_for_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(2)
+    engine = Engine(workers)
+    task = add_count(engine, 200_000)
+    invite = workers.invite
+
+    def invite_and_wait(help_with: Any) -> None:
+        invite(help_with)
+        time.sleep(0.02)  # the helper looks before there is anything to do
+
+    monkeypatch.setattr(workers, "invite", invite_and_wait)
+    frames, helped = 20, 0
+    for _ in range(frames):
+        task.taken[0] = task.by[1] = 0
+        engine.run(0, 1)
+        helped += task.by[1] > 0
+    assert helped > frames // 2, "it found the steps of before over, and left"
 
 
 def test_only_the_steps_asked_for_run() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deltaconvert.backends.cpu.frame import GATE, Session, run_steps, serve
+from deltaconvert.backends.cpu.frame import GATE, OVER, Session, run_steps, serve
 from deltaconvert.backends.cpu.jit import SIGNATURE, Entry
 from deltaconvert.backends.cpu.native import Kept
 from deltaconvert.backends.cpu.workers import Workers
@@ -86,6 +86,7 @@ class Engine:
         session = self._session = self._session or Kept(Session(
             np.array(self._rows, np.int64).reshape(-1, 4), self._gate, self.workers.threads))
         if share:
+            self._gate[OVER] = 0  # before anybody looks: who comes and finds it over is gone
             self.workers.invite(lambda worker: serve(session.address, worker))
         before = torch.get_num_threads()
         if self.calls_python and before != 1:

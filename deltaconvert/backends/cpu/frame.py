@@ -140,7 +140,6 @@ _INPUT, _HEAD, _SESSION = layout(Input), layout(Head), layout(Session)
 def run_steps(address, steps):
     """Run the steps from ``steps >> 32`` up to the lower half of ``steps``, exclusive."""
     session = read(address, _SESSION)
-    exchange(session.gate.ctypes.data + 8 * OVER, 0)
     for step in range(steps >> 32, steps & 0xffffffff):
         _run_step(session, step)
     exchange(session.gate.ctypes.data + 8 * OVER, 1)
