@@ -16,7 +16,7 @@ class Rule(ctypes.Structure):
 
     _fields_ = (("thresholds", c_void_p), ("fresh", c_void_p), ("mask", c_void_p),
                 ("changed", c_void_p), ("list", c_void_p), ("plane", c_int), ("channels", c_int),
-                ("rms", c_int), ("activation", c_int), ("slope", c_float), ("unused", c_int))
+                ("rms", c_int), ("activation", c_int), ("slope", c_float), ("cap", c_float))
 
 
 class MaskSource(ctypes.Structure):

@@ -23,12 +23,27 @@ enum Activation {
     NONE, RELU, RELU6, LEAKY_RELU, HARDSWISH, SIGMOID, SILU, HARDSIGMOID, TANH, GELU, ELU
 };
 
-// Comparisons are such that NaN stays NaN.
-__device__ __forceinline__ float activate(float x, int activation, float slope) {
-    switch (activation) {
-        case RELU: return x <= 0.f ? 0.f : x;
-        case RELU6: return x <= 0.f ? 0.f : (x > 6.f ? 6.f : x);
-        case LEAKY_RELU: return x > 0.f ? x : x * slope;
+// How a node decides, and where it says so.
+struct Rule {
+    const float* thresholds;  // [lanes]
+    const int* fresh;         // [lanes + 1]: the lane's first frame; the last says whether any is
+    byte* mask;               // [lanes * plane]
+    int* changed;             // how many pixels of the mask are set
+    int* list;                // which, in any order; null where no reader wants to know
+    int plane;                // pixels of a lane
+    int channels;             // of the output
+    int rms;                  // which norm
+    int activation;
+    float slope, cap;         // of a piecewise linear activation: below 0, and at most
+};
+
+// Comparisons are such that NaN stays NaN. BENT: the activation is one of those that are linear but
+// for a bend at 0 and a cap, or none; no other costs a branch a number then.
+__device__ __forceinline__ float activate(float x, const Rule& rule) {
+#if BENT
+    return x <= 0.f ? (rule.slope == 0.f ? 0.f : x * rule.slope) : (x > rule.cap ? rule.cap : x);
+#else
+    switch (rule.activation) {
         case HARDSWISH: {
             const float y = x + 3.f;
             return x * (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
@@ -41,25 +56,12 @@ __device__ __forceinline__ float activate(float x, int activation, float slope) 
         }
         case TANH: return tanhf(x);
         case GELU: return 0.5f * x * (1.f + erff(x * 0.70710678f));
-        case ELU: return x > 0.f ? x : slope * expm1f(x);
+        case ELU: return x > 0.f ? x : rule.slope * expm1f(x);
         default: return x;
     }
+#endif
 }
 
-// How a node decides, and where it says so.
-struct Rule {
-    const float* thresholds;  // [lanes]
-    const int* fresh;         // [lanes + 1]: the lane's first frame; the last says whether any is
-    byte* mask;               // [lanes * plane]
-    int* changed;             // how many pixels of the mask are set
-    int* list;                // which, in any order; null where no reader wants to know
-    int plane;                // pixels of a lane
-    int channels;             // of the output
-    int rms;                  // which norm
-    int activation;
-    float slope;
-    int unused;
-};
 
 // One channel's part of the norm of the difference: for the largest magnitude, whether it
 // exceeds the threshold. Two equal infinities do not differ.
@@ -79,9 +81,13 @@ __device__ __forceinline__ bool exceeds(float total, const Rule& rule, float thr
 __device__ __forceinline__ void list_changes(const Rule& rule, bool flag, int pixel) {
     const unsigned votes = ballot(flag);
     if (!votes) return;
-    const int lane = threadIdx.x % WARP;
-    const int start = broadcast(lane == 0 ? atomicAdd(rule.changed, count_bits(votes)) : 0);
-    if (rule.list && flag) rule.list[start + count_bits(votes & ((1u << lane) - 1u))] = pixel;
+    const int lane = threadIdx.x % WARP, count = count_bits(votes);
+    if (!rule.list) {  // no answer is waited for
+        if (lane == 0) atomicAdd(rule.changed, count);
+        return;
+    }
+    const int start = broadcast(lane == 0 ? atomicAdd(rule.changed, count) : 0);
+    if (flag) rule.list[start + count_bits(votes & ((1u << lane) - 1u))] = pixel;
 }
 
 // The sum over the lanes of a group of GROUP neighbours, a power of 2; each lane gets it.

@@ -2,7 +2,7 @@
 // a file of the same name and functions before this one and run the kernels on a CPU.
 #pragma once
 
-#define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY_4 _Pragma("unroll 4")
 #define INFINITE __int_as_float(0x7f800000)

@@ -7,12 +7,15 @@ ahead of it is done, which `wait_for_earlier_kernels` in device.cuh is the other
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +37,7 @@ class Launch:
         grid: blocks in x and y.
         threads: of a block.
         shared_bytes: dynamic shared memory.
+        cluster: blocks that run together, of which the grid is a multiple.
     """
 
     kernel: Kernel
@@ -41,6 +45,7 @@ class Launch:
     grid: tuple[int, int]
     threads: int
     shared_bytes: int = 0
+    cluster: int = 1
 
 
 class Launcher(Protocol):
@@ -99,7 +104,10 @@ class CupyLauncher:
 
     def _compile(self, kernel: Kernel) -> Any:
         with self._cupy.cuda.Device(self.device.index or 0):
-            module = self._cupy.RawModule(code=source_of(kernel.file), options=kernel.options)
+            if kernel.architecture:
+                module = self._cupy.RawModule(path=str(machine_code(kernel)))
+            else:
+                module = self._cupy.RawModule(code=source_of(kernel.file), options=kernel.options)
             return module.get_function(kernel.entry)
 
     def launch(self, launch: Launch) -> None:
@@ -116,6 +124,35 @@ class CupyLauncher:
         else:
             with torch.cuda.device(index):
                 self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+
+
+def machine_code(kernel: Kernel) -> Path:
+    """Compile for the very architecture that a kernel is for; kept beside CuPy's own cache.
+
+    CuPy itself compiles for what later GPUs of a family run too, which lacks the instructions
+    that only one of them has.
+    """
+    from cupy_backends.cuda.libs import nvrtc
+
+    source, options = source_of(kernel.file), (f"-arch={kernel.architecture}", *kernel.options)
+    digest = hashlib.sha1(repr((source, options, nvrtc.getVersion())).encode()).hexdigest()
+    folder = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
+    path = Path(folder) / f"deltaconvert-{digest}.cubin"
+    if path.exists():
+        return path
+    program = nvrtc.createProgram(source, kernel.file, (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        code = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{kernel}: {nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(code)
+    os.replace(file.name, path)  # whole, also for a process beside this one
+    return path
 
 
 def current_stream(index: int) -> int:
@@ -138,7 +175,7 @@ class _Config(ctypes.Structure):
                 ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
 
 
-PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
+CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CU_LAUNCH_ATTRIBUTE_...
 
 
 class Driver:
@@ -147,9 +184,7 @@ class Driver:
     def __init__(self, overlap: bool) -> None:
         """Load the driver; ``overlap`` launches kernels before the one ahead is done."""
         self._library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        self._attribute = _Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION)
-        self._attribute.value[0] = 1
-        self._count = int(overlap)
+        self.overlap = overlap
 
     def launch(self, function: int, launch: Launch, stream: int) -> None:
         """Launch a function.
@@ -157,8 +192,17 @@ class Driver:
         Raises:
             RuntimeError: with the driver's own words.
         """
+        attributes = (_Attribute * 2)()
+        count = 0
+        if self.overlap:
+            attributes[0].id, attributes[0].value[0] = PROGRAMMATIC_STREAM_SERIALIZATION, 1
+            count = 1
+        if launch.cluster > 1:
+            attributes[count].id = CLUSTER_DIMENSION
+            attributes[count].value[:3] = launch.cluster, 1, 1
+            count += 1
         config = _Config((*launch.grid, 1), (launch.threads, 1, 1), launch.shared_bytes, stream,
-                         ctypes.pointer(self._attribute), self._count)
+                         ctypes.cast(attributes, ctypes.POINTER(_Attribute)), count)
         args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
         status = self._library.cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function),
                                                 args, None)

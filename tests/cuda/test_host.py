@@ -11,9 +11,9 @@ from tests.cuda.streams import KernelStream
 
 MISTAKES = {
     "a missing barrier behind the rows": (
-        "convolution.cu", """    find_rows(shared, args, phase, tile * BM, count);
+        "convolution.cu", """    find_rows(shared.rows, args, phase, tile * BM, count);
     block_barrier();
-    for (int group""", """    find_rows(shared, args, phase, tile * BM, count);
+    for (int group""", """    find_rows(shared.rows, args, phase, tile * BM, count);
     for (int group"""),
     "a missing barrier before a stage is used": (
         "convolution.cu", """        wait_for_copies<STAGES - 2>();
