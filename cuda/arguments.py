@@ -16,7 +16,8 @@ class Rule(ctypes.Structure):
 
     _fields_ = (("thresholds", c_void_p), ("fresh", c_void_p), ("mask", c_void_p),
                 ("changed", c_void_p), ("list", c_void_p), ("plane", c_int), ("channels", c_int),
-                ("rms", c_int), ("activation", c_int), ("slope", c_float), ("cap", c_float))
+                ("rms", c_int), ("activation", c_int), ("slope", c_float),
+                ("least", c_float), ("most", c_float), ("unused", c_int))
 
 
 class MaskSource(ctypes.Structure):
@@ -24,7 +25,9 @@ class MaskSource(ctypes.Structure):
 
     _fields_ = (("mask", c_void_p), ("changed", c_void_p), ("rows", c_void_p),
                 ("cols", c_void_p), ("height", c_int), ("width", c_int), ("taps_y", c_int),
-                ("taps_x", c_int), ("reads", c_int), ("unused", c_int))
+                ("taps_x", c_int), ("reads", c_int), ("first_y", c_int), ("first_x", c_int),
+                ("step_y", c_int), ("step_x", c_int), ("spread_y", c_int), ("spread_x", c_int),
+                ("unused", c_int))
 
 
 class CandidateArgs(ctypes.Structure):

@@ -34,16 +34,21 @@ struct Rule {
     int channels;             // of the output
     int rms;                  // which norm
     int activation;
-    float slope, cap;         // of a piecewise linear activation: below 0, and at most
+    float slope;
+    float least, most;        // of what an activation that only clamps lets pass
+    int unused;
 };
 
-// Comparisons are such that NaN stays NaN. BENT: the activation is one of those that are linear but
-// for a bend at 0 and a cap, or none; no other costs a branch a number then.
+// Comparisons are such that NaN stays NaN. CLAMPS: the activation is none, or one that only
+// clamps; a choice among all of them would cost branches for every number.
 __device__ __forceinline__ float activate(float x, const Rule& rule) {
-#if BENT
-    return x <= 0.f ? (rule.slope == 0.f ? 0.f : x * rule.slope) : (x > rule.cap ? rule.cap : x);
+#if CLAMPS
+    return clamp(x, rule.least, rule.most);
 #else
     switch (rule.activation) {
+        case RELU: return x <= 0.f ? 0.f : x;
+        case RELU6: return x <= 0.f ? 0.f : (x > 6.f ? 6.f : x);
+        case LEAKY_RELU: return x > 0.f ? x : x * rule.slope;
         case HARDSWISH: {
             const float y = x + 3.f;
             return x * (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
@@ -61,7 +66,6 @@ __device__ __forceinline__ float activate(float x, const Rule& rule) {
     }
 #endif
 }
-
 
 // One channel's part of the norm of the difference: for the largest magnitude, whether it
 // exceeds the threshold. Two equal infinities do not differ.

@@ -10,6 +10,7 @@
 // copied at once; FUSED: a block computes all output channels of its rows and applies the rule
 // (OUT_VEC, the numbers moved at once there), or it leaves float32 sums to `pixels.cu`, which
 // the K range may then be split for.
+#include "common.cuh"
 #if TENSOR
 #include "multiply_tensor.cuh"
 #else

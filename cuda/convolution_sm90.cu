@@ -30,23 +30,30 @@ struct Shared {
     byte* a;       // [STAGES][BM][ROW_BYTES], permuted
     byte* b;       // [STAGES][BN][ROW_BYTES], permuted
     float* total;  // [BM]: of the norm, this block's part
-    Rows rows;
+    int* rows;     // of this tile and of the next, `rows_of`
 };
 
-__device__ Shared share(byte* memory, const ConvArgs& args) {
+__device__ __forceinline__ Shared share(byte* memory) {
     Shared shared;
     shared.a = memory;
     shared.b = memory + STAGES * A_STAGE;
     shared.total = reinterpret_cast<float*>(shared.b + STAGES * B_STAGE);
-    shared.rows.pixel = reinterpret_cast<int*>(shared.total + BM);
-    shared.rows.row = shared.rows.pixel + BM;
-    shared.rows.col = shared.rows.row + BM * args.most_taps_y;
+    shared.rows = reinterpret_cast<int*>(shared.total + BM);
     return shared;
 }
 
+// By arithmetic alone: that these are addresses in shared memory must stay known.
+__device__ __forceinline__ Rows rows_of(const Shared& shared, const ConvArgs& args, int turn) {
+    Rows rows;
+    rows.pixel = shared.rows + turn * BM * (1 + args.most_taps_y + args.most_taps_x);
+    rows.row = rows.pixel + BM;
+    rows.col = rows.row + BM * args.most_taps_y;
+    return rows;
+}
+
 // Asks for what the rule will compare with and add, while the tile is multiplied.
-__device__ void prefetch_rows(const Shared& shared, const ConvArgs& args, int column) {
-    const long long pixel = shared.rows.pixel[threadIdx.x / 2];
+__device__ void prefetch_rows(Rows rows, const ConvArgs& args, int column) {
+    const long long pixel = rows.pixel[threadIdx.x / 2];
     if (pixel < 0) return;
     constexpr int LINE = 64;  // numbers
     for (int n = threadIdx.x % 2 * LINE; n < BN; n += 2 * LINE) {
@@ -66,10 +73,11 @@ struct Loader {
     byte* a;
     byte* b;
 
-    __device__ Loader(const Shared& shared, const ConvArgs& args, const Phase& phase, int column)
-        : gather(shared.rows, args, phase, 0, 0) {
-        weight = args.weight + phase.weight
-               + static_cast<long long>(column) * phase.stages * BK * BN + threadIdx.x * B_VEC;
+    __device__ Loader(const Shared& shared, Rows rows, const ConvArgs& args,
+                      const Phase& phase, int column, int first_stage)
+        : gather(rows, args, phase, 0, first_stage) {
+        const long long stage = static_cast<long long>(column) * phase.stages + first_stage;
+        weight = args.weight + phase.weight + stage * BK * BN + threadIdx.x * B_VEC;
         a = shared.a;
         b = shared.b + swizzled(threadIdx.x / 8, threadIdx.x % 8 * 16);
     }
@@ -90,13 +98,14 @@ struct Loader {
     }
 };
 
-__device__ void multiply_stage(Sums& sums, const byte* a, const byte* b) {
+__device__ __forceinline__ void multiply_stage(Sums& sums, Matrix a, Matrix b) {
     begin_products();
     UNROLL
     for (int k = 0; k < ROW_BYTES; k += 32) {
         UNROLL
         for (int n = 0; n < ACROSS; ++n)
-            multiply_warpgroup(Number(), sums.at[n], a + k, b + n * WIDE * ROW_BYTES + k);
+            multiply_warpgroup(Number(), sums.at[n], further(a, k),
+                               further(b, n * WIDE * ROW_BYTES + k));
     }
     commit_products();
 }
@@ -122,30 +131,40 @@ __device__ __forceinline__ void start_sums(Sums& sums, const ConvArgs& args, int
     }
 }
 
-// Sums products over all of K.
-__device__ void multiply_tile(Sums& sums, const Shared& shared, const ConvArgs& args,
-                              const Phase& phase, int column) {
-    Loader loader(shared, args, phase, column);
+// Begins to copy a tile's first stages, all of which are free.
+__device__ __forceinline__ void begin_tile(const Shared& shared, Rows rows, const ConvArgs& args,
+                           const Phase& phase, int column) {
+    prefetch_rows(rows, args, column);
+    Loader loader(shared, rows, args, phase, column, 0);
     UNROLL
     for (int stage = 0; stage < AHEAD; ++stage) {
         if (stage < phase.stages) loader.load(stage);
         commit_copies();
     }
+}
+
+// Sums products over all of K, of a tile that has begun, and meanwhile looks up the next one's rows.
+__device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, Rows rows, Rows next,
+                              int first_of_next, int count, const ConvArgs& args,
+                              const Phase& phase, int column) {
     start_sums(sums, args, column);
-    const byte* a = shared.a + threadIdx.x / WARPGROUP * 64 * ROW_BYTES;
-    int slot = 0, next = AHEAD;
+    Loader loader(shared, rows, args, phase, column, AHEAD);
+    const Matrix a = matrix_at(shared.a + broadcast(threadIdx.x / WARPGROUP) * 64 * ROW_BYTES);
+    const Matrix b = matrix_at(shared.b);
+    int slot = 0, free = AHEAD;
     for (int stage = 0; stage < phase.stages; ++stage) {
         wait_for_copies<AHEAD - 1>();
-        show_tensor_cores();
+        if (VEC * sizeof(Number) < 4) show_tensor_cores();
         block_barrier();  // the stage is there for all; all are done with the one before the last
-        multiply_stage(sums, a + slot * A_STAGE, shared.b + slot * B_STAGE);
-        if (stage + AHEAD < phase.stages) loader.load(next);
+        multiply_stage(sums, further(a, slot * A_STAGE), further(b, slot * B_STAGE));
+        if (stage + AHEAD < phase.stages) loader.load(free);
         commit_copies();
+        // Behind a barrier: all are done with the tile before this one, whose rows these replace.
+        if (stage == 0) find_rows(next, args, phase, first_of_next, count);
         wait_for_products<1>();
         if (++slot == STAGES) slot = 0;
-        if (++next == STAGES) next = 0;
+        if (++free == STAGES) free = 0;
     }
-    wait_for_copies<0>();
     wait_for_products<0>();
 }
 
@@ -174,14 +193,29 @@ struct Row {
     Eight now[GROUPS];
 };
 
+// The norm over the channels, as far as it has come.
+struct Norm {
+    float sum;
+    bool exceeds;
+    float threshold;
+
+    // As `score`: for the largest magnitude, it is enough to know that one exceeds the threshold.
+    __device__ __forceinline__ void add(float now, float old, bool exists) {
+        const float d = now == old ? 0.f : now - old;
+        if (RMS) sum += exists ? d * d : 0.f;
+        else exceeds = exceeds || (exists && !(fabsf(d) <= threshold));
+    }
+
+    __device__ __forceinline__ float total() const { return RMS ? sum : exceeds ? 1.f : 0.f; }
+};
+
 // The new values of one of a thread's two rows; returns its part of the norm.
 __device__ __forceinline__ float finish_row(Row& row, Sums& sums, const ConvArgs& args,
                                             int half, int column) {
     const long long pixel = row.pixel;
     const Number* before = args.output + pixel * args.step_out;
     const Number* residual = args.residual + pixel * args.step_residual;
-    const float threshold = args.rule.thresholds[row.pixel / args.rule.plane];
-    float total = 0.f;
+    Norm norm = {0.f, false, args.rule.thresholds[row.pixel / args.rule.plane]};
     UNROLL
     for (int first = 0; first < GROUPS; first += CHUNK) {
         Eight old[CHUNK], added[CHUNK];
@@ -199,12 +233,11 @@ __device__ __forceinline__ float finish_row(Row& row, Sums& sums, const ConvArgs
             const float y = sum_of(sums, half, first + g, i + 1) + number(added[g], i + 1);
             Eight& now = row.now[first + g];
             now.at[i / 2] = rounded_pair(Number(), activate(x, args.rule), activate(y, args.rule));
-            const float part = score(number(now, i), number(old[g], i), threshold, RMS);
-            const float next = score(number(now, i + 1), number(old[g], i + 1), threshold, RMS);
-            total += (i < left ? part : 0.f) + (i + 1 < left ? next : 0.f);
+            norm.add(number(now, i), number(old[g], i), i / OUT_VEC * OUT_VEC < left);
+            norm.add(number(now, i + 1), number(old[g], i + 1), (i + 1) / OUT_VEC * OUT_VEC < left);
         }
     }
-    return total;
+    return norm.total();
 }
 
 __device__ __forceinline__ void write_row(const Row& row, const ConvArgs& args, int column) {
@@ -232,14 +265,14 @@ __device__ void add_over_blocks(float (&total)[2], const Shared& shared, int fir
 }
 
 // Applies the rule to the tile.
-__device__ void finish_tile(Sums& sums, const Shared& shared, const ConvArgs& args,
-                            int column, int columns) {
+__device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Rows tile,
+                            const ConvArgs& args, int column, int columns) {
     const int first = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
     Row rows[2];
     float total[2] = {0.f, 0.f};
     UNROLL
     for (int half = 0; half < 2; ++half) {
-        rows[half].pixel = shared.rows.pixel[first + half * 8];
+        rows[half].pixel = tile.pixel[first + half * 8];
         if (rows[half].pixel >= 0)
             total[half] = finish_row(rows[half], sums, args, half, column);
         total[half] = group_sum<4>(total[half]);
@@ -268,18 +301,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve_sm90(Conv
     wait_for_earlier_kernels();
     const int columns = ceil_div(args.group_out, BN);  // the blocks of a cluster
     const int column = blockIdx.x % columns, clusters = gridDim.x / columns;
-    const Shared shared = share(memory, args);
+    const Shared shared = share(memory);
     for (int f = 0; f < args.phase_count; ++f) {
         const Phase phase = args.phases[f];  // loaded together with the count
         const int count = args.counts[f];
-        for (int tile = blockIdx.x / columns; tile * BM < count; tile += clusters) {
-            find_rows(shared.rows, args, phase, tile * BM, count);
-            block_barrier();
-            prefetch_rows(shared, args, column);
+        int tile = blockIdx.x / columns;
+        if (tile * BM >= count) continue;
+        find_rows(rows_of(shared, args, 0), args, phase, tile * BM, count);
+        block_barrier();
+        begin_tile(shared, rows_of(shared, args, 0), args, phase, column);
+        for (int turn = 0; tile * BM < count; turn ^= 1) {
+            const Rows rows = rows_of(shared, args, turn), next = rows_of(shared, args, turn ^ 1);
+            tile += clusters;
             Sums sums;
-            multiply_tile(sums, shared, args, phase, column);
-            finish_tile(sums, shared, args, column, columns);
-            block_barrier();  // the next tile's rows and stages take the place of these
+            multiply_tile(sums, shared, rows, next, tile * BM, count, args, phase, column);
+            block_barrier();  // the stages are free
+            if (tile * BM < count) begin_tile(shared, next, args, phase, column);
+            finish_tile(sums, shared, rows, args, column, columns);
         }
+        wait_for_copies<0>();
+        block_barrier();  // the next phase's rows take the place of these
     }
 }

@@ -36,6 +36,17 @@ __device__ __forceinline__ void from_float(float x, bf16& y) {
     y.bits = static_cast<unsigned short>((x != x ? bits | 0x400000u : rounded) >> 16);
 }
 
+// NaN stays NaN.
+__device__ __forceinline__ float clamp(float x, float least, float most) {
+#if __CUDA_ARCH__ >= 800
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(least));
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(most));
+    return x;
+#else
+    return x < least ? least : (x > most ? most : x);
+#endif
+}
+
 __device__ __forceinline__ void block_barrier() { __syncthreads(); }
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 

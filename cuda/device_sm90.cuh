@@ -13,7 +13,9 @@ __device__ __forceinline__ int swizzled(int row, int byte) {
     return row * 128 + (byte ^ (row % 8 * 16));
 }
 
-// Makes what this thread wrote to shared memory visible to the tensor cores; before the barrier.
+// Makes what this thread stored to shared memory visible to the tensor cores; before the barrier.
+// Not for what it copied asynchronously and has waited for: that has arrived, and the fence would
+// wait for all copies that are still under way.
 __device__ __forceinline__ void show_tensor_cores() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -34,15 +36,25 @@ __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Describes a matrix in shared memory: its address, 1024 bytes from 8 rows to the next 8, and
-// that packs are permuted within 128 bytes.
-__device__ __forceinline__ unsigned long long describe(const void* matrix) {
-    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(matrix));
+// A matrix in shared memory: its address, 1024 bytes from 8 rows to the next 8, and that packs
+// are permuted within 128 bytes.
+typedef unsigned long long Matrix;
+
+__device__ __forceinline__ Matrix matrix_at(const void* start) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(start));
     return (place & 0x3ffffu) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
-__device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[16], unsigned long long a,
-                                                   unsigned long long b) {
+// The one that begins some bytes behind.
+__device__ __forceinline__ Matrix further(Matrix matrix, int bytes) {
+    return matrix + (bytes >> 4);
+}
+
+// c += a b for 64 rows of a and N of b, 16 of K each, which a and b begin with. Of a row that is N
+// long, thread t holds columns t % 4 * 2 and the one behind it in every 8, in rows t % 32 / 4 and
+// 8 further of its warp's 16.
+__device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[16], Matrix a,
+                                                   Matrix b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
@@ -54,8 +66,8 @@ __device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[16], unsigned
         : "l"(a), "l"(b));
 }
 
-__device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[32], unsigned long long a,
-                                                   unsigned long long b) {
+__device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[32], Matrix a,
+                                                   Matrix b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
@@ -72,8 +84,8 @@ __device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[32], unsigned
         : "l"(a), "l"(b));
 }
 
-__device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[64], unsigned long long a,
-                                                   unsigned long long b) {
+__device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[64], Matrix a,
+                                                   Matrix b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
@@ -100,8 +112,8 @@ __device__ __forceinline__ void multiply_warpgroup(f16, float (&c)[64], unsigned
         : "l"(a), "l"(b));
 }
 
-__device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[16], unsigned long long a,
-                                                   unsigned long long b) {
+__device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[16], Matrix a,
+                                                   Matrix b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
@@ -113,8 +125,8 @@ __device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[16], unsigne
         : "l"(a), "l"(b));
 }
 
-__device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[32], unsigned long long a,
-                                                   unsigned long long b) {
+__device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[32], Matrix a,
+                                                   Matrix b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
@@ -131,8 +143,8 @@ __device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[32], unsigne
         : "l"(a), "l"(b));
 }
 
-__device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[64], unsigned long long a,
-                                                   unsigned long long b) {
+__device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[64], Matrix a,
+                                                   Matrix b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
@@ -157,15 +169,6 @@ __device__ __forceinline__ void multiply_warpgroup(bf16, float (&c)[64], unsigne
           "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]),
           "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
         : "l"(a), "l"(b));
-}
-
-// c += a b for 64 rows of a and N of b, 16 of K each; `a` and `b` point to the first row's first
-// number. Of a row that is N long, thread t holds columns t % 4 * 2 and the one behind it in
-// every 8, in rows t / 4 and 8 further of its warp's 16.
-template <typename Half, int REGISTERS>
-__device__ __forceinline__ void multiply_warpgroup(Half half, float (&c)[REGISTERS], const void* a,
-                                                   const void* b) {
-    multiply_warpgroup(half, c, describe(a), describe(b));
 }
 
 // Two numbers, the first in the lower half.

@@ -37,7 +37,7 @@ __device__ void find_rows(const Rows& rows, const ConvArgs& args, const Phase& p
 // Where this thread's packs of a stage come from, stage after stage. What a tap reads is looked
 // up when the tap changes; in between, the channels follow each other.
 struct Gather {
-    const Rows& rows;
+    Rows rows;
     const ConvArgs& args;
     const Phase& phase;
     const Number* input;  // of the group
@@ -45,7 +45,7 @@ struct Gather {
     bool exists[A_COPIES];
     int channel, tap_y, tap_x;
 
-    __device__ Gather(const Rows& rows, const ConvArgs& args, const Phase& phase, int group,
+    __device__ Gather(Rows rows, const ConvArgs& args, const Phase& phase, int group,
                       int first_stage)
         : rows(rows), args(args), phase(phase), input(args.input + group * args.group_in) {
         const int k = first_stage * BK + threadIdx.x % PACKS_A_ROW * VEC;

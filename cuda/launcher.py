@@ -38,6 +38,7 @@ class Launch:
         threads: of a block.
         shared_bytes: dynamic shared memory.
         cluster: blocks that run together, of which the grid is a multiple.
+        fits: no more clusters than can be resident, so that none waits for the others to end.
     """
 
     kernel: Kernel
@@ -46,6 +47,7 @@ class Launch:
     threads: int
     shared_bytes: int = 0
     cluster: int = 1
+    fits: bool = False
 
 
 class Launcher(Protocol):
@@ -118,6 +120,8 @@ class CupyLauncher:
         if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
             self._allowed[launch.kernel] = launch.shared_bytes
+        if launch.cluster > 1 and not launch.fits:
+            self._driver.clip(function.kernel.ptr, launch)
         index = self.device.index or 0
         if torch.cuda.current_device() == index:  # a guard costs as much as the launch
             self._driver.launch(function.kernel.ptr, launch, current_stream(index))
@@ -192,6 +196,21 @@ class Driver:
         Raises:
             RuntimeError: with the driver's own words.
         """
+        config = self._config(launch, stream)
+        args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
+        self._check(launch, self._library.cuLaunchKernelEx(
+            ctypes.byref(config), ctypes.c_void_p(function), args, None))
+
+    def clip(self, function: int, launch: Launch) -> None:
+        """Take clusters off a grid that are more than the device can run at the same time."""
+        most = ctypes.c_int()
+        config = self._config(launch, 0)
+        self._check(launch, self._library.cuOccupancyMaxActiveClusters(
+            ctypes.byref(most), ctypes.c_void_p(function), ctypes.byref(config)))
+        launch.grid = min(launch.grid[0], max(1, most.value) * launch.cluster), launch.grid[1]
+        launch.fits = True
+
+    def _config(self, launch: Launch, stream: int) -> _Config:
         attributes = (_Attribute * 2)()
         count = 0
         if self.overlap:
@@ -201,11 +220,10 @@ class Driver:
             attributes[count].id = CLUSTER_DIMENSION
             attributes[count].value[:3] = launch.cluster, 1, 1
             count += 1
-        config = _Config((*launch.grid, 1), (launch.threads, 1, 1), launch.shared_bytes, stream,
-                         ctypes.cast(attributes, ctypes.POINTER(_Attribute)), count)
-        args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
-        status = self._library.cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function),
-                                                args, None)
+        return _Config((*launch.grid, 1), (launch.threads, 1, 1), launch.shared_bytes, stream,
+                       ctypes.cast(attributes, ctypes.POINTER(_Attribute)), count)
+
+    def _check(self, launch: Launch, status: int) -> None:
         if status:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(text))

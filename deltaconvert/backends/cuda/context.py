@@ -19,8 +19,8 @@ from deltaconvert.state import Edge, State
 ACTIVATIONS = {"relu": (1, 0), "relu6": (2, 0), "leaky_relu": (3, 1), "hardswish": (4, 0),
                "sigmoid": (5, 0), "silu": (6, 0), "hardsigmoid": (7, 0), "tanh": (8, 0),
                "gelu": (9, 0), "elu": (10, 1)}
-# Those that are linear but for a bend at 0 and a cap: slope below 0 (where it is no setting), cap.
-BENT = {0: (1.0, math.inf), 1: (0.0, math.inf), 2: (0.0, 6.0), 3: (None, math.inf)}
+# Those that only clamp: what they let pass.
+CLAMPS = {0: (-math.inf, math.inf), 1: (0.0, math.inf), 2: (0.0, 6.0)}
 _PLAIN = {"gelu": ("none",)}  # settings with which an activation is the kernels' own
 PACK_BYTES = 16
 
@@ -38,9 +38,9 @@ def activation_code(activation: tuple[object, ...] | None) -> tuple[int, float] 
     return code, float(settings[0]) if settings else 0.0  # type: ignore[arg-type]
 
 
-def is_bent(code: int) -> int:
-    """Return 1 for an activation that is linear but for a bend and a cap, as kernels are told."""
-    return int(code in BENT)
+def clamps(code: int) -> int:
+    """Return 1 for an activation that is none or only clamps, as kernels are told."""
+    return int(code in CLAMPS)
 
 
 def activation_of(node: DeltaNode) -> tuple[object, ...] | None:
@@ -163,13 +163,13 @@ class Context:
         listed = buffers.scratch.get(changes_name(about.name))
         tally = self.tallies[about.name]
         code, slope = activation_code(activation_of(node)) or (0, 0.0)
-        bend, cap = BENT.get(code, (None, 0.0))
+        least, most = CLAMPS.get(code, (-math.inf, math.inf))
         return Rule(
             thresholds=self.threshold_row(edge), fresh=self.fresh_flags(edge.spec.has_lanes),
             mask=edge.mask.data_ptr(), changed=self.counter(tally.changed),
             list=None if listed is None else listed.data_ptr(), plane=edge.spec.pixels,
             channels=channels_of(edge), rms=about.norm == "rms", activation=code,
-            slope=slope if bend is None else bend, cap=cap)
+            slope=slope, least=least, most=most)
 
 
 def changes_name(edge: str) -> str:

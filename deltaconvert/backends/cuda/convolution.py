@@ -19,7 +19,7 @@ from deltaconvert.backends.cuda.candidates import Tables, candidates
 from deltaconvert.backends.cuda.context import (
     Context,
     channels_of,
-    is_bent,
+    clamps,
     pixel_step,
     size_of,
     widest,
@@ -190,7 +190,7 @@ def _kernel(folded: Folded, args: ConvArgs, dtype: torch.dtype) -> Kernel:
     defines = {"BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages,
                "VEC": widest(size, args.group_in, args.step_in, addresses=(args.input,)),
                "OUT_VEC": _out_vec(args, size) if tile.fused else 1,
-               "BENT": is_bent(args.rule.activation)}
+               "CLAMPS": clamps(args.rule.activation)}
     if tile.warpgroups:
         return kernel("convolution_sm90.cu", "convolve_sm90", dtype, BLOCKS=tile.resident,
                       RMS=args.rule.rms, **defines)

@@ -18,7 +18,7 @@ from deltaconvert.backends.cuda.context import (
     Context,
     Lists,
     channels_of,
-    is_bent,
+    clamps,
     pixel_step,
     size_of,
     widest,
@@ -277,7 +277,7 @@ def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Contex
     edge = buffers.output
     args = _arguments(node, buffers, context, made)
     # An activation is part of what was evaluated.
-    args.rule.activation, args.rule.slope, args.rule.cap = 0, 1.0, math.inf
+    args.rule.activation, args.rule.least, args.rule.most = 0, -math.inf, math.inf
     height, width = size_of(edge)
     rows, cols = tables.of(identity((height, width)))
     args.source[0] = Source(data=given.data_ptr(), rows=rows, cols=cols, step=channels_of(edge),
@@ -296,4 +296,4 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
         warps //= 2
     grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
     return Launch(kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code,
-                         OUT_VEC=wide, BENT=is_bent(args.rule.activation)), args, (grid, 1), 32 * warps, warps * row)
+                         OUT_VEC=wide, CLAMPS=clamps(args.rule.activation)), args, (grid, 1), 32 * warps, warps * row)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cuda.candidates import THREADS, WARPS, blocks
+from deltaconvert.backends.cuda.candidates import THREADS, blocks
 from deltaconvert.backends.cuda.context import Context, pixel_step, size_of
 from deltaconvert.config import Config
 from deltaconvert.cuda.arguments import FrameArgs
@@ -19,7 +19,7 @@ from deltaconvert.nodes import DeltaNode
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda.runner import Runner
 
-BLOCK = 8  # pixels a side, as in sparsify.cu
+BLOCK, WARPS = 8, THREADS // 32  # pixels a side, and how many blocks a thread block has at once
 
 
 def plan(node: DeltaNode) -> list[Scratch]:

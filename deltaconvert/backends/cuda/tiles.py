@@ -67,7 +67,8 @@ class Tile:
     def shared_bytes(self, itemsize: int, taps: tuple[int, int], channels: int) -> int:
         """Count a block's shared memory as `Shared` in the kernel's file lays it out."""
         if self.warpgroups:
-            return 128 * self.stages * (self.bm + self.bn) + 4 * self.bm * (2 + taps[0] + taps[1])
+            stages = 128 * self.stages * (self.bm + self.bn)
+            return stages + 4 * self.bm * (1 + 2 * (1 + taps[0] + taps[1]))
         pad_a, pad_b = 16 // itemsize, 8 if self.tensor else 16 // itemsize
         pipeline = self.stages * itemsize * (
             self.bm * (self.bk + pad_a) + self.bk * (self.bn + pad_b))

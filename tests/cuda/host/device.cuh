@@ -52,7 +52,6 @@ struct Thread {
     const void* given = nullptr;
     std::vector<std::vector<Copy>> groups;  // committed, not landed
     std::vector<Copy> open;
-    bool hidden = false;  // from the tensor cores: what it copied
     std::vector<std::vector<std::shared_ptr<Product>>> products;  // committed, not done
     std::vector<std::shared_ptr<Product>> begun;
 };
@@ -289,6 +288,10 @@ inline void from_float(float x, bf16& y) {
     y.bits = static_cast<unsigned short>(bits >> 16);
 }
 
+inline float clamp(float x, float least, float most) {
+    return x < least ? least : (x > most ? most : x);
+}
+
 inline void block_barrier() { host::pause(host::AT_BLOCK); }
 
 inline void warp_barrier() {
@@ -349,7 +352,6 @@ void wait_for_copies() {
             if (copy.exists) memcpy(copy.to, copy.from, copy.bytes);
             else memset(copy.to, 0, copy.bytes);
         }
-        host::self().hidden |= !groups.front().empty();
         groups.erase(groups.begin());
     }
 }

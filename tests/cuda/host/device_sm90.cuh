@@ -1,8 +1,7 @@
 // What Hopper has beyond device.cuh, on a CPU: in the place of cuda/device_sm90.cuh.
 //
 // A product is computed when it is waited for, from what is in shared memory then; if that is not
-// what was there when it began, a stage was overwritten too early. What a thread copied must have
-// been shown to the tensor cores before any product of its block begins.
+// what was there when it began, a stage was overwritten too early.
 #pragma once
 #include "device.cuh"
 
@@ -61,27 +60,27 @@ inline void check_start(const void* matrix) {
 
 inline int swizzled(int row, int byte) { return row * 128 + (byte ^ (row % 8 * 16)); }
 
-inline void show_tensor_cores() { host::self().hidden = false; }
+inline void show_tensor_cores() {}
 inline void begin_products() {
     int all[WARPGROUP];
     host::exchange("begin_products", 0, all);
 }
 
+typedef const unsigned char* Matrix;
+
+inline Matrix matrix_at(const void* start) { return static_cast<Matrix>(start); }
+inline Matrix further(Matrix matrix, int bytes) { return matrix + bytes; }
+
 template <typename Half, int REGISTERS>
-void multiply_warpgroup(Half, float (&c)[REGISTERS], const void* a, const void* b) {
-    struct Call { const void *a, *b; } all[WARPGROUP];
+void multiply_warpgroup(Half, float (&c)[REGISTERS], Matrix a, Matrix b) {
+    struct Call { Matrix a, b; } all[WARPGROUP];
     host::exchange("multiply_warpgroup", Call{a, b}, all);
     for (const Call& other : all)
         if (other.a != a || other.b != b) host::complain("threads multiply different matrices");
-    const size_t first = host::rank() * host::block->size;
-    for (size_t i = first; i < first + host::block->size; ++i)
-        if (host::block->threads[i].hidden)
-            host::complain("a product of what was not shown to the tensor cores");
     host::check_start(a);
     host::check_start(b);
     auto product = std::make_shared<host::Product>();
-    *product = {c, 2 * REGISTERS, static_cast<const unsigned char*>(a),
-                static_cast<const unsigned char*>(b), {}, {},
+    *product = {c, 2 * REGISTERS, a, b, {}, {},
                 [](unsigned short bits) { return to_float(Half{bits}); }};
     if (host::block->current % WARPGROUP == 0) {
         product->seen_a = host::matrix(product->a, 64);
