@@ -14,12 +14,17 @@ from deltaconvert.nodes import DeltaNode
 
 # Share of the pixels that are expected to be candidates, where a choice hangs on it.
 EXPECTED_SHARE = 0.1
+# The same for warpgroups, as measured where 5 % of the input's pixels change; windows that overlap
+# reach further.
+LIKELY_SHARE, LIKELY_SHARE_OF_WINDOWS = 0.058, 0.0725
 # With more, a block would be busy with one tile's columns for too long.
 MOST_FUSED_CHANNELS = 256
 BLOCKS_A_PROCESSOR = 4
 RESULT_PAD = 8
 WARPGROUP_DEPTH = 64  # K of a stage: rows of 128 bytes
 MOST_COLUMNS = 8  # blocks of a cluster that every Hopper GPU can run together
+WIDTHS = (32, 64, 128, 256)  # columns of a warpgroup's tile
+LONG_SUM = 2048  # products, of which a cut along K pays for a second kernel
 REGISTERS, BLOCK_LIMIT = 65536, 8
 
 
@@ -91,31 +96,68 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
     dtype, shape = node.about.output.dtype, node.about.output.shape
     assert dtype is not None
     assert shape is not None
-    rows = round(EXPECTED_SHARE * math.prod(node.about.output.mask_shape))
-    if told.get("warpgroups", True):
-        tile = _of_warpgroups(width, rows, launcher)
-        tile = replace(tile, **told)
-        if (dtype.itemsize == 2 and groups == 1 and launcher.capability == (9, 0)
-                and tile.fused and tile.columns(width) <= MOST_COLUMNS):
-            return tile
+    pixels = math.prod(node.about.output.mask_shape)
+    rows = round(EXPECTED_SHARE * pixels)
+    taps = node.about.args[1].shape[2], node.about.args[1].shape[3]
+    if (dtype.itemsize == 2 and groups == 1 and launcher.capability == (9, 0)
+            and told.get("warpgroups", True)):
+        grows = max(taps) > max(node.about.params["stride"])
+        likely = (LIKELY_SHARE_OF_WINDOWS if grows else LIKELY_SHARE) * pixels
+        tile = _of_warpgroups(width, node.about.args[1][0].numel(), likely, launcher.processors)
+        if told.get("warpgroups"):  # whatever the number of tiles
+            tile = tile or Tile(True, 64, 64, WARPGROUP_DEPTH, 4, True, True)
+        if tile and told.get("fused", True):
+            return replace(tile, **told)
     tensor = tensor_cores(dtype, launcher)
     bn = 128 if width > 64 else 64 if width > 32 else 32
     half = tensor and dtype.itemsize == 2
     # Of a dozen of each tried on an H100, in docs/performance-cuda.md.
     fused = Tile(tensor, 128 if half and bn < 128 else 64, bn, 32 if half else 16, 4, True)
     parts = Tile(tensor, 64, bn, 64 if half else 32 if tensor else 16, 3, False)
-    taps = node.about.args[1].shape[2], node.about.args[1].shape[3]
     fits = fused.shared_bytes(dtype.itemsize, taps, shape[1]) <= launcher.shared_limit
     many = shape[1] <= MOST_FUSED_CHANNELS and rows / 64 >= launcher.processors
     told = {name: value for name, value in told.items() if name != "warpgroups"}
     return replace(fused if fits and many else parts, **told)
 
 
-def _of_warpgroups(width: int, rows: int, launcher: Launcher) -> Tile:
-    bn = 32
-    while bn < min(width, 128) or -(-width // bn) > MOST_COLUMNS:
-        bn *= 2
-    return Tile(True, 128, bn, WARPGROUP_DEPTH, 3 if bn >= 128 else 4, True, True)
+def _of_warpgroups(width: int, depth: int, rows: float, processors: int) -> Tile | None:
+    """Return the largest tile of which there are enough to keep a device busy.
+
+    Nothing, where even small ones are few, and each is a long sum that is better cut. Found by
+    trying some for each layer of ResNet-50, with one stream and eight; docs/performance-cuda.md.
+
+    Args:
+        width, depth: output channels, and products that each sums.
+        rows: expected.
+        processors: multiprocessors.
+    """
+    narrowest = next((bn for bn in WIDTHS if -(-width // bn) <= MOST_COLUMNS), 0)
+
+    def enough(bm: int, bn: int, share: float) -> bool:
+        blocks = -(-int(rows) // bm) * -(-width // bn)
+        return narrowest <= bn < 2 * max(width, WIDTHS[0]) and blocks >= share * processors
+
+    def tile(bm: int, bn: int, stages: int) -> Tile:
+        return Tile(True, bm, bn, WARPGROUP_DEPTH, stages, True, True)
+
+    narrow = max(narrowest, 64 if width > 32 else 32)
+    if not narrowest:
+        return None
+    if width <= 512 and enough(128, 128, 2):
+        return tile(128, 128, 3)
+    if width >= 512 and enough(128, 256, 0.75):
+        return tile(128, 256, 4)
+    if width > 64 and depth >= 256 and enough(128, 128, 0.48):
+        return tile(128, 128, 3 if enough(128, 128, 1) else 4)
+    if narrow <= 64 and enough(128, narrow, 2):
+        return tile(128, narrow, 3)
+    if narrow <= 64 and enough(128, narrow, 0.6 if width > 64 else 0.4) and (
+            width <= 64 or depth >= 128):
+        return tile(128, narrow, 6)
+    if not enough(64, narrow, 0.36) and depth >= LONG_SUM:
+        return None
+    wide = narrow if narrow > 64 or width <= 64 or depth >= 128 else 128
+    return tile(64, wide, 3 if wide == 128 else 4)
 
 
 def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:
