@@ -53,6 +53,13 @@ class EndArgs(ctypes.Structure):
                 ("bad", c_void_p), ("counted", c_int), ("lanes", c_int))
 
 
+class ConditionArgs(ctypes.Structure):
+    """Of ``decide``; ``condition.cu``."""
+
+    _fields_ = (("condition", c_longlong), ("fresh", c_void_p),
+                ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int), ("doors", c_int))
+
+
 class FrameArgs(ctypes.Structure):
     """Of the door in; ``sparsify.cu``."""
 
@@ -60,7 +67,7 @@ class FrameArgs(ctypes.Structure):
                 ("bad", c_void_p), ("stride_lane", c_longlong), ("stride_channel", c_longlong),
                 ("stride_row", c_longlong), ("stride_col", c_longlong), ("step", c_int),
                 ("lanes", c_int), ("height", c_int), ("width", c_int), ("threshold", c_float),
-                ("cap", c_float))
+                ("cap", c_float), ("packed", c_int), ("unused", c_int))
 
 
 class Phase(ctypes.Structure):

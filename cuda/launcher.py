@@ -112,8 +112,8 @@ class CupyLauncher:
                 module = self._cupy.RawModule(code=source_of(kernel.file), options=kernel.options)
             return module.get_function(kernel.entry)
 
-    def launch(self, launch: Launch) -> None:
-        """Run on PyTorch's current stream of the device; see `Launcher`."""
+    def function(self, launch: Launch) -> int:
+        """Return the driver's handle of a launch's kernel, with the shared memory it wants."""
         if launch.kernel not in self._functions:
             self.prepare([launch.kernel])
         function = self._functions[launch.kernel]
@@ -122,12 +122,16 @@ class CupyLauncher:
             self._allowed[launch.kernel] = launch.shared_bytes
         if launch.cluster > 1 and not launch.fits:
             self._driver.clip(function.kernel.ptr, launch)
-        index = self.device.index or 0
+        return int(function.kernel.ptr)
+
+    def launch(self, launch: Launch) -> None:
+        """Run on PyTorch's current stream of the device; see `Launcher`."""
+        function, index = self.function(launch), self.device.index or 0
         if torch.cuda.current_device() == index:  # a guard costs as much as the launch
-            self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+            self._driver.launch(function, launch, current_stream(index))
         else:
             with torch.cuda.device(index):
-                self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+                self._driver.launch(function, launch, current_stream(index))
 
 
 def machine_code(kernel: Kernel) -> Path:
@@ -182,12 +186,17 @@ class _Config(ctypes.Structure):
 CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CU_LAUNCH_ATTRIBUTE_...
 
 
+def driver() -> ctypes.CDLL:
+    """Load the driver's library."""
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+
+
 class Driver:
     """The CUDA driver's launch."""
 
     def __init__(self, overlap: bool) -> None:
         """Load the driver; ``overlap`` launches kernels before the one ahead is done."""
-        self._library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        self._library = driver()
         self.overlap = overlap
 
     def launch(self, function: int, launch: Launch, stream: int) -> None:

@@ -18,6 +18,7 @@
 #include <vector>
 
 #define __global__
+#define __cudart_builtin__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -26,6 +27,7 @@
 #define INFINITE INFINITY
 #define SHARED_MEMORY(name) unsigned char* name = host::shared()
 
+struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 struct Dim3 { int x, y, z; };
 inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
