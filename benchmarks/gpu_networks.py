@@ -43,7 +43,14 @@ def pose_resnet() -> nn.Module:
     return PoseResNet()
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet50": resnet50, "pose_resnet": pose_resnet}
+def hrnet_w32() -> nn.Module:
+    import timm
+
+    return timm.create_model("hrnet_w32")
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": resnet50, "pose_resnet": pose_resnet, "hrnet_w32": hrnet_w32}
 
 
 def clip(lanes: int, size: tuple[int, int], frames: int) -> list[Tensor]:

@@ -169,7 +169,7 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
 }
 
 // 8 neighbouring channels of a pixel, two and two.
-struct Eight { unsigned at[4]; };
+struct alignas(16) Eight { unsigned at[4]; };
 
 __device__ __forceinline__ float number(const Eight& eight, int i) {
     return to_float(Number{static_cast<unsigned short>(eight.at[i / 2] >> (i % 2 * 16))});

@@ -62,6 +62,7 @@ class FrameGraph:
         self._call("cuCtxGetCurrent", byref(self._context))
         self._call("cuGraphCreate", byref(self._graph), 0)
         self._nodes = {id(launch): self._add_kernel(launch) for launch in before}
+        self._told = {id(launch): bytes(launch.args) for launch in before}
         inner = self._graph if condition is None else self._add_condition(condition)
         self._add_body(inner)
         for launch in behind:
@@ -70,7 +71,11 @@ class FrameGraph:
                    ctypes.c_ulonglong(0))
 
     def update(self, launch: Launch) -> None:
-        """Take over the arguments of one of the first kernels."""
+        """Take over the arguments of one of the first kernels, where they are new."""
+        args = bytes(launch.args)
+        if args == self._told[id(launch)]:
+            return
+        self._told[id(launch)] = args
         params = self._params(launch)
         self._call("cuGraphExecKernelNodeSetParams_v2", self._executable,
                    self._nodes[id(launch)], byref(params))

@@ -27,7 +27,8 @@ __device__ __forceinline__ const Number* frame_pixel(const FrameArgs& args, int 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= 3.402823466e38f; }
 
 // Whether a pixel's change exceeds the lane's threshold.
-__device__ bool exceeds_at(const FrameArgs& args, int pixel) {
+// Not inline: few strips come here, and registers are short.
+__device__ __noinline__ bool exceeds_at(const FrameArgs& args, int pixel) {
     const int lane = pixel / args.rule.plane;
     const Number* now =
         frame_pixel(args, lane, pixel / args.width % args.height, pixel % args.width);

@@ -46,6 +46,7 @@ class Runner:
         self.graph_module, self.nodes = graph_module, nodes
         self.state, self.context = state, context
         self.frames = 0
+        self.told = context.told.numpy()  # the same memory; every frame looks at it
         self.graph: FrameGraph | None = None
         self.no_graph = _why_no_graph(nodes, context, graphs)
         self.exits = _exits(graph_module)
@@ -153,9 +154,9 @@ class Runner:
             FrameError: naming the lanes.
         """
         told = self.context.told
-        refused = told.nonzero().flatten().tolist()
-        if not refused:
+        if not self.told.any():
             return
+        refused = told.nonzero().flatten().tolist()
         for lane in refused:
             if int(told[lane]) == 2:
                 self.state.fresh[lane] = True

@@ -21,6 +21,7 @@
 #define __cudart_builtin__
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define UNROLL
 #define UNROLL_BY_4
@@ -192,24 +193,39 @@ inline void resume(int index) {
     setcontext(&thread.start);
 }
 
+// Runs warps, named by where they begin in the order, as far as they get among themselves: each
+// before the next one starts, and a group of warps that has met before all others, so that some
+// are ahead wherever no barrier keeps them back.
+inline void run_warps(const std::vector<int>& order, const std::vector<size_t>& warps) {
+    bool more = true;
+    while (more && block->error.empty()) {
+        more = false;
+        for (size_t warp : warps) {
+            bool again = true;
+            while (again && block->error.empty()) {
+                for (size_t k = warp; k < warp + WARP_SIZE; ++k)
+                    if (block->threads[order[k]].state == READY) resume(order[k]);
+                const size_t group = block->threads[order[warp]].group;
+                again = block->error.empty() && release_group(order[warp]);
+                more |= again;
+                if (!again || group <= WARP_SIZE || warps.size() * WARP_SIZE <= group) continue;
+                std::vector<size_t> together;
+                for (size_t other : warps)
+                    if (order[other] / group == order[warp] / group) together.push_back(other);
+                run_warps(order, together);
+            }
+        }
+    }
+}
+
 inline void run_block(const std::vector<int>& order, size_t shared_bytes) {
     for (Thread& thread : block->threads) thread = Thread();
     for (auto& memory : block->memory)
         memset(memory.data(), block->poison, memory.size());
-    // A warp goes as far as it can before the next one starts, so that one is ahead of the other
-    // wherever no barrier keeps it back.
-    do {
-        bool more = true;
-        while (more && block->error.empty()) {
-            more = false;
-            for (size_t i = 0; i < order.size() && block->error.empty(); i += WARP_SIZE) {
-                do {
-                    for (size_t k = i; k < i + WARP_SIZE; ++k)
-                        if (block->threads[order[k]].state == READY) resume(order[k]);
-                } while (block->error.empty() && release_group(order[i]) && (more = true));
-            }
-        }
-    } while (block->error.empty() && release());
+    std::vector<size_t> warps;
+    for (size_t i = 0; i < order.size(); i += WARP_SIZE) warps.push_back(i);
+    do run_warps(order, warps);
+    while (block->error.empty() && release());
     for (size_t rank = 0; rank < block->memory.size(); ++rank)
         for (size_t i = shared_bytes; i < shared_bytes + CANARY; ++i)
             if (shared_of(rank)[i] != block->poison)
