@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 GPU = torch.device("cuda", 0)
 SIZES = {"720p": (720, 1280), "1080p": (1088, 1920)}
+MULTIPLES = {"hrnet_w32": 32}  # of which height and width must be
 
 
 def resnet50() -> nn.Module:
@@ -115,7 +116,9 @@ def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], Tensor]:
 
 def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
             with_compile: bool) -> list[dict[str, Any]]:
-    frames = clip(lanes, SIZES[size], 12)
+    multiple = MULTIPLES.get(name, 1)
+    height, width = (-(-side // multiple) * multiple for side in SIZES[size])
+    frames = clip(lanes, (height, width), 12)
     torch.manual_seed(1)
     model = NETWORKS[name]().eval().to(GPU)
     batch_norm_statistics(model, [frames[0][:1], frames[5][:1]])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from deltaconvert.cuda.arguments import ConditionArgs
-from deltaconvert.cuda.launcher import CupyLauncher, Launch, current_stream, driver
+from deltaconvert.cuda.launcher import CupyLauncher, Launch, Launcher, current_stream, driver
 
 CONDITIONAL, IF, DEFAULT_EACH_LAUNCH = 13, 0, 1
 
@@ -39,7 +39,7 @@ class _ConditionalNode(ctypes.Structure):
 class FrameGraph:
     """Kernels one after the other, a body that may be skipped, and more kernels."""
 
-    def __init__(self, launcher: CupyLauncher, before: Sequence[Launch],
+    def __init__(self, launcher: Launcher, before: Sequence[Launch],
                  body: torch.cuda.CUDAGraph, behind: Sequence[Launch],
                  condition: Launch | None) -> None:
         """Put a graph together.
@@ -55,6 +55,7 @@ class FrameGraph:
         Raises:
             RuntimeError: with the driver's own words; it may be too old for conditional nodes.
         """
+        assert isinstance(launcher, CupyLauncher)
         self._launcher, self._body = launcher, body  # whose memory the graph uses
         self._library = driver()
         self._graph, self._executable, self._last = c_void_p(), c_void_p(), c_void_p()

@@ -49,7 +49,8 @@ WARPGROUPS = "convolution_sm90.cu"
 MISTAKES_OF_WARPGROUPS = {
     "a missing barrier before a stage is used": (
         "block_barrier();  // the stage is there for all", "// the stage is there for all"),
-    "a stage that is not waited for": ("wait_for_copies<AHEAD - 1>();", "wait_for_copies<AHEAD>();"),
+    "a stage that is not waited for": (
+        "wait_for_copies<AHEAD - 1>();", "wait_for_copies<AHEAD>();"),
     "a stage that is overwritten while it is multiplied": (
         "int slot = 0, free = AHEAD;", "int slot = 0, free = AHEAD - 1;"),
     "sums that are read before they are done": (

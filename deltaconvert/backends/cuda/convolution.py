@@ -39,6 +39,7 @@ from deltaconvert.cuda.loader import Kernel, kernel
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Slot
 
+
 @dataclass(frozen=True)
 class Folded:
     """A convolution's weights and tables on the device, once a program.

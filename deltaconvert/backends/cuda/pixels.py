@@ -25,6 +25,7 @@ from deltaconvert.backends.cuda.context import (
 )
 from deltaconvert.backends.cuda.filters import argument, bias_of, depthwise_filter, is_depthwise
 from deltaconvert.backends.cuda.tiles import grid_of
+from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.cuda.arguments import ConvArgs, PixelArgs, Source
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -95,8 +96,6 @@ def _pool(node: DeltaNode, device: torch.device) -> Operation:
     x = _one_slot(node)
     if "max" in node.about.operator.name:
         return Operation(MAXIMUM, [x])
-    from deltaconvert.backends.cpu.pooling import divisors_of
-
     rows, cols = divisors_of(node.about, node.about.footprints[x.index])
     divisors = torch.from_numpy(np.concatenate([rows, cols]).astype(np.float32))
     return Operation(MEAN, [x], divisors=divisors.to(device))
@@ -295,5 +294,6 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
     while warps > 1 and warps * row > context.launcher.shared_limit:
         warps //= 2
     grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
-    return Launch(kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code,
-                         OUT_VEC=wide, CLAMPS=clamps(args.rule.activation)), args, (grid, 1), 32 * warps, warps * row)
+    which = kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code, OUT_VEC=wide,
+                   CLAMPS=clamps(args.rule.activation))
+    return Launch(which, args, (grid, 1), 32 * warps, warps * row)

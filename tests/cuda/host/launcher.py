@@ -20,7 +20,8 @@ from deltaconvert.cuda.loader import FOLDER, Kernel, source_of
 
 HOST = Path(__file__).parent
 ORDERS = ((0, 0xFF), (1, 0x7F), (2, 0xFF))  # forwards, backwards, mixed; and the poison
-_ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\w, ]+\) )?(\w+)\((\w+) args\)')
+_ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\w, ]+\) )?'
+                    r'(\w+)\((\w+) args\)')
 
 
 def compiler() -> str:
