@@ -34,11 +34,12 @@ def ceilings() -> dict[str, float]:
 
 
 def layers(deadline: float) -> list[dict[str, Any]]:
-    """Measure the layers: half precision at three shares, the others at one."""
+    """Measure the layers: float16 at three shares, the others at one."""
     rows: list[dict[str, Any]] = []
     launcher = CupyLauncher(GPU)
     for dtype, tf32, shares in ((torch.float16, True, (0.05, 0.2, 1.0)),
-                                (torch.float32, True, (0.05,)), (torch.float32, False, (0.05,))):
+                                (torch.bfloat16, True, (0.05,)), (torch.float32, True, (0.05,)),
+                                (torch.float32, False, (0.05,))):
         torch.backends.cudnn.allow_tf32 = tf32
         for lanes in (1, 8):
             for share in shares:
@@ -46,7 +47,8 @@ def layers(deadline: float) -> list[dict[str, Any]]:
                                             gpu_layers.ALL_PROPAGATE, launcher)
                         | {"tf32": tf32} for layer in gpu_layers.body()]
                 rows += some
-                name = "fp16" if dtype == torch.float16 else "tf32" if tf32 else "fp32"
+                name = str(dtype).removeprefix("torch.") if dtype.itemsize == 2 else (
+                    "tf32" if tf32 else "float32")
                 sums = {k: sum(r[k] * r["times"] for r in some)
                         for k in ("eager_ms", "dense_ms", "sparse_ms")}
                 print(f"layers {name} lanes {lanes} share {share:.0%}: "

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 GPU = torch.device("cuda", 0)
 SIZES = {"720p": (720, 1280), "1080p": (1088, 1920)}
+MULTIPLES = {"hrnet_w32": 32}  # of which height and width must be
 
 
 def resnet50() -> nn.Module:
@@ -43,7 +44,14 @@ def pose_resnet() -> nn.Module:
     return PoseResNet()
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet50": resnet50, "pose_resnet": pose_resnet}
+def hrnet_w32() -> nn.Module:
+    import timm
+
+    return timm.create_model("hrnet_w32")
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": resnet50, "pose_resnet": pose_resnet, "hrnet_w32": hrnet_w32}
 
 
 def clip(lanes: int, size: tuple[int, int], frames: int) -> list[Tensor]:
@@ -108,7 +116,9 @@ def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], Tensor]:
 
 def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
             with_compile: bool) -> list[dict[str, Any]]:
-    frames = clip(lanes, SIZES[size], 12)
+    multiple = MULTIPLES.get(name, 1)
+    height, width = (-(-side // multiple) * multiple for side in SIZES[size])
+    frames = clip(lanes, (height, width), 12)
     torch.manual_seed(1)
     model = NETWORKS[name]().eval().to(GPU)
     batch_norm_statistics(model, [frames[0][:1], frames[5][:1]])

@@ -16,7 +16,8 @@ class Rule(ctypes.Structure):
 
     _fields_ = (("thresholds", c_void_p), ("fresh", c_void_p), ("mask", c_void_p),
                 ("changed", c_void_p), ("list", c_void_p), ("plane", c_int), ("channels", c_int),
-                ("rms", c_int), ("activation", c_int), ("slope", c_float), ("unused", c_int))
+                ("rms", c_int), ("activation", c_int), ("slope", c_float),
+                ("least", c_float), ("most", c_float), ("unused", c_int))
 
 
 class MaskSource(ctypes.Structure):
@@ -24,7 +25,9 @@ class MaskSource(ctypes.Structure):
 
     _fields_ = (("mask", c_void_p), ("changed", c_void_p), ("rows", c_void_p),
                 ("cols", c_void_p), ("height", c_int), ("width", c_int), ("taps_y", c_int),
-                ("taps_x", c_int), ("reads", c_int), ("unused", c_int))
+                ("taps_x", c_int), ("reads", c_int), ("first_y", c_int), ("first_x", c_int),
+                ("step_y", c_int), ("step_x", c_int), ("spread_y", c_int), ("spread_x", c_int),
+                ("unused", c_int))
 
 
 class CandidateArgs(ctypes.Structure):
@@ -50,6 +53,13 @@ class EndArgs(ctypes.Structure):
                 ("bad", c_void_p), ("counted", c_int), ("lanes", c_int))
 
 
+class ConditionArgs(ctypes.Structure):
+    """Of ``decide``; ``condition.cu``."""
+
+    _fields_ = (("condition", c_longlong), ("fresh", c_void_p),
+                ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int), ("doors", c_int))
+
+
 class FrameArgs(ctypes.Structure):
     """Of the door in; ``sparsify.cu``."""
 
@@ -57,7 +67,7 @@ class FrameArgs(ctypes.Structure):
                 ("bad", c_void_p), ("stride_lane", c_longlong), ("stride_channel", c_longlong),
                 ("stride_row", c_longlong), ("stride_col", c_longlong), ("step", c_int),
                 ("lanes", c_int), ("height", c_int), ("width", c_int), ("threshold", c_float),
-                ("cap", c_float))
+                ("cap", c_float), ("packed", c_int), ("unused", c_int))
 
 
 class Phase(ctypes.Structure):

@@ -23,29 +23,6 @@ enum Activation {
     NONE, RELU, RELU6, LEAKY_RELU, HARDSWISH, SIGMOID, SILU, HARDSIGMOID, TANH, GELU, ELU
 };
 
-// Comparisons are such that NaN stays NaN.
-__device__ __forceinline__ float activate(float x, int activation, float slope) {
-    switch (activation) {
-        case RELU: return x <= 0.f ? 0.f : x;
-        case RELU6: return x <= 0.f ? 0.f : (x > 6.f ? 6.f : x);
-        case LEAKY_RELU: return x > 0.f ? x : x * slope;
-        case HARDSWISH: {
-            const float y = x + 3.f;
-            return x * (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
-        }
-        case SIGMOID: return 1.f / (1.f + expf(-x));
-        case SILU: return x / (1.f + expf(-x));
-        case HARDSIGMOID: {
-            const float y = x + 3.f;
-            return (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
-        }
-        case TANH: return tanhf(x);
-        case GELU: return 0.5f * x * (1.f + erff(x * 0.70710678f));
-        case ELU: return x > 0.f ? x : slope * expm1f(x);
-        default: return x;
-    }
-}
-
 // How a node decides, and where it says so.
 struct Rule {
     const float* thresholds;  // [lanes]
@@ -58,8 +35,37 @@ struct Rule {
     int rms;                  // which norm
     int activation;
     float slope;
+    float least, most;        // of what an activation that only clamps lets pass
     int unused;
 };
+
+// Comparisons are such that NaN stays NaN. CLAMPS: the activation is none, or one that only
+// clamps; a choice among all of them would cost branches for every number.
+__device__ __forceinline__ float activate(float x, const Rule& rule) {
+#if CLAMPS
+    return clamp(x, rule.least, rule.most);
+#else
+    switch (rule.activation) {
+        case RELU: return x <= 0.f ? 0.f : x;
+        case RELU6: return x <= 0.f ? 0.f : (x > 6.f ? 6.f : x);
+        case LEAKY_RELU: return x > 0.f ? x : x * rule.slope;
+        case HARDSWISH: {
+            const float y = x + 3.f;
+            return x * (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
+        }
+        case SIGMOID: return 1.f / (1.f + expf(-x));
+        case SILU: return x / (1.f + expf(-x));
+        case HARDSIGMOID: {
+            const float y = x + 3.f;
+            return (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
+        }
+        case TANH: return tanhf(x);
+        case GELU: return 0.5f * x * (1.f + erff(x * 0.70710678f));
+        case ELU: return x > 0.f ? x : rule.slope * expm1f(x);
+        default: return x;
+    }
+#endif
+}
 
 // One channel's part of the norm of the difference: for the largest magnitude, whether it
 // exceeds the threshold. Two equal infinities do not differ.
@@ -79,9 +85,13 @@ __device__ __forceinline__ bool exceeds(float total, const Rule& rule, float thr
 __device__ __forceinline__ void list_changes(const Rule& rule, bool flag, int pixel) {
     const unsigned votes = ballot(flag);
     if (!votes) return;
-    const int lane = threadIdx.x % WARP;
-    const int start = broadcast(lane == 0 ? atomicAdd(rule.changed, count_bits(votes)) : 0);
-    if (rule.list && flag) rule.list[start + count_bits(votes & ((1u << lane) - 1u))] = pixel;
+    const int lane = threadIdx.x % WARP, count = count_bits(votes);
+    if (!rule.list) {  // no answer is waited for
+        if (lane == 0) atomicAdd(rule.changed, count);
+        return;
+    }
+    const int start = broadcast(lane == 0 ? atomicAdd(rule.changed, count) : 0);
+    if (flag) rule.list[start + count_bits(votes & ((1u << lane) - 1u))] = pixel;
 }
 
 // The sum over the lanes of a group of GROUP neighbours, a power of 2; each lane gets it.

@@ -16,25 +16,7 @@
 #else
 #include "multiply_simt.cuh"
 #endif
-#include "parts.cuh"
-
-struct ConvArgs {
-    Rule rule;
-    const Number* input;
-    const Number* weight;    // [phase][group][tile of BN channels][K padded to BK][BN]
-    const float* bias;       // [channels] or null
-    const Number* residual;  // as large as the output, or null
-    Number* output;
-    const int* list;
-    const int* counts;       // one a phase
-    const int* tables;       // where Phase.rows and .cols point into
-    const Phase* phases;
-    float* parts;
-    int step_in, step_out, step_residual;
-    int height_in, width_in, height_out, width_out;
-    int group_in, group_out;  // channels of a group
-    int groups, phase_count, most_taps_y, most_taps_x, unused;
-};
+#include "gather.cuh"
 
 constexpr int WARPS = THREADS / WARP;
 constexpr int C_STEP = BN + 8;
@@ -42,22 +24,18 @@ constexpr int A_STAGE = BM * A_STEP, B_STAGE = BK * B_STEP;
 constexpr int PIPELINE_BYTES = STAGES * (A_STAGE + B_STAGE) * static_cast<int>(sizeof(Number));
 constexpr int C_BYTES = FUSED ? BM * C_STEP * 4 : 0;
 constexpr int STAGE_AREA = PIPELINE_BYTES > C_BYTES ? PIPELINE_BYTES : C_BYTES;
-constexpr int A_PACKS = BM * BK / VEC, PACKS_A_ROW = BK / VEC;
 constexpr int B_VEC = 16 / static_cast<int>(sizeof(Number));
-constexpr int B_PACKS = BK * BN / B_VEC, PACKS_B_ROW = BN / B_VEC;
-static_assert(A_PACKS % THREADS == 0 && B_PACKS % THREADS == 0 && THREADS % PACKS_A_ROW == 0
-              && THREADS % PACKS_B_ROW == 0,
-              "a stage is the same number of copies for every thread");
+constexpr int B_PACKS = BK * BN / B_VEC, PACKS_B_ROW = BN / B_VEC, B_COPIES = B_PACKS / THREADS;
+static_assert(B_PACKS % THREADS == 0 && THREADS % PACKS_B_ROW == 0,
+              "a stage of B is the same number of copies for every thread");
 
 // Shared memory, in this order; `shared_bytes` in convolution.py counts the same.
 struct Shared {
     Number* a;       // [STAGES][BM][A_STEP], and behind it
     Number* b;       // [STAGES][BK][B_STEP]
     float* c;        // [BM][C_STEP], over both, when they are done with
-    int* pixel;      // [BM]: of the output, -1 behind the last
+    Rows rows;       // pixels, and behind the totals what they read
     float* total;    // [BM]: of the norm
-    int* row;        // [BM][most_taps_y]: where the tap's row of the input begins, or -1
-    int* col;        // [BM][most_taps_x]: the tap's column, or -1
     int* changed;    // [2]: pixels of the tile, and where they go in the list
     Number* result;  // [BM][all channels of the output]: the new values
     int result_step;
@@ -68,119 +46,56 @@ __device__ Shared share(byte* memory, const ConvArgs& args) {
     shared.a = reinterpret_cast<Number*>(memory);
     shared.b = shared.a + STAGES * A_STAGE;
     shared.c = reinterpret_cast<float*>(memory);
-    shared.pixel = reinterpret_cast<int*>(memory + STAGE_AREA);
-    shared.total = reinterpret_cast<float*>(shared.pixel + BM);
-    shared.row = shared.pixel + 2 * BM;
-    shared.col = shared.row + BM * args.most_taps_y;
-    shared.changed = shared.col + BM * args.most_taps_x;
+    shared.rows.pixel = reinterpret_cast<int*>(memory + STAGE_AREA);
+    shared.total = reinterpret_cast<float*>(shared.rows.pixel + BM);
+    shared.rows.row = shared.rows.pixel + 2 * BM;
+    shared.rows.col = shared.rows.row + BM * args.most_taps_y;
+    shared.changed = shared.rows.col + BM * args.most_taps_x;
     // 16 bytes, so that rows of results are aligned whatever they are moved by.
     shared.result = reinterpret_cast<Number*>(shared.changed + 4);
     shared.result_step = ceil_div(args.rule.channels, 8) * 8 + 8;
     return shared;
 }
 
-// Looks up which pixels a tile computes and what they read.
-__device__ void find_rows(const Shared& shared, const ConvArgs& args, const Phase& phase, int first,
-                          int count) {
-    for (int i = threadIdx.x; i < BM; i += THREADS) {
-        const int pixel = first + i < count ? args.list[phase.list + first + i] : -1;
-        shared.pixel[i] = pixel;
-        shared.total[i] = 0.f;
-        const int y = pixel / args.width_out % args.height_out, x = pixel % args.width_out;
-        const int lane = pixel / args.rule.plane;
-        for (int t = 0; t < phase.taps_y; ++t) {
-            const int row = pixel < 0 ? -1 : args.tables[phase.rows + y * phase.taps_y + t];
-            shared.row[i * phase.taps_y + t] =
-                row < 0 ? -1 : (lane * args.height_in + row) * args.width_in;
-        }
-        for (int t = 0; t < phase.taps_x; ++t)
-            shared.col[i * phase.taps_x + t] =
-                pixel < 0 ? -1 : args.tables[phase.cols + x * phase.taps_x + t];
-    }
-    if (threadIdx.x == 0) *shared.changed = 0;
-}
-
-// Copies the stages of A and B, one after the other. What a tap reads is looked up when the tap
-// changes; in between, the channels follow each other.
+// Copies the stages of A and B, one after the other.
 struct Loader {
-    static constexpr int A_COPIES = A_PACKS / THREADS, B_COPIES = B_PACKS / THREADS;
-
     const Shared& shared;
-    const ConvArgs& args;
-    const Phase& phase;
-    const Number* from[A_COPIES];
-    bool exists[A_COPIES];
-    const Number* weight;
-    int channel, tap_y, tap_x;  // of this thread's packs in the next stage
+    Gather gather;
+    const Number* weight;  // [phase][group][tile of BN channels][K padded to BK][BN]
 
     __device__ Loader(const Shared& shared, const ConvArgs& args, const Phase& phase, int group,
                       int column, int first_stage)
-        : shared(shared), args(args), phase(phase) {
+        : shared(shared), gather(shared.rows, args, phase, group, first_stage) {
         const long long tile = group * ceil_div(args.group_out, BN) + column;
         weight = args.weight + phase.weight
                + (tile * phase.stages + first_stage) * BK * BN + threadIdx.x * B_VEC;
-        const int k = first_stage * BK + threadIdx.x % PACKS_A_ROW * VEC;
-        const int tap = k / args.group_in;
-        channel = k % args.group_in;
-        tap_y = tap / phase.taps_x;
-        tap_x = tap % phase.taps_x;
-        look_up(args.input + group * args.group_in);
     }
 
-    __device__ void look_up(const Number* input) {
-        const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
-        UNROLL
-        for (int i = 0; i < A_COPIES; ++i) {
-            const int row = (threadIdx.x + i * THREADS) / PACKS_A_ROW;
-            const int start = within ? shared.row[row * phase.taps_y + tap_y] : -1;
-            const int col = within ? shared.col[row * phase.taps_x + tap_x] : -1;
-            exists[i] = start >= 0 && col >= 0;
-            from[i] = exists[i]
-                ? input + static_cast<long long>(start + col) * args.step_in + channel : args.input;
-        }
-    }
-
-    __device__ void load(int slot, const Number* input) {
+    __device__ void load(int slot) {
         Number* a = shared.a + slot * A_STAGE
                   + threadIdx.x / PACKS_A_ROW * A_STEP + threadIdx.x % PACKS_A_ROW * VEC;
         Number* b = shared.b + slot * B_STAGE
                   + threadIdx.x / PACKS_B_ROW * B_STEP + threadIdx.x % PACKS_B_ROW * B_VEC;
         UNROLL
-        for (int i = 0; i < A_COPIES; ++i) {
-            Number* to = a + i * (THREADS / PACKS_A_ROW) * A_STEP;
-            constexpr int BYTES = VEC * static_cast<int>(sizeof(Number));
-            if constexpr (BYTES >= 4) copy_async<BYTES>(to, from[i], exists[i]);
-            else if (exists[i]) *to = *from[i];
-            else from_float(0.f, *to);
-        }
+        for (int i = 0; i < A_COPIES; ++i)
+            gather.copy(i, a + i * (THREADS / PACKS_A_ROW) * A_STEP);
         UNROLL
         for (int i = 0; i < B_COPIES; ++i)
             copy_async<16>(b + i * (THREADS / PACKS_B_ROW) * B_STEP,
                                     weight + i * THREADS * B_VEC, true);
         weight += BK * BN;
-        channel += BK;
-        if (channel < args.group_in) {
-            UNROLL
-            for (int i = 0; i < A_COPIES; ++i) from[i] += exists[i] ? BK : 0;
-            return;
-        }
-        while (channel >= args.group_in && tap_y < phase.taps_y) {
-            channel -= args.group_in;
-            if (++tap_x == phase.taps_x) tap_x = 0, ++tap_y;
-        }
-        look_up(input);
+        gather.advance();
     }
 };
 
 // Sums products over the stages [first, last) of K.
 __device__ void multiply_tile(Multiplier& product, const Shared& shared, const ConvArgs& args,
                               const Phase& phase, int group, int column, int first, int last) {
-    const Number* input = args.input + group * args.group_in;
     Loader loader(shared, args, phase, group, column, first);
     product.clear();
     UNROLL
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (first + stage < last) loader.load(stage, input);
+        if (first + stage < last) loader.load(stage);
         commit_copies();
     }
     for (int stage = first; stage < last; ++stage) {
@@ -189,7 +104,7 @@ __device__ void multiply_tile(Multiplier& product, const Shared& shared, const C
         block_barrier();  // the stage is there for all, and the one before it is done with
         product.add(shared.a + slot * A_STAGE, shared.b + slot * B_STAGE);
         // Behind the multiplication, so that looking up addresses overlaps with it.
-        if (stage + STAGES - 1 < last) loader.load((stage - first + STAGES - 1) % STAGES, input);
+        if (stage + STAGES - 1 < last) loader.load((stage - first + STAGES - 1) % STAGES);
         commit_copies();
     }
     wait_for_copies<0>();
@@ -206,7 +121,7 @@ typedef Pack<Number, OUT_VEC> OutPack;
 __device__ void finish_chunk(const Shared& shared, const ConvArgs& args, int group, int n) {
     const int warp = threadIdx.x / WARP, lane_id = threadIdx.x % WARP;
     for (int i = warp * WARP_ROWS + lane_id / ROW_LANES; i < BM; i += WARPS * WARP_ROWS) {
-        const long long pixel = shared.pixel[i];
+        const long long pixel = shared.rows.pixel[i];
         float sum = 0.f;
         for (int c = lane_id % ROW_LANES * OUT_VEC; c < BN; c += ROW_LANES * OUT_VEC) {
             if (pixel < 0 || n + c >= args.group_out) continue;
@@ -223,7 +138,7 @@ __device__ void finish_chunk(const Shared& shared, const ConvArgs& args, int gro
                 float x = shared.c[i * C_STEP + c + v];
                 if (args.bias) x += args.bias[channel + v];
                 if (args.residual) x += to_float(added.at[v]);
-                from_float(activate(x, args.rule.activation, args.rule.slope), now.at[v]);
+                from_float(activate(x, args.rule), now.at[v]);
                 sum += score(to_float(now.at[v]), to_float(old.at[v]), threshold, args.rule.rms);
             }
             *reinterpret_cast<OutPack*>(shared.result + i * shared.result_step + channel) = now;
@@ -236,10 +151,10 @@ __device__ void finish_chunk(const Shared& shared, const ConvArgs& args, int gro
 // Writes the rows that changed, and says so.
 __device__ void decide(const Shared& shared, const ConvArgs& args) {
     const int warp = threadIdx.x / WARP, lane_id = threadIdx.x % WARP;
-    int* moved = shared.row;  // what the tile reads is not needed any more
+    int* moved = shared.rows.row;  // what the tile reads is not needed any more
     warp_barrier();  // totals and results come from other lanes of this warp
     for (int i = warp * WARP_ROWS + lane_id / ROW_LANES; i < BM; i += WARPS * WARP_ROWS) {
-        const long long pixel = shared.pixel[i];
+        const long long pixel = shared.rows.pixel[i];
         if (pixel < 0) continue;
         const int lane = static_cast<int>(pixel) / args.rule.plane;
         if (!args.rule.fresh[lane]
@@ -265,7 +180,9 @@ __device__ void decide(const Shared& shared, const ConvArgs& args) {
 
 __device__ void compute_tile(const Shared& shared, const ConvArgs& args, const Phase& phase,
                              int tile, int count) {
-    find_rows(shared, args, phase, tile * BM, count);
+    for (int i = threadIdx.x; i < BM; i += THREADS) shared.total[i] = 0.f;
+    if (threadIdx.x == 0) *shared.changed = 0;
+    find_rows(shared.rows, args, phase, tile * BM, count);
     block_barrier();
     for (int group = 0; group < args.groups; ++group) {
         for (int n = 0; n < args.group_out; n += BN) {
@@ -304,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(ConvArgs args) {
         for (int job = blockIdx.x; job < tiles * columns * splits; job += gridDim.x) {
             const int tile = job / (columns * splits), column = job / splits % columns;
             const int split = job % splits;
-            find_rows(shared, args, phase, tile * BM, count);
+            find_rows(shared.rows, args, phase, tile * BM, count);
             block_barrier();
             Multiplier product;
             multiply_tile(product, shared, args, phase, column / across, column % across,

@@ -2,7 +2,7 @@
 // a file of the same name and functions before this one and run the kernels on a CPU.
 #pragma once
 
-#define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY_4 _Pragma("unroll 4")
 #define INFINITE __int_as_float(0x7f800000)
@@ -34,6 +34,17 @@ __device__ __forceinline__ void from_float(float x, bf16& y) {
     const unsigned bits = __float_as_uint(x);
     const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     y.bits = static_cast<unsigned short>((x != x ? bits | 0x400000u : rounded) >> 16);
+}
+
+// NaN stays NaN.
+__device__ __forceinline__ float clamp(float x, float least, float most) {
+#if __CUDA_ARCH__ >= 800
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(least));
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(most));
+    return x;
+#else
+    return x < least ? least : (x > most ? most : x);
+#endif
 }
 
 __device__ __forceinline__ void block_barrier() { __syncthreads(); }

@@ -7,12 +7,15 @@ ahead of it is done, which `wait_for_earlier_kernels` in device.cuh is the other
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +37,8 @@ class Launch:
         grid: blocks in x and y.
         threads: of a block.
         shared_bytes: dynamic shared memory.
+        cluster: blocks that run together, of which the grid is a multiple.
+        fits: no more clusters than can be resident, so that none waits for the others to end.
     """
 
     kernel: Kernel
@@ -41,6 +46,8 @@ class Launch:
     grid: tuple[int, int]
     threads: int
     shared_bytes: int = 0
+    cluster: int = 1
+    fits: bool = False
 
 
 class Launcher(Protocol):
@@ -99,23 +106,61 @@ class CupyLauncher:
 
     def _compile(self, kernel: Kernel) -> Any:
         with self._cupy.cuda.Device(self.device.index or 0):
-            module = self._cupy.RawModule(code=source_of(kernel.file), options=kernel.options)
+            if kernel.architecture:
+                module = self._cupy.RawModule(path=str(machine_code(kernel)))
+            else:
+                module = self._cupy.RawModule(code=source_of(kernel.file), options=kernel.options)
             return module.get_function(kernel.entry)
 
-    def launch(self, launch: Launch) -> None:
-        """Run on PyTorch's current stream of the device; see `Launcher`."""
+    def function(self, launch: Launch) -> int:
+        """Return the driver's handle of a launch's kernel, with the shared memory it wants."""
         if launch.kernel not in self._functions:
             self.prepare([launch.kernel])
         function = self._functions[launch.kernel]
         if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
             self._allowed[launch.kernel] = launch.shared_bytes
-        index = self.device.index or 0
+        if launch.cluster > 1 and not launch.fits:
+            self._driver.clip(function.kernel.ptr, launch)
+        return int(function.kernel.ptr)
+
+    def launch(self, launch: Launch) -> None:
+        """Run on PyTorch's current stream of the device; see `Launcher`."""
+        function, index = self.function(launch), self.device.index or 0
         if torch.cuda.current_device() == index:  # a guard costs as much as the launch
-            self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+            self._driver.launch(function, launch, current_stream(index))
         else:
             with torch.cuda.device(index):
-                self._driver.launch(function.kernel.ptr, launch, current_stream(index))
+                self._driver.launch(function, launch, current_stream(index))
+
+
+def machine_code(kernel: Kernel) -> Path:
+    """Compile for the very architecture that a kernel is for; kept beside CuPy's own cache.
+
+    CuPy itself compiles for what later GPUs of a family run too, which lacks the instructions
+    that only one of them has.
+    """
+    from cupy_backends.cuda.libs import nvrtc
+
+    source, options = source_of(kernel.file), (f"-arch={kernel.architecture}", *kernel.options)
+    digest = hashlib.sha1(repr((source, options, nvrtc.getVersion())).encode()).hexdigest()
+    folder = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
+    path = Path(folder) / f"deltaconvert-{digest}.cubin"
+    if path.exists():
+        return path
+    program = nvrtc.createProgram(source, kernel.file, (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        code = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{kernel}: {nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(code)
+    os.replace(file.name, path)  # whole, also for a process beside this one
+    return path
 
 
 def current_stream(index: int) -> int:
@@ -138,7 +183,12 @@ class _Config(ctypes.Structure):
                 ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
 
 
-PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
+CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CU_LAUNCH_ATTRIBUTE_...
+
+
+def driver() -> ctypes.CDLL:
+    """Load the driver's library."""
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
 
 
 class Driver:
@@ -146,10 +196,8 @@ class Driver:
 
     def __init__(self, overlap: bool) -> None:
         """Load the driver; ``overlap`` launches kernels before the one ahead is done."""
-        self._library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        self._attribute = _Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION)
-        self._attribute.value[0] = 1
-        self._count = int(overlap)
+        self._library = driver()
+        self.overlap = overlap
 
     def launch(self, function: int, launch: Launch, stream: int) -> None:
         """Launch a function.
@@ -157,11 +205,34 @@ class Driver:
         Raises:
             RuntimeError: with the driver's own words.
         """
-        config = _Config((*launch.grid, 1), (launch.threads, 1, 1), launch.shared_bytes, stream,
-                         ctypes.pointer(self._attribute), self._count)
+        config = self._config(launch, stream)
         args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
-        status = self._library.cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function),
-                                                args, None)
+        self._check(launch, self._library.cuLaunchKernelEx(
+            ctypes.byref(config), ctypes.c_void_p(function), args, None))
+
+    def clip(self, function: int, launch: Launch) -> None:
+        """Take clusters off a grid that are more than the device can run at the same time."""
+        most = ctypes.c_int()
+        config = self._config(launch, 0)
+        self._check(launch, self._library.cuOccupancyMaxActiveClusters(
+            ctypes.byref(most), ctypes.c_void_p(function), ctypes.byref(config)))
+        launch.grid = min(launch.grid[0], max(1, most.value) * launch.cluster), launch.grid[1]
+        launch.fits = True
+
+    def _config(self, launch: Launch, stream: int) -> _Config:
+        attributes = (_Attribute * 2)()
+        count = 0
+        if self.overlap:
+            attributes[0].id, attributes[0].value[0] = PROGRAMMATIC_STREAM_SERIALIZATION, 1
+            count = 1
+        if launch.cluster > 1:
+            attributes[count].id = CLUSTER_DIMENSION
+            attributes[count].value[:3] = launch.cluster, 1, 1
+            count += 1
+        return _Config((*launch.grid, 1), (launch.threads, 1, 1), launch.shared_bytes, stream,
+                       ctypes.cast(attributes, ctypes.POINTER(_Attribute)), count)
+
+    def _check(self, launch: Launch, status: int) -> None:
         if status:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(text))

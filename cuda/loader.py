@@ -33,6 +33,12 @@ class Kernel:
     defines: tuple[tuple[str, str | int], ...]
 
     @property
+    def architecture(self) -> str | None:
+        """Return what it must be compiled for, ``sm_90a``, or nothing where any GPU will do."""
+        named = re.search(r"_sm(\d+)\.cu$", self.file)
+        return f"sm_{named[1]}a" if named else None
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Return compiler options for the symbols."""
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in self.defines))

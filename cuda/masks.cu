@@ -3,9 +3,10 @@
 
 constexpr int MOST_SOURCES = 8;
 
-// What output pixels read of a map. rows is [height_out, taps_y], cols [width_out, taps_x]:
-// input indices, or -1 for a tap that is not there.
-enum Reads { TAPS, OWN_PLACE, EVERYTHING };
+// What output pixels read of a map: by tables, rows is [height_out, taps_y], cols [width_out,
+// taps_x], input indices or -1 for a tap that is not there; or what those tables are for a
+// window: tap t of row y is row first_y + y * step_y + t * spread_y, where the map has it.
+enum Reads { TAPS, WINDOW, EVERYTHING };
 
 struct MaskSource {
     const byte* mask;
@@ -13,7 +14,9 @@ struct MaskSource {
     const int* rows;
     const int* cols;
     int height, width, taps_y, taps_x;
-    int reads, unused;  // how, see Reads
+    int reads;  // how, see Reads
+    int first_y, first_x, step_y, step_x, spread_y, spread_x;
+    int unused;
 };
 
 struct CandidateArgs {
@@ -28,44 +31,91 @@ struct CandidateArgs {
 };
 
 constexpr int THREADS = 256;
-constexpr int EACH = 4;  // pixels of a thread, so that the shared counter is hit rarely
+constexpr int STRIP = 8;  // neighbouring output pixels of a row, which a thread looks at together
 
-// The pixels that a thread looks at. Loads of all of them are under way together.
-struct Pixels {
-    int index[EACH], lane[EACH], y[EACH], x[EACH];
-    bool exists[EACH], found[EACH];
-};
+struct Strip { int lane, y, x, step, pixels; };
 
-__device__ void find_tapped(const MaskSource& from, Pixels& at) {
-    const byte* mask[EACH];
+// The bytes of a mask from `at` on, of which each is 0 or 1, as a bit each; `count` up to 64.
+__device__ unsigned long long bits_of(const byte* mask, long long at, int count, long long total) {
+    unsigned long long bits = 0;
+    const int ahead = static_cast<int>(at & 3);
+    for (int i = -ahead; i < count; i += 4) {
+        const long long place = at + i;  // a multiple of 4
+        unsigned word = 0;
+        if (place >= 0 && place + 4 <= total)
+            word = *reinterpret_cast<const unsigned*>(mask + place);
+        else if (place >= 0)
+            for (int b = 0; place + b < total; ++b) word |= mask[place + b] << (8 * b);
+        const unsigned long long four = (word * 0x01020408u) >> 24 & 15u;
+        bits |= i < 0 ? four >> ahead : four << i;
+    }
+    return bits;
+}
+
+// Which pixels of the strip read a pixel that is set, a bit each.
+__device__ unsigned found_by_window(const MaskSource& from, const Strip& at) {
+    const int left = from.first_x + at.x * from.step_x;
+    const int span = (STRIP - 1) * from.step_x + (from.taps_x - 1) * from.spread_x + 1;
+    const long long total =
+        static_cast<long long>(from.height) * from.width * (at.lane + 1);  // up to this lane's end
+    unsigned long long bits = 0;
+    for (int t = 0; t < from.taps_y; ++t) {
+        const int row = from.first_y + at.y * from.step_y + t * from.spread_y;
+        if (row < 0 || row >= from.height) continue;
+        const long long start = static_cast<long long>(at.lane * from.height + row) * from.width;
+        bits |= bits_of(from.mask, start + left, span, total);
+    }
+    if (left < 0) bits = bits >> -left << -left;  // those of other rows
+    if (from.width - left < 64) bits &= (1ull << max(from.width - left, 0)) - 1ull;
+    unsigned long long reached = 0;
+    for (int t = 0; t < from.taps_x; ++t) reached |= bits >> (t * from.spread_x);
+    unsigned found = 0;
     UNROLL
-    for (int e = 0; e < EACH; ++e)
-        mask[e] = from.mask + static_cast<long long>(at.lane[e]) * from.height * from.width;
+    for (int k = 0; k < STRIP; ++k)
+        found |= static_cast<unsigned>(reached >> (k * from.step_x) & 1ull) << k;
+    return found;
+}
+
+__device__ unsigned found_by_tables(const MaskSource& from, const Strip& at) {
+    const byte* mask = from.mask + static_cast<long long>(at.lane) * from.height * from.width;
+    unsigned found = 0;
     for (int i = 0; i < from.taps_y; ++i) {
-        int row[EACH];
-        UNROLL
-        for (int e = 0; e < EACH; ++e)
-            row[e] = at.exists[e] ? from.rows[at.y[e] * from.taps_y + i] : -1;
+        const int row = from.rows[at.y * from.taps_y + i];
+        if (row < 0) continue;
         for (int j = 0; j < from.taps_x; ++j) {
             UNROLL
-            for (int e = 0; e < EACH; ++e) {
-                const int col = row[e] < 0 ? -1 : from.cols[at.x[e] * from.taps_x + j];
-                at.found[e] |= col >= 0 && mask[e][row[e] * from.width + col] != 0;
+            for (int k = 0; k < STRIP; ++k) {
+                if (k >= at.pixels) continue;
+                const int col = from.cols[(at.x + k * at.step) * from.taps_x + j];
+                if (col >= 0 && mask[row * from.width + col]) found |= 1u << k;
             }
         }
     }
+    return found;
 }
 
-__device__ void find_in(const MaskSource& from, Pixels& at) {
-    if (from.reads == TAPS) {
-        find_tapped(from, at);
-        return;
-    }
-    const bool any = from.reads == EVERYTHING && *from.changed != 0;
+__device__ unsigned found_in(const MaskSource& from, const Strip& at) {
+    if (from.reads == WINDOW) return found_by_window(from, at);
+    if (from.reads == TAPS) return found_by_tables(from, at);
+    return *from.changed ? ~0u : 0u;
+}
+
+// Lists the strip's pixels that were found, warp by warp.
+__device__ void list_strip(const Strip& at, unsigned found, int first_pixel, int* list,
+                           int* count) {
+    const int lane_id = threadIdx.x % WARP, mine = count_bits(found);
+    const unsigned before = (1u << lane_id) - 1u;
+    int rank = 0, total = 0;
     UNROLL
-    for (int e = 0; e < EACH; ++e)
-        at.found[e] |= at.exists[e]
-                    && (from.reads == EVERYTHING ? any : from.mask[at.index[e]] != 0);
+    for (int bit = 0; bit < 4; ++bit) {  // of `mine`, which is 8 at most
+        const unsigned votes = ballot(mine >> bit & 1);
+        rank += count_bits(votes & before) << bit;
+        total += count_bits(votes) << bit;
+    }
+    if (total == 0) return;
+    rank += broadcast(lane_id == 0 ? atomicAdd(count, total) : 0);
+    for (int k = 0; k < STRIP; ++k)
+        if (found >> k & 1u) list[rank++] = first_pixel + k * at.step;
 }
 
 __device__ bool nothing_to_do(const CandidateArgs& args) {
@@ -75,61 +125,34 @@ __device__ bool nothing_to_do(const CandidateArgs& args) {
 }
 
 // Lists the output pixels that must be evaluated again, in no particular order but for runs
-// within a block. blockIdx.y is the phase.
+// within a warp. blockIdx.y is the phase.
 extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateArgs args) {
-    SHARED_MEMORY(shared);
     wait_for_earlier_kernels();
     if (nothing_to_do(args)) return;
-    int* warp_counts = reinterpret_cast<int*>(shared);  // [EACH * warps], then where they start
-    int* start = warp_counts + EACH * (THREADS / WARP);
     const int phase = blockIdx.y;
     const int first_y = phase / args.period_x, first_x = phase % args.period_x;
     const int rows = ceil_div(args.height - first_y, args.period_y);
     const int cols = ceil_div(args.width - first_x, args.period_x);
-    const int total = args.lanes * rows * cols;
+    const int strips = ceil_div(cols, STRIP), total = args.lanes * rows * strips;
     // Where the phase's part of the list begins: behind the pixels of the phases before it.
     int base = 0;
     for (int f = 0; f < phase; ++f)
         base += args.lanes * ceil_div(args.height - f / args.period_x, args.period_y)
               * ceil_div(args.width - f % args.period_x, args.period_x);
-    const int warp = threadIdx.x / WARP, lane_id = threadIdx.x % WARP;
-    for (int at = blockIdx.x * THREADS * EACH; at < total; at += gridDim.x * THREADS * EACH) {
-        Pixels here;
-        int rank[EACH];
-        UNROLL
-        for (int e = 0; e < EACH; ++e) {
-            const int place = at + e * THREADS + threadIdx.x;
-            const bool exists = here.exists[e] = place < total;
-            const int lane = here.lane[e] = exists ? place / (rows * cols) : 0;
-            const int y = here.y[e] = exists ? first_y + place / cols % rows * args.period_y : 0;
-            const int x = here.x[e] = exists ? first_x + place % cols * args.period_x : 0;
-            here.index[e] = (lane * args.height + y) * args.width + x;
-            here.found[e] = exists && args.fresh[lane] != 0;
+    const int rounds = ceil_div(total, gridDim.x * THREADS);  // of whole warps
+    for (int round = 0; round < rounds; ++round) {
+        const int place = (round * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
+        const int strip = place % strips * STRIP, row = place / strips;
+        const Strip at = {row / rows, first_y + row % rows * args.period_y,
+                          first_x + strip * args.period_x, args.period_x, min(STRIP, cols - strip)};
+        unsigned found = 0;
+        if (place < total) {
+            if (args.fresh[at.lane]) found = ~0u;
+            for (int s = 0; s < args.sources; ++s) found |= found_in(args.source[s], at);
+            found &= (1u << at.pixels) - 1u;
         }
-        for (int s = 0; s < args.sources; ++s) find_in(args.source[s], here);
-        UNROLL
-        for (int e = 0; e < EACH; ++e) {
-            const unsigned votes = ballot(here.found[e]);
-            rank[e] = here.found[e] ? count_bits(votes & ((1u << lane_id) - 1u)) : -1;
-            if (lane_id == 0) warp_counts[e * (THREADS / WARP) + warp] = count_bits(votes);
-        }
-        block_barrier();
-        if (threadIdx.x == 0) {
-            int sum = 0;
-            for (int w = 0; w < EACH * (THREADS / WARP); ++w) {
-                const int count = warp_counts[w];
-                warp_counts[w] = sum;
-                sum += count;
-            }
-            *start = sum ? atomicAdd(&args.counts[phase], sum) : 0;
-        }
-        block_barrier();
-        UNROLL
-        for (int e = 0; e < EACH; ++e)
-            if (rank[e] >= 0)
-                args.list[base + *start + warp_counts[e * (THREADS / WARP) + warp] + rank[e]] =
-                    here.index[e];
-        block_barrier();
+        list_strip(at, found, (at.lane * args.height + at.y) * args.width + at.x,
+                   args.list + base, args.counts + phase);
     }
 }
 

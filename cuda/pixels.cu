@@ -201,7 +201,7 @@ __device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
     }
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v)
-        from_float(activate(x[v], args.rule.activation, args.rule.slope), now.at[v]);
+        from_float(activate(x[v], args.rule), now.at[v]);
 }
 
 // Costly operations keep their results for the decision; the others compute them again.

@@ -3,6 +3,7 @@
 
 constexpr int THREADS = 256;
 constexpr int EACH = 4;  // pixels of a thread, whose loads are under way together
+constexpr int STRIP = 8;  // pixels of a thread that are first compared as they lie in memory
 constexpr int BLOCK = 8;
 
 struct FrameArgs {
@@ -15,6 +16,8 @@ struct FrameArgs {
     int step;     // numbers from a pixel of the value to the next
     int lanes, height, width;
     float threshold, cap;  // of the block test
+    int packed;   // frame and value lie alike, without gaps, in whole packs of 16 bytes a strip
+    int unused;
 };
 
 __device__ __forceinline__ const Number* frame_pixel(const FrameArgs& args, int lane, int y, int x) {
@@ -23,10 +26,59 @@ __device__ __forceinline__ const Number* frame_pixel(const FrameArgs& args, int 
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= 3.402823466e38f; }
 
+// Whether a pixel's change exceeds the lane's threshold.
+// Not inline: few strips come here, and registers are short.
+__device__ __noinline__ bool exceeds_at(const FrameArgs& args, int pixel) {
+    const int lane = pixel / args.rule.plane;
+    const Number* now =
+        frame_pixel(args, lane, pixel / args.width % args.height, pixel % args.width);
+    const Number* old = args.value + static_cast<long long>(pixel) * args.step;
+    const float threshold = args.rule.thresholds[lane];
+    float sum = 0.f;
+    for (int c = 0; c < args.rule.channels; ++c) {
+        const float x = to_float(now[c * args.stride_channel]);
+        if (!is_finite(x)) args.bad[lane] = 1;
+        sum += score(x, to_float(old[c]), threshold, args.rule.rms);
+    }
+    return exceeds(sum, args.rule, threshold);
+}
+
+// What is the same in every bit did not change, and is finite, as all values are: most of a frame.
+__device__ bool differs(const FrameArgs& args, int first) {
+    const long long start = static_cast<long long>(first) * args.step;
+    const uint4* now = reinterpret_cast<const uint4*>(args.frame + start);
+    const uint4* old = reinterpret_cast<const uint4*>(args.value + start);
+    const int packs = STRIP * args.step * static_cast<int>(sizeof(Number)) / 16;
+    unsigned bits = 0;
+    UNROLL_BY_4
+    for (int i = 0; i < packs; ++i) {
+        const uint4 x = now[i], y = old[i];
+        bits |= (x.x ^ y.x) | (x.y ^ y.y) | (x.z ^ y.z) | (x.w ^ y.w);
+    }
+    return bits != 0;
+}
+
+__device__ void examine_strips(const FrameArgs& args) {
+    const int total = args.lanes * args.rule.plane, step = gridDim.x * THREADS * STRIP;
+    for (int first = (blockIdx.x * THREADS + threadIdx.x) * STRIP; first < total; first += step) {
+        const bool whole = first + STRIP <= total;
+        if (whole && !differs(args, first)) {
+            *reinterpret_cast<uint2*>(args.marks + first) = uint2{0, 0};
+            continue;
+        }
+        for (int pixel = first; pixel < first + STRIP && pixel < total; ++pixel)
+            args.marks[pixel] = exceeds_at(args, pixel);
+    }
+}
+
 // Marks the pixels whose change exceeds the lane's threshold.
 extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
     const int total = args.lanes * args.rule.plane;
+    if (args.packed) {
+        examine_strips(args);
+        return;
+    }
     for (int first = blockIdx.x * THREADS * EACH; first < total;
          first += gridDim.x * THREADS * EACH) {
         const Number* now[EACH];
@@ -123,22 +175,38 @@ extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs a
 extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
     const int total = args.lanes * args.rule.plane;
-    const int rounds = ceil_div(total, gridDim.x * THREADS);
+    const int rounds = ceil_div(total, gridDim.x * THREADS * STRIP);
+    const bool any_fresh = args.rule.fresh[args.lanes] != 0;
     for (int round = 0; round < rounds; ++round) {
-        const int pixel = (round * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
-        bool moves = false;
-        if (pixel < total) {
-            const int lane = pixel / args.rule.plane;
-            moves = !args.bad[lane] && (args.marks[pixel] || args.rule.fresh[lane]);
+        const int warp = (round * gridDim.x + blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP;
+        const int first = warp * WARP * STRIP, lane_id = threadIdx.x % WARP;
+        // A look at all marks of the warp's pixels, most of which are none.
+        const int own = first + lane_id * STRIP;
+        bool some = any_fresh;
+        if (own + STRIP <= total) {
+            const uint2 marks = *reinterpret_cast<const uint2*>(args.marks + own);
+            some = some || (marks.x | marks.y) != 0;
+        } else {
+            some = some || own < total;
+        }
+        if (!ballot(some)) continue;
+        for (int i = 0; i < STRIP; ++i) {
+            const int pixel = first + i * WARP + lane_id;
+            bool moves = false;
+            if (pixel < total) {
+                const int lane = pixel / args.rule.plane;
+                moves = !args.bad[lane] && (args.marks[pixel] || args.rule.fresh[lane]);
+            }
             if (moves) {
-                const Number* now =
-                    frame_pixel(args, lane, pixel / args.width % args.height, pixel % args.width);
+                const Number* now = frame_pixel(args, pixel / args.rule.plane,
+                                                pixel / args.width % args.height,
+                                                pixel % args.width);
                 Number* value = args.value + static_cast<long long>(pixel) * args.step;
                 for (int c = 0; c < args.rule.channels; ++c)
                     value[c] = now[c * args.stride_channel];
                 args.rule.mask[pixel] = 1;
             }
+            list_changes(args.rule, moves, pixel);
         }
-        list_changes(args.rule, moves, pixel);
     }
 }

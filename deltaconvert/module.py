@@ -49,6 +49,7 @@ class DeltaModule(nn.Module):
     _root: nn.Module
     _programs: dict[Any, Program]
     _version: int
+    _weights_device: torch.device | None
 
     def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
                  config: Config, *, strict: bool = False,
@@ -68,7 +69,7 @@ class DeltaModule(nn.Module):
                              strict=strict, results=list(results),
                              traced_for=traced_for and [tuple(s) for s in traced_for],
                              preprocessing=preprocessing, loaded_from=None, _programs={},
-                             _version=0)
+                             _version=0, _weights_device=None)
         self.__dict__["input_names"] = [n.name for n in graph.nodes if n.op == "placeholder"]
         self.__dict__["stream"] = Stream(self)
         self.training = False
@@ -133,6 +134,7 @@ class DeltaModule(nn.Module):
     def _forget(self) -> None:
         self._programs.clear()
         self.__dict__["_version"] += 1
+        self.__dict__["_weights_device"] = None
 
     def signature(self, frames: Sequence[Any]) -> Any:
         """Return what a program is specialised for.
@@ -162,8 +164,11 @@ class DeltaModule(nn.Module):
             map(fits, shapes, self.traced_for)))
 
     def _device(self) -> torch.device | None:
-        first = next(iter(self.parameters()), None)
-        return None if first is None else first.device
+        """Return where the weights are: looked up once, because it is asked at every frame."""
+        if self._weights_device is None:
+            first = next(iter(self.parameters()), None)
+            self.__dict__["_weights_device"] = None if first is None else first.device
+        return self._weights_device
 
     def _specialize(self, frames: Sequence[Tensor]) -> Program:
         try:

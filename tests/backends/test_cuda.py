@@ -16,7 +16,10 @@ from tests.backends.test_cpu import ACTIVATIONS, CASES, MAP, conv, make_node, we
 from tests.cuda.host.launcher import ORDERS
 from tests.cuda.streams import TF32, KernelStream
 
-FUSED, PARTS = {"fused": True}, {"fused": False}
+FUSED, PARTS = {"fused": True, "warpgroups": False}, {"fused": False}
+# A tile of two warpgroups; and a cluster over the channels, with as few stages as there can be.
+TWO, CLUSTER = ({"warpgroups": True, "bm": 128, "bn": 64, "stages": 4},
+                {"warpgroups": True, "bm": 64, "bn": 32, "stages": 3})
 # One of each kernel, and of each way into it.
 OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", "depthwise",
                 "max pool", "mean pool without padding", "gate", "cat", "softmax"]
@@ -65,6 +68,32 @@ def test_tensor_cores_in_float16(name: str, told: dict[str, Any]) -> None:
     stream = KernelStream(at(make_node(scaled(CASES[name])), torch.float16), told=told)
     stream.run()
     assert ("TENSOR", 1) in stream.launcher.ran[1].defines
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("told", [TWO, CLUSTER], ids=["two", "cluster"])
+@pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels",
+                                  "conv + residual + relu", "transposed"])
+def test_warpgroups(name: str, told: dict[str, Any], dtype: torch.dtype) -> None:
+    stream = KernelStream(at(make_node(scaled(CASES[name])), dtype), told=told)
+    stream.run()
+    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve_sm90"}
+
+
+WIDE = conv(weights(72, 40, 3, 3), activation=("silu",)), [(3, 40, 7, 9)]
+
+
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("order", range(len(ORDERS)))
+@pytest.mark.parametrize("beside", [0, 3])
+def test_clusters_of_warpgroups(order: int, beside: int, norm: str) -> None:
+    """Three blocks of 32 channels, the last not full; more tiles than blocks; odd addresses."""
+    node = at(make_node(scaled(WIDE), threshold=0.2, norm=norm), torch.float16)
+    stream = KernelStream(node, told=CLUSTER, order=order, beside=beside, processors=1)
+    stream.run()
+    stream.change(0.3, [0], size=1e-3)
+    assert stream.check() > 0
+    assert stream.output.counts == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)

@@ -10,14 +10,17 @@ import re
 import pytest
 import torch
 
+from deltaconvert.backends.cuda.tiles import Tile
 from deltaconvert.cuda.loader import FOLDER, Kernel, kernel, source_of
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
-MOST_REGISTERS = {"convolve": 168, "compute_pixels": 96}
+MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 96,
+                  "examine_pixels": 80}
 MOST_OTHERWISE = 64
-MOST_SPILLED = 64  # bytes, without tensor cores: outside of their loops
+# Bytes: without tensor cores, and of warpgroups, outside of their loops.
+MOST_SPILLED, MOST_SPILLED_OF_WARPGROUPS = 64, 96
 
 
 def nvrtc():
@@ -36,18 +39,31 @@ def convolutions(dtype: torch.dtype, tensor: bool) -> list[Kernel]:
         fused = {"BM": 128 if half and bn < 128 else 64, "BK": 32 if half else 16, "STAGES": 4}
         parts = {"BM": 64, "BK": 64 if half else 32 if tensor else 16, "STAGES": 3}
         made += [kernel("convolution.cu", "convolve", dtype, TENSOR=int(tensor), BN=bn, VEC=wide,
-                        FUSED=int(rule), OUT_VEC=wide if rule else 1, **tile)
+                        FUSED=int(rule), OUT_VEC=wide if rule else 1, CLAMPS=1, **tile)
                  for rule, tile in ((True, fused), (False, parts))]
     return made
 
 
+def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
+    """The tiles that are chosen among, see `_of_warpgroups` in tiles.py."""
+    tiles = ((128, 128, 3), (128, 256, 4), (128, 128, 4), (128, 64, 3), (128, 64, 6), (64, 64, 4),
+             (64, 128, 3), (64, 256, 4), (128, 32, 3), (128, 32, 6), (64, 32, 4))
+    return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=bm, BN=bn, STAGES=stages,
+                   VEC=8, OUT_VEC=8, CLAMPS=1, RMS=1,
+                   BLOCKS=Tile(True, bm, bn, 64, stages, True, True).resident)
+            for bm, bn, stages in tiles]
+
+
 def kernels(capability: int) -> list[Kernel]:
     made = [kernel("masks.cu", "find_candidates", torch.float32)]
+    if capability == 90:
+        made += of_warpgroups(torch.float16) + of_warpgroups(torch.bfloat16)[:2]
+        made.append(kernel("condition.cu", "decide", torch.float32))
     for dtype in (torch.float32, *HALVES):
         made.append(kernel("sparsify.cu", "examine_pixels", dtype))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
-                            OUT_VEC=16 // dtype.itemsize) for code in range(10)]
+                            OUT_VEC=16 // dtype.itemsize, CLAMPS=code % 2) for code in range(10)]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
     return [*made, *convolutions(torch.float32, False)]
@@ -58,8 +74,8 @@ def compile_for(capability: int, one: Kernel) -> list[tuple[str, int, int]]:
     compiler = nvrtc()
     program = compiler.createProgram(source_of(one.file), one.file, (), ())
     try:
-        compiler.compileProgram(program, (f"-arch=sm_{capability}", "--ptxas-options=-v",
-                                          *one.options))
+        compiler.compileProgram(program, (f"-arch={one.architecture or f'sm_{capability}'}",
+                                          "--ptxas-options=-v", *one.options))
     except Exception:
         pytest.fail(f"{one}: {compiler.getProgramLog(program)[:2000]}")
     log = compiler.getProgramLog(program)
@@ -81,7 +97,8 @@ def test_within_limits(capability):
         for entry, registers, spilled in compile_for(capability, one):
             what = f"{entry} {' '.join(f'{a}={b}' for a, b in one.defines)}"
             print(f"sm_{capability} {registers:4} registers {spilled:4} spilled  {what}")
-            most = MOST_SPILLED if ("TENSOR", 0) in one.defines else 0
+            most = (MOST_SPILLED_OF_WARPGROUPS if one.architecture
+                    else MOST_SPILLED if ("TENSOR", 0) in one.defines else 0)
             assert spilled <= most, f"{what} spills {spilled} bytes for sm_{capability}"
             assert registers <= MOST_REGISTERS.get(entry, MOST_OTHERWISE), what
 

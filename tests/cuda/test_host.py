@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from tests.backends.test_cpu import CASES, make_node
+from tests.backends.test_cpu import CASES, conv, make_node, weights
 from tests.backends.test_cuda import at, scaled
 from tests.cuda.streams import KernelStream
 
 MISTAKES = {
     "a missing barrier behind the rows": (
-        "convolution.cu", """    find_rows(shared, args, phase, tile * BM, count);
+        "convolution.cu", """    find_rows(shared.rows, args, phase, tile * BM, count);
     block_barrier();
-    for (int group""", """    find_rows(shared, args, phase, tile * BM, count);
+    for (int group""", """    find_rows(shared.rows, args, phase, tile * BM, count);
     for (int group"""),
     "a missing barrier before a stage is used": (
         "convolution.cu", """        wait_for_copies<STAGES - 2>();
@@ -24,8 +26,8 @@ MISTAKES = {
         "convolution.cu", "(lane * args.height_in + row) * args.width_in",
         "(lane * args.height_in + row + (row == 0)) * args.width_in"),
     "a tap too few": (
-        "masks.cu", "for (int j = 0; j < from.taps_x; ++j) {\n            UNROLL",
-        "for (int j = 0; j < from.taps_x - 1; ++j) {\n            UNROLL"),
+        "masks.cu", "for (int t = 0; t < from.taps_x; ++t) reached",
+        "for (int t = 0; t < from.taps_x - 1; ++t) reached"),
     "a store that is not masked": (
         "convolution.cu", """        if (!args.rule.fresh[lane]
             && !exceeds(shared.total[i], args.rule, args.rule.thresholds[lane]))
@@ -38,25 +40,76 @@ MISTAKES = {
         "convolution.cu", "first_col() + lane % 4 * 2", "first_col() + lane % 4"),
     "a rank that two threads share": (
         "masks.cu", "(1u << lane_id) - 1u", "(1u << lane_id / 2 * 2) - 1u"),
+    "a row's end that is not seen": (
+        "masks.cu", "if (from.width - left < 64) bits", "if (from.width - left < 0) bits"),
 }
 
 
-def run(change: tuple[str, str, str] | None) -> None:
+WARPGROUPS = "convolution_sm90.cu"
+MISTAKES_OF_WARPGROUPS = {
+    "a missing barrier before a stage is used": (
+        "block_barrier();  // the stage is there for all", "// the stage is there for all"),
+    "a stage that is not waited for": (
+        "wait_for_copies<AHEAD - 1>();", "wait_for_copies<AHEAD>();"),
+    "a stage that is overwritten while it is multiplied": (
+        "int slot = 0, free = AHEAD;", "int slot = 0, free = AHEAD - 1;"),
+    "sums that are read before they are done": (
+        "    wait_for_products<0>();\n}", "}"),
+    "a missing barrier before the next tile's stages": (
+        "block_barrier();  // the stages are free", "// the stages are free"),
+    "rows that are replaced while they are read": (
+        "rows_of(shared, args, turn ^ 1);", "rows_of(shared, args, turn);"),
+    "packs of a row in the wrong order": (
+        "+ slot * A_STAGE + swizzled(row, at))", "+ slot * A_STAGE + row * ROW_BYTES + at)"),
+    "a thread's wrong channels": ("+ threadIdx.x % 4 * 8;", "+ (threadIdx.x + 1) % 4 * 8;"),
+    "a thread's wrong row": (
+        "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;",
+        "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
+    "a store that is not masked": ("""        if (!args.rule.fresh[lane]
+            && !exceeds(total[half], args.rule, args.rule.thresholds[lane]))
+            continue;
+""", ""),
+    "parts of a norm that are read too early": (
+        "        if (threadIdx.x % 4 == 0) shared.total[first + half * 8] = total[half];\n"
+        "    cluster_barrier();",
+        "        if (threadIdx.x % 4 == 0) shared.total[first + half * 8] = total[half];"),
+    "parts of a norm that are left out": (
+        "(int block = 0; block < columns", "(int block = 1; block < columns"),
+}
+
+
+def run(change: tuple[str, str, str] | None, told: dict[str, Any], case: Any = None) -> None:
     """Run a convolution on tensor cores, with a mistake in it; then with changes to hold back."""
-    node = at(make_node(scaled(CASES["conv 3x3"]), threshold=0.2), torch.float16)
-    stream = KernelStream(node, told={"fused": True}, change=change)
+    node = at(make_node(scaled(case or CASES["conv 3x3"]), threshold=0.2), torch.float16)
+    stream = KernelStream(node, told=told, change=change, processors=1)
     stream.run()
-    stream.change(0.3, [0], size=1e-3)
-    stream.check()
+    for size in (0.3, 0.2, 1e-3):  # some near the threshold, and none that exceeds it
+        stream.change(0.3, [0], size=size)
+        stream.check()
 
 
+WARP_TILE = {"fused": True, "warpgroups": False}
+# Two warpgroups, two blocks of a cluster, two tiles one after the other, six stages of K.
+GROUP_TILE = {"warpgroups": True, "bm": 128, "bn": 32, "stages": 4}
+LONG = conv(weights(40, 40, 3, 3)), [(3, 40, 7, 9)]
+
+
+@pytest.mark.parametrize("told, case", [(WARP_TILE, None), (GROUP_TILE, LONG)],
+                         ids=["warps", "warpgroups"])
 @torch.inference_mode()
-def test_without_a_mistake_all_is_well():
-    run(None)
+def test_without_a_mistake_all_is_well(told, case):
+    run(None, told, case)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 @torch.inference_mode()
 def test_a_mistake_is_noticed(mistake):
     with pytest.raises(AssertionError):
-        run(MISTAKES[mistake])
+        run(MISTAKES[mistake], WARP_TILE)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_OF_WARPGROUPS)
+@torch.inference_mode()
+def test_a_mistake_of_warpgroups_is_noticed(mistake):
+    with pytest.raises(AssertionError):
+        run((WARPGROUPS, *MISTAKES_OF_WARPGROUPS[mistake]), GROUP_TILE, LONG)

@@ -21,6 +21,7 @@ from deltaconvert.backends.cpu.rows import head_of, list_scratch
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, list_taps, taps_of
+from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Description, Slot
 
@@ -67,31 +68,6 @@ def _loop_of(about: Description, footprint: Footprint) -> tuple[Entries, tuple[n
         return MAX, (np.zeros((1, 1)), np.zeros((1, 1)))
     rows, cols = divisors_of(about, footprint)
     return MEAN, (rows[:, None], cols[:, None])
-
-
-def divisors_of(about: Description, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the sum at ``(y, x)`` is divided by, as a factor a row and a factor a column.
-
-    PyTorch counts the taps inside the map; with ``count_include_pad`` those inside the
-    padded map, beyond which a window of ``ceil_mode`` may still reach.
-    """
-    params = about.params
-    if params.get("divisor_override"):
-        ones = (np.ones(size, np.float32) for size in footprint.size_out)
-        rows, cols = ones
-        return rows * np.float32(params["divisor_override"]), cols
-    if params.get("count_include_pad"):
-        return tuple(  # type: ignore[return-value]
-            _padded_taps(*of_side) for of_side in zip(
-                footprint.size_out, footprint.size_in, params["kernel_size"], params["stride"],
-                params["padding"], strict=True))
-    return tuple((table >= 0).sum(1).astype(np.float32)  # type: ignore[return-value]
-                 for table in (footprint.rows, footprint.cols))
-
-
-def _padded_taps(out: int, size: int, kernel: int, stride: int, padding: int) -> np.ndarray:
-    start = np.arange(out) * stride - padding
-    return (np.minimum(start + kernel, size + padding) - start).astype(np.float32)
 
 
 class Pooling(NamedTuple):

@@ -18,10 +18,10 @@ from deltaconvert.cuda.loader import kernel
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode
 
-THREADS, PIXELS_A_BLOCK, BLOCKS_A_PROCESSOR = 256, 1024, 4
-WARPS = THREADS // 32
-SHARED_BYTES = 4 * (4 * WARPS + 1)
-TAPS, OWN_PLACE, EVERYTHING = range(3)  # `Reads` in masks.cu
+THREADS, BLOCKS_A_PROCESSOR = 256, 4
+STRIP = 8  # pixels that a thread looks at together
+MOST_SPAN = 60  # columns that a strip reads: bits of a number, and three to align them
+TAPS, WINDOW, EVERYTHING = range(3)  # `Reads` in masks.cu
 
 
 @dataclass
@@ -101,9 +101,9 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
             _read(args.source[i], node.about.footprints[i], tables)
         else:
             args.source[i].reads = EVERYTHING
-    grid = blocks(context, -(-edge.mask.numel() // phases), PIXELS_A_BLOCK)
-    launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args, (grid, phases),
-                    THREADS, SHARED_BYTES)
+    strips = edge.mask.shape[0] * -(-height // period[0]) * -(-width // (period[1] * STRIP))
+    launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args,
+                    (blocks(context, strips, THREADS), phases), THREADS)
     made = Lists(args.list, counts, phases)
     context.lists[name] = made
     return made, [launch]
@@ -112,9 +112,34 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
 def _read(source: MaskSource, footprint: Footprint, tables: Tables) -> None:
     source.height, source.width = footprint.size_in
     source.taps_y, source.taps_x = footprint.taps
-    source.reads = OWN_PLACE if footprint.is_identity else TAPS
-    if source.reads == TAPS:
+    rows, cols = (_window(table, size) for table, size in zip(
+        (footprint.rows, footprint.cols), footprint.size_in, strict=True))
+    if rows and cols and (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN:
+        source.reads = WINDOW
+        source.first_y, source.step_y, source.spread_y = rows
+        source.first_x, source.step_x, source.spread_x = cols
+    else:
+        source.reads = TAPS
         source.rows, source.cols = tables.of(footprint)
+
+
+def _window(table: np.ndarray, size: int) -> tuple[int, int, int] | None:
+    """Return first, step and spread of a table that is a window's: see `MaskSource`."""
+    there = table >= 0
+    places, taps = np.indices(table.shape)
+
+    def difference(axis: int) -> int:
+        both = np.diff(table, axis=axis)[np.logical_and(*(
+            there.take(range(i, there.shape[axis] - 1 + i), axis) for i in range(2)))]
+        return int(both[0]) if both.size else 1
+
+    if not there.any():
+        return None
+    step, spread = difference(0), difference(1)
+    first = int((table - places * step - taps * spread)[there][0])
+    meant = first + places * step + taps * spread
+    fits = np.where((meant >= 0) & (meant < size), meant, -1)
+    return (first, step, spread) if min(step, spread) > 0 and np.array_equal(fits, table) else None
 
 
 def union(node: DeltaNode, buffers: Buffers, context: Context) -> list[Launch]:

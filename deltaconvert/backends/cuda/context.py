@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from deltaconvert.state import Edge, State
 ACTIVATIONS = {"relu": (1, 0), "relu6": (2, 0), "leaky_relu": (3, 1), "hardswish": (4, 0),
                "sigmoid": (5, 0), "silu": (6, 0), "hardsigmoid": (7, 0), "tanh": (8, 0),
                "gelu": (9, 0), "elu": (10, 1)}
+# Those that only clamp: what they let pass.
+CLAMPS = {0: (-math.inf, math.inf), 1: (0.0, math.inf), 2: (0.0, 6.0)}
 _PLAIN = {"gelu": ("none",)}  # settings with which an activation is the kernels' own
 PACK_BYTES = 16
 
@@ -33,6 +36,11 @@ def activation_code(activation: tuple[object, ...] | None) -> tuple[int, float] 
     if not code or len(settings) != wanted:
         return None
     return code, float(settings[0]) if settings else 0.0  # type: ignore[arg-type]
+
+
+def clamps(code: int) -> int:
+    """Return 1 for an activation that is none or only clamps, as kernels are told."""
+    return int(code in CLAMPS)
 
 
 def activation_of(node: DeltaNode) -> tuple[object, ...] | None:
@@ -154,13 +162,14 @@ class Context:
         about, edge = node.about, buffers.output
         listed = buffers.scratch.get(changes_name(about.name))
         tally = self.tallies[about.name]
-        code = activation_code(activation_of(node)) or (0, 0.0)
+        code, slope = activation_code(activation_of(node)) or (0, 0.0)
+        least, most = CLAMPS.get(code, (-math.inf, math.inf))
         return Rule(
             thresholds=self.threshold_row(edge), fresh=self.fresh_flags(edge.spec.has_lanes),
             mask=edge.mask.data_ptr(), changed=self.counter(tally.changed),
             list=None if listed is None else listed.data_ptr(), plane=edge.spec.pixels,
-            channels=channels_of(edge), rms=about.norm == "rms", activation=code[0],
-            slope=code[1])
+            channels=channels_of(edge), rms=about.norm == "rms", activation=code,
+            slope=slope, least=least, most=most)
 
 
 def changes_name(edge: str) -> str:

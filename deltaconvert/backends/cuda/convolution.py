@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,62 +16,28 @@ from torch.nn import functional as F
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels
 from deltaconvert.backends.cuda.candidates import Tables, candidates
-from deltaconvert.backends.cuda.context import Context, channels_of, pixel_step, size_of, widest
+from deltaconvert.backends.cuda.context import (
+    Context,
+    channels_of,
+    clamps,
+    pixel_step,
+    size_of,
+    widest,
+)
 from deltaconvert.backends.cuda.filters import (
     FilterPhase,
     argument,
     bias_of,
+    channel_order,
     filter_phases,
     period_of,
 )
+from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of
 from deltaconvert.cuda.arguments import ConvArgs, Phase
 from deltaconvert.cuda.launcher import Launch, Launcher
-from deltaconvert.cuda.loader import kernel
+from deltaconvert.cuda.loader import Kernel, kernel
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Slot
-
-# Share of the pixels that are expected to be candidates, where a choice hangs on it.
-EXPECTED_SHARE = 0.1
-# With more, a block would be busy with one tile's columns for too long.
-MOST_FUSED_CHANNELS = 256
-BLOCKS_A_PROCESSOR = 4
-RESULT_PAD = 8
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A specialisation, but for what memory alignment allows.
-
-    Args:
-        tensor: tensor cores or not.
-        bm, bn, bk: rows, columns and depth.
-        stages: of asynchronous copies.
-        fused: the rule is applied in the same kernel; else by a second one.
-    """
-
-    tensor: bool
-    bm: int
-    bn: int
-    bk: int
-    stages: int
-    fused: bool
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        if self.tensor:
-            return self.bm // 32 * (self.bn // (64 if self.bn >= 128 else 32)) * 32
-        return self.bm // 8 * (self.bn // (8 if self.bn >= 128 else 4))
-
-    def shared_bytes(self, itemsize: int, taps: tuple[int, int], channels: int) -> int:
-        """Count a block's shared memory as `Shared` in convolution.cu lays it out."""
-        pad_a, pad_b = 16 // itemsize, 8 if self.tensor else 16 // itemsize
-        pipeline = self.stages * itemsize * (
-            self.bm * (self.bk + pad_a) + self.bk * (self.bn + pad_b))
-        product = 4 * self.bm * (self.bn + 8) if self.fused else 0
-        rows = 4 * (self.bm * (2 + taps[0] + taps[1]) + 4)
-        results = self.bm * (-(-channels // 8) * 8 + RESULT_PAD) * itemsize if self.fused else 0
-        return max(pipeline, product) + rows + results
 
 
 @dataclass(frozen=True)
@@ -114,45 +80,18 @@ def refusal(node: DeltaNode) -> str | None:
     return None
 
 
-def choose_tile(node: DeltaNode, channels_out: int, launcher: Launcher,
-                told: Mapping[str, Any]) -> Tile:
-    """Choose by dtype, channels and how many rows are expected.
+def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -> Folded:
+    """Derive the kernel's layout from a node's weight and bias.
 
     Args:
         node: a convolution.
-        channels_out: of a group.
         launcher: of the device.
         told: fields of the tile that are settled already.
     """
-    dtype, shape = node.about.output.dtype, node.about.output.shape
-    assert dtype is not None
-    assert shape is not None
-    tensor = tensor_cores(dtype, launcher)
-    bn = 128 if channels_out > 64 else 64 if channels_out > 32 else 32
-    half = tensor and dtype.itemsize == 2
-    # Of a dozen of each tried on an H100, in docs/performance-cuda.md.
-    fused = Tile(tensor, 128 if half and bn < 128 else 64, bn, 32 if half else 16, 4, True)
-    parts = Tile(tensor, 64, bn, 64 if half else 32 if tensor else 16, 3, False)
-    rows = EXPECTED_SHARE * math.prod(node.about.output.mask_shape)
-    taps = node.about.args[1].shape[2], node.about.args[1].shape[3]
-    fits = fused.shared_bytes(dtype.itemsize, taps, shape[1]) <= launcher.shared_limit
-    many = shape[1] <= MOST_FUSED_CHANNELS and rows / 64 >= launcher.processors
-    return replace(fused if fits and many else parts, **told)
-
-
-def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:
-    """Whether tensor cores may compute in this dtype; tf32 where PyTorch's own may."""
-    if dtype == torch.float32:
-        return bool(torch.backends.cudnn.allow_tf32) and launcher.capability >= (8, 0)
-    return dtype == torch.float16 or launcher.capability >= (8, 0)
-
-
-def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -> Folded:
-    """Derive the kernel's layout from a node's weight and bias."""
     phases = filter_phases(node)
     width = phases[0].matrices[0].shape[1]
-    tile = choose_tile(node, width, launcher, told)
     groups = len(phases[0].matrices)
+    tile = choose_tile(node, groups, width, launcher, told)
     source = node.about.inputs[argument(node, 0).index].shape
     assert source is not None
     group_in = source[1] // groups
@@ -184,7 +123,7 @@ class _Packed:
             matrices = [_pad(m, group_in, tile) for m in phase.matrices]
             self.phases.append(Phase(
                 first, rows.shape[1], cols.shape[1], at_table, at_table + rows.size,
-                matrices[0].shape[1] // tile.bk, at_weight))
+                matrices[0][0].numel() // (tile.bk * tile.bn), at_weight))
             self.tables += [rows.ravel(), cols.ravel()]
             self.weights += [m.flatten() for m in matrices]
             at_table += rows.size + cols.size
@@ -199,11 +138,14 @@ def _taps(table: np.ndarray, taps: np.ndarray) -> np.ndarray:
 
 
 def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
-    """Pad a filter with zeros to whole stages and tiles: ``[tiles, K, bn]``."""
+    """Pad a filter with zeros to whole stages and tiles, in the layout of the tile's kernel."""
     depth = max(matrix.shape[0], group_in)
     down, across = -depth % tile.bk + depth - matrix.shape[0], -matrix.shape[1] % tile.bn
     padded = F.pad(matrix.detach(), (0, across, 0, down))
-    return padded.unflatten(1, (-1, tile.bn)).transpose(0, 1).contiguous()
+    tiles = padded.unflatten(1, (-1, tile.bn)).transpose(0, 1)
+    if tile.warpgroups:  # [tiles, stages, bn, bk]
+        tiles = tiles[:, :, channel_order(tile.bn)].unflatten(1, (-1, tile.bk)).transpose(2, 3)
+    return tiles.contiguous()
 
 
 def plan(node: DeltaNode, folded: Folded, launcher: Launcher) -> list[Scratch]:
@@ -218,23 +160,10 @@ def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int
     """Return rows and columns of float32 sums, at most."""
     tile, (groups, _, width) = folded.tile, folded.groups
     across = groups * -(-width // tile.bn)
-    blocks = grid_of(node, folded, launcher)
+    blocks = grid_of(node, tile, folded.taps, launcher)
     phases = folded.period[0] * folded.period[1]
     pixels = math.prod(node.about.output.mask_shape)
     return max(pixels + phases * tile.bm, -(-blocks // across) * tile.bm), across * tile.bn
-
-
-def grid_of(node: DeltaNode, folded: Folded, launcher: Launcher) -> int:
-    """Return as many blocks as may be resident, or as there is work for."""
-    tile, dtype, shape = folded.tile, node.about.output.dtype, node.about.output.shape
-    assert dtype is not None
-    assert shape is not None
-    shared = tile.shared_bytes(dtype.itemsize, folded.taps, shape[1])
-    resident = launcher.processors * max(1, min(BLOCKS_A_PROCESSOR,
-                                                launcher.shared_limit // shared))
-    if not tile.fused:
-        return resident
-    return max(1, min(resident, -(-math.prod(node.about.output.mask_shape) // tile.bm)))
 
 
 def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
@@ -243,21 +172,31 @@ def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
     made, launches = candidates(node, buffers, context, tables, folded.period)
     args = _arguments(node, folded, buffers, context)
     args.list, args.counts = made.pixels, context.counter(made.counts)
-    tile = folded.tile
-    edge = buffers.output
+    tile, edge = folded.tile, buffers.output
     itemsize = edge.value.element_size()
-    defines = {"TENSOR": int(tile.tensor), "BM": tile.bm, "BN": tile.bn, "BK": tile.bk,
-               "STAGES": tile.stages, "FUSED": int(tile.fused),
-               "VEC": widest(itemsize, args.group_in, args.step_in, addresses=(args.input,)),
-               "OUT_VEC": _out_vec(args, itemsize) if tile.fused else 1}
     launches.append(Launch(
-        kernel("convolution.cu", "convolve", edge.value.dtype, **defines), args,
-        (grid_of(node, folded, context.launcher), 1), tile.threads,
-        tile.shared_bytes(itemsize, folded.taps, channels_of(edge))))
+        _kernel(folded, args, edge.value.dtype), args,
+        (grid_of(node, tile, folded.taps, context.launcher), 1), tile.threads,
+        tile.shared_bytes(itemsize, folded.taps, channels_of(edge)),
+        tile.columns(folded.groups[2])))
     if not tile.fused:
         launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
     context.grains[made.counts:made.counts + made.phases] = tile.bm
     return launches
+
+
+def _kernel(folded: Folded, args: ConvArgs, dtype: torch.dtype) -> Kernel:
+    """Return the specialisation for a tile, and for what memory alignment allows."""
+    tile, size = folded.tile, dtype.itemsize
+    defines = {"BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages,
+               "VEC": widest(size, args.group_in, args.step_in, addresses=(args.input,)),
+               "OUT_VEC": _out_vec(args, size) if tile.fused else 1,
+               "CLAMPS": clamps(args.rule.activation)}
+    if tile.warpgroups:
+        return kernel("convolution_sm90.cu", "convolve_sm90", dtype, BLOCKS=tile.resident,
+                      RMS=args.rule.rms, **defines)
+    return kernel("convolution.cu", "convolve", dtype, TENSOR=int(tile.tensor), BK=tile.bk,
+                  FUSED=int(tile.fused), **defines)
 
 
 def _out_vec(args: ConvArgs, itemsize: int) -> int:

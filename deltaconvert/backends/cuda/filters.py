@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from deltaconvert.nodes import DeltaNode
@@ -80,6 +81,17 @@ def filter_phases(node: DeltaNode) -> list[FilterPhase]:
         phases.append(FilterPhase((place[0], place[1]), (rows, cols), [
             group.reshape(-1, taps.shape[4]).contiguous() for group in part]))
     return phases
+
+
+def channel_order(width: int) -> Tensor:
+    """Return which output channel each column of a warpgroup's product is.
+
+    A thread holds columns ``2 q``, ``2 q + 1`` of every 8 (``q`` its number in a group of four).
+    In this order they are 8 neighbours ``8 q ... 8 q + 7`` of every 32 channels.
+    """
+    columns = torch.arange(width)
+    block, j, q, pair = columns // 32, columns % 32 // 8, columns % 8 // 2, columns % 2
+    return 32 * block + 8 * q + 2 * j + pair
 
 
 def _by_group(node: DeltaNode) -> Tensor:

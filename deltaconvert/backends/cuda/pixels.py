@@ -18,11 +18,14 @@ from deltaconvert.backends.cuda.context import (
     Context,
     Lists,
     channels_of,
+    clamps,
     pixel_step,
     size_of,
     widest,
 )
 from deltaconvert.backends.cuda.filters import argument, bias_of, depthwise_filter, is_depthwise
+from deltaconvert.backends.cuda.tiles import grid_of
+from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.cuda.arguments import ConvArgs, PixelArgs, Source
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -93,8 +96,6 @@ def _pool(node: DeltaNode, device: torch.device) -> Operation:
     x = _one_slot(node)
     if "max" in node.about.operator.name:
         return Operation(MAXIMUM, [x])
-    from deltaconvert.backends.cpu.pooling import divisors_of
-
     rows, cols = divisors_of(node.about, node.about.footprints[x.index])
     divisors = torch.from_numpy(np.concatenate([rows, cols]).astype(np.float32))
     return Operation(MEAN, [x], divisors=divisors.to(device))
@@ -232,9 +233,7 @@ def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Con
     args.part_rows, args.part_cols, args.part_group = tile.bm, tile.bn, group_out
     args.part_width = -(-group_out // tile.bn) * tile.bn
     args.part_step = groups * args.part_width
-    from deltaconvert.backends.cuda.convolution import grid_of
-
-    args.part_grid = grid_of(node, folded, context.launcher)
+    args.part_grid = grid_of(node, tile, folded.taps, context.launcher)
     wide = widest(edge.value.element_size(), group_out, args.step_out, args.step_residual or 0,
                   addresses=(args.output, args.residual or 0))
     return pixel_launch(PARTS, args, edge, context, wide)
@@ -277,7 +276,7 @@ def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Contex
     edge = buffers.output
     args = _arguments(node, buffers, context, made)
     # An activation is part of what was evaluated.
-    args.rule.activation = 0
+    args.rule.activation, args.rule.least, args.rule.most = 0, -math.inf, math.inf
     height, width = size_of(edge)
     rows, cols = tables.of(identity((height, width)))
     args.source[0] = Source(data=given.data_ptr(), rows=rows, cols=cols, step=channels_of(edge),
@@ -295,5 +294,6 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
     while warps > 1 and warps * row > context.launcher.shared_limit:
         warps //= 2
     grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
-    return Launch(kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code,
-                         OUT_VEC=wide), args, (grid, 1), 32 * warps, warps * row)
+    which = kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code, OUT_VEC=wide,
+                   CLAMPS=clamps(args.rule.activation))
+    return Launch(which, args, (grid, 1), 32 * warps, warps * row)

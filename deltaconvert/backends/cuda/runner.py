@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule
@@ -13,19 +13,23 @@ from deltaconvert.backends.cuda.candidates import THREADS, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
-from deltaconvert.cuda.arguments import BeginArgs, EndArgs
+from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, EndArgs
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
 from deltaconvert.errors import FrameError
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import NodeStats, State
 
+if TYPE_CHECKING:
+    from deltaconvert.cuda.graph import FrameGraph
+
 
 class Runner:
     """See `FrameRunner`.
 
-    A frame with a fresh lane, or with an observer, is launched kernel by kernel. Any other is
-    the doors in, one graph, and the doors out.
+    A frame with a fresh lane, or with an observer, is launched kernel by kernel, and so is the
+    first that is neither. Any other is one graph, in which what follows the doors is skipped
+    where they let nothing in, and the doors out.
     """
 
     def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State,
@@ -42,11 +46,12 @@ class Runner:
         self.graph_module, self.nodes = graph_module, nodes
         self.state, self.context = state, context
         self.frames = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.told = context.told.numpy()  # the same memory; every frame looks at it
+        self.graph: FrameGraph | None = None
         self.no_graph = _why_no_graph(nodes, context, graphs)
         self.exits = exits(graph_module)
-        doors = [step for step in state.steps.values() if isinstance(step, CudaSparsify)]
-        for door in doors:
+        self.doors = [step for step in state.steps.values() if isinstance(step, CudaSparsify)]
+        for door in self.doors:
             door.runner = self
         self.begin, self.end = self._begin(), self._end()
         launches = [self.begin, self.end, *(launch for step in state.steps.values()
@@ -82,48 +87,64 @@ class Runner:
         if self.frames == 0:
             context.upload_thresholds(self.state.edges)
         self.frames += 1
+        if self.replays:
+            return self._replay(frames)
         context.launcher.launch(self.begin)
-        if fresh or self.state.observer is not None or self.no_graph:
-            leaves = self._run_eagerly(frames)
-        else:
-            leaves = self._replay(frames)
+        leaves: list[Any] = self.graph_module(self.state, *frames)
+        context.launcher.launch(self.end)
         if fresh:  # those in units of a standard deviation are known now
             context.upload_thresholds(self.state.edges)
+        elif self.state.observer is None and not self.no_graph:
+            self._capture()
         return leaves
 
-    def _run_eagerly(self, frames: list[Any]) -> list[Any]:
-        leaves: list[Any] = self.graph_module(self.state, *frames)
-        self.context.launcher.launch(self.end)
-        return leaves
+    @property
+    def replays(self) -> bool:
+        """Whether the next frame is run by the graph, the doors in included."""
+        return (self.graph is not None and self.state.observer is None
+                and not any(self.state.fresh))
 
     def _replay(self, frames: list[Any]) -> list[Any]:
-        if self.graph is None:
-            try:
-                self.graph = self._capture()
-            except RuntimeError as error:
-                self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
-                warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
-                return self._run_eagerly(frames)
-        self._doors(frames)
+        assert self.graph is not None
+        for door in self.doors:  # each was pointed to its frame when that was to be examined
+            self.graph.update(door.examination)
+            self.graph.update(door.replacement)
         self.graph.replay()
         return [leaf.take(self.state) for leaf in self.exits]
 
-    def _doors(self, frames: list[Any]) -> None:
-        places = [n for n in self.graph_module.graph.nodes if n.op == "placeholder"][1:]
-        for place, frame in zip(places, frames, strict=True):
-            step = self.state.steps.get(place.name.removesuffix("_frame"))
-            if step is not None:
-                step(frame)
+    def _capture(self) -> None:
+        """Make the graph of the frames to come; nothing of it runs."""
+        from deltaconvert.cuda.graph import FrameGraph
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
         steps: list[Step] = [self.state.steps[n.about.name] for n in self.nodes
                              if n.about.rule != "sparsify"]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.context.device), torch.cuda.graph(graph):
-            for step in steps:
-                step()
-            self.context.launcher.launch(self.end)
-        return graph
+        body = torch.cuda.CUDAGraph(keep_graph=True)
+        before = [door.examination for door in self.doors] + [self.begin] + [
+            door.replacement for door in self.doors]
+        launcher = self.context.launcher
+        try:
+            with torch.cuda.device(self.context.device):
+                with torch.cuda.graph(body):
+                    for step in steps:
+                        step()
+                try:
+                    self.graph = FrameGraph(launcher, before, body, [self.end], self._condition())
+                except Exception:  # CuPy's own errors differ; older drivers and compilers
+                    self.graph = FrameGraph(launcher, before, body, [self.end], None)
+        except RuntimeError as error:
+            self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
+            warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
+
+    def _condition(self) -> Launch | None:
+        """Return the kernel that decides whether anything follows the doors."""
+        context = self.context
+        if len(self.doors) > MOST_SOURCES:
+            return None
+        args = ConditionArgs(fresh=context.fresh_flags(), lanes=self.state.lanes,
+                             doors=len(self.doors))
+        for i, door in enumerate(self.doors):
+            args.changed[i] = context.changed_counter(door.buffers.output)
+        return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)
 
     def raise_refusals(self) -> None:
         """Raise if the device has told of a refused frame; never wait for it.
@@ -132,9 +153,9 @@ class Runner:
             FrameError: naming the lanes.
         """
         told = self.context.told
-        refused = told.nonzero().flatten().tolist()
-        if not refused:
+        if not self.told.any():
             return
+        refused = told.nonzero().flatten().tolist()
         for lane in refused:
             if int(told[lane]) == 2:
                 self.state.fresh[lane] = True

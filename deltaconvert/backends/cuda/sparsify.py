@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cuda.candidates import THREADS, WARPS, blocks
-from deltaconvert.backends.cuda.context import Context, pixel_step, size_of
+from deltaconvert.backends.cuda.candidates import THREADS, blocks
+from deltaconvert.backends.cuda.context import PACK_BYTES, Context, pixel_step, size_of
 from deltaconvert.config import Config
 from deltaconvert.cuda.arguments import FrameArgs
 from deltaconvert.cuda.launcher import Launch
@@ -19,7 +20,8 @@ from deltaconvert.nodes import DeltaNode
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda.runner import Runner
 
-BLOCK = 8  # pixels a side, as in sparsify.cu
+STRIP = 8  # pixels that a thread compares together, as in sparsify.cu
+BLOCK, WARPS = 8, THREADS // 32  # pixels a side, and how many blocks a thread block has at once
 
 
 def plan(node: DeltaNode) -> list[Scratch]:
@@ -51,7 +53,7 @@ class CudaSparsify:
         self.examination = Launch(kernel("sparsify.cu", entry, dtype), args,
                                   (blocks(context, units, THREADS, 8), 1), THREADS)
         self.replacement = Launch(kernel("sparsify.cu", "replace_pixels", dtype), args,
-                                  (blocks(context, pixels, THREADS, 8), 1), THREADS)
+                                  (blocks(context, pixels, THREADS * STRIP, 8), 1), THREADS)
 
     @property
     def launches(self) -> list[Launch]:
@@ -59,7 +61,7 @@ class CudaSparsify:
         return [self.examination, self.replacement]
 
     def examine(self, frame: Tensor) -> None:
-        """Mark what changed, in memory of its own.
+        """Mark what changed, in memory of its own; or leave it to the graph of the whole frame.
 
         Raises:
             FrameError: an earlier frame was refused, and the device has said so by now.
@@ -67,7 +69,8 @@ class CudaSparsify:
         if self.runner is not None:
             self.runner.raise_refusals()
         self._point_to(frame)
-        self.context.launcher.launch(self.examination)
+        if self.runner is None or not self.runner.replays:
+            self.context.launcher.launch(self.examination)
 
     def __call__(self, frame: Tensor) -> None:
         """Replace the pixels that were marked; all of a fresh lane."""
@@ -79,3 +82,8 @@ class CudaSparsify:
         assert isinstance(args, FrameArgs)
         args.frame = frame.data_ptr()
         args.stride_lane, args.stride_channel, args.stride_row, args.stride_col = frame.stride()
+        args.packed = (
+            frame.is_contiguous(memory_format=torch.channels_last)
+            and args.step == args.rule.channels
+            and STRIP * args.step * frame.element_size() % PACK_BYTES == 0
+            and args.frame % PACK_BYTES == 0 and args.value % PACK_BYTES == 0)

@@ -3,7 +3,7 @@
 // The blocks run one after the other; the threads of a block are fibres, of which one runs until
 // it has to wait for others. So a barrier that is missing is noticed: what the others should have
 // written is still poison. Asynchronous copies land at their wait and not before. Warp-wide
-// functions need all 32 lanes at the same call.
+// functions need all 32 lanes at the same call. The blocks of a cluster run together.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -13,18 +13,22 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
 #define __global__
+#define __cudart_builtin__
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define UNROLL
 #define UNROLL_BY_4
 #define INFINITE INFINITY
 #define SHARED_MEMORY(name) unsigned char* name = host::shared()
 
+struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 struct Dim3 { int x, y, z; };
 inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -37,25 +41,33 @@ constexpr int WARP_SIZE = 32;
 constexpr size_t STACK = 96 * 1024, CANARY = 256;
 
 struct Copy { void* to; const void* from; size_t bytes; bool exists; };
-enum State { READY, AT_WARP, AT_BLOCK, DONE };
+enum State { READY, AT_GROUP, AT_BLOCK, AT_CLUSTER, DONE };
+
+struct Product;  // of a warpgroup, in device_sm90.cuh
 
 struct Thread {
     ucontext_t start;
     jmp_buf here;
     bool started = false;
     State state = READY;
-    const char* call = nullptr;  // the warp-wide function it waits in
+    const char* call = nullptr;  // the function of a group of threads that it waits in
+    int group = 0;               // how many they are
     const void* given = nullptr;
     std::vector<std::vector<Copy>> groups;  // committed, not landed
     std::vector<Copy> open;
+    std::vector<std::vector<std::shared_ptr<Product>>> products;  // committed, not done
+    std::vector<std::shared_ptr<Product>> begun;
 };
 
 // Stacks are kept from launch to launch: to clear them anew costs more than most kernels.
 inline std::vector<void*> stacks;
 
+// The blocks that run together: one, or a cluster.
 struct Block {
-    std::vector<Thread> threads;
-    std::vector<unsigned char> shared;
+    std::vector<Thread> threads;               // of all blocks, one block behind the other
+    std::vector<std::vector<unsigned char>> memory;  // shared memory, a block each
+    int first = 0;                             // the first block's index
+    int size = 0;                              // threads of one
     int current = 0;
     unsigned char poison = 0xff;
     void (*kernel)(const void*) = nullptr;
@@ -67,7 +79,14 @@ struct Block {
 
 inline Block* block;
 
-inline unsigned char* shared() { return block->shared.data(); }
+constexpr size_t ALIGNMENT = 1024;
+
+inline unsigned char* shared_of(int rank) {
+    const auto start = reinterpret_cast<uintptr_t>(block->memory[rank].data());
+    return reinterpret_cast<unsigned char*>((start + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+}
+inline int rank() { return block->current / block->size; }
+inline unsigned char* shared() { return shared_of(rank()); }
 inline Thread& self() { return block->threads[block->current]; }
 inline int lane() { return block->current % WARP_SIZE; }
 
@@ -85,69 +104,82 @@ inline void complain(const std::string& what) {
 inline void body() {
     block->kernel(block->args);
     if (!self().groups.empty() || !self().open.empty()) complain("copies are never waited for");
+    if (!self().products.empty() || !self().begun.empty())
+        complain("products are never waited for");
     self().state = DONE;
     _longjmp(block->scheduler, 1);
 }
 
-// Lets every lane of the warp see what each of them gave.
-template <typename T>
-void exchange(const char* call, const T& mine, T (&all)[WARP_SIZE]) {
+// Lets every thread of a group of SIZE neighbours see what each of them gave.
+template <int SIZE, typename T>
+void exchange(const char* call, const T& mine, T (&all)[SIZE]) {
     Thread& me = self();
     me.call = call;
+    me.group = SIZE;
     me.given = &mine;
-    const int first = block->current / WARP_SIZE * WARP_SIZE;
-    pause(AT_WARP);
-    for (int i = 0; i < WARP_SIZE; ++i) {
+    const int first = block->current / SIZE * SIZE;
+    pause(AT_GROUP);
+    for (int i = 0; i < SIZE; ++i) {
         Thread& other = block->threads[first + i];
         if (other.state == DONE) {
-            complain(std::string("a lane has left before ") + call);
+            complain(std::string("a thread has left before ") + call);
             all[i] = mine;
         } else {
             all[i] = *static_cast<const T*>(other.given);
         }
     }
-    pause(AT_WARP);  // until all have looked
+    pause(AT_GROUP);  // until all have looked
 }
 
-// Lets a warp go on whose lanes have all come to the same call.
-inline bool release_warp(size_t first) {
-    int waiting = 0, live = 0;
-    const char* call = nullptr;
-    for (size_t i = first; i < first + WARP_SIZE; ++i) {
+// Lets the group that a thread waits with go on, if all of its threads have come to the same call.
+inline bool release_group(size_t waiting) {
+    if (block->threads[waiting].state != AT_GROUP) return false;
+    const size_t size = block->threads[waiting].group, first = waiting / size * size;
+    for (size_t i = first; i < first + size; ++i) {
         Thread& thread = block->threads[i];
-        live += thread.state != DONE;
-        if (thread.state != AT_WARP) continue;
-        ++waiting;
-        if (call && strcmp(call, thread.call))
-            complain(std::string("lanes of a warp meet in ") + call + " and " + thread.call);
-        call = thread.call;
+        if (thread.state == DONE) continue;
+        if (thread.state != AT_GROUP) return false;
+        if (strcmp(block->threads[waiting].call, thread.call)) {
+            complain(std::string("threads meet in ") + block->threads[waiting].call + " and "
+                     + thread.call);
+            return false;
+        }
     }
-    if (waiting == 0 || waiting != live) return false;
-    for (size_t i = first; i < first + WARP_SIZE; ++i)
-        if (block->threads[i].state == AT_WARP) block->threads[i].state = READY;
+    for (size_t i = first; i < first + size; ++i)
+        if (block->threads[i].state == AT_GROUP) block->threads[i].state = READY;
+    return true;
+}
+
+// Lets the threads [first, last) go on, if those that are left all wait at a barrier.
+inline bool release_at(State barrier, size_t first, size_t last) {
+    size_t waiting = 0, done = 0;
+    for (size_t i = first; i < last; ++i) {
+        waiting += block->threads[i].state == barrier;
+        done += block->threads[i].state == DONE;
+    }
+    if (waiting == 0 || waiting + done != last - first) return false;
+    for (size_t i = first; i < last; ++i)
+        if (block->threads[i].state == barrier) block->threads[i].state = READY;
     return true;
 }
 
 // Whether anybody is left to run.
 inline bool release() {
-    size_t waiting = 0, done = 0;
-    for (Thread& thread : block->threads) {
-        waiting += thread.state == AT_BLOCK;
-        done += thread.state == DONE;
-    }
-    if (done == block->threads.size()) return false;
-    if (waiting + done != block->threads.size()) {
-        complain("deadlock: some threads wait at a barrier, others in a warp");
-        return false;
-    }
-    for (Thread& thread : block->threads)
-        if (thread.state == AT_BLOCK) thread.state = READY;
-    return true;
+    bool ran = false, left = false;
+    for (size_t first = 0; first < block->threads.size(); first += block->size)
+        ran |= release_at(AT_BLOCK, first, first + block->size);
+    ran = ran || release_at(AT_CLUSTER, 0, block->threads.size());
+    for (Thread& thread : block->threads) left |= thread.state != DONE;
+    if (left && !ran)
+        complain("deadlock: some threads wait at a barrier, others elsewhere");
+    return left;
 }
 
 inline void resume(int index) {
     block->current = index;
-    threadIdx = Dim3{index, 0, 0};
+    threadIdx = Dim3{index % block->size, 0, 0};
+    const int at = block->first + rank();
+    blockIdx = Dim3{at % gridDim.x, at / gridDim.x, 0};
     Thread& thread = self();
     if (_setjmp(block->scheduler) != 0) return;
     if (thread.started) _longjmp(thread.here, 1);
@@ -161,27 +193,43 @@ inline void resume(int index) {
     setcontext(&thread.start);
 }
 
-inline void run_block(const std::vector<int>& order) {
-    for (Thread& thread : block->threads) {
-        thread.started = false;
-        thread.state = READY;
-        thread.groups.clear();
-        thread.open.clear();
-    }
-    memset(block->shared.data(), block->poison, block->shared.size());
-    // A warp goes as far as it can before the next one starts, so that one is ahead of the other
-    // wherever no barrier keeps it back.
-    do {
-        for (size_t i = 0; i < order.size(); i += WARP_SIZE) {
-            do {
-                for (size_t k = i; k < i + WARP_SIZE; ++k)
+// Runs warps, named by where they begin in the order, as far as they get among themselves: each
+// before the next one starts, and a group of warps that has met before all others, so that some
+// are ahead wherever no barrier keeps them back.
+inline void run_warps(const std::vector<int>& order, const std::vector<size_t>& warps) {
+    bool more = true;
+    while (more && block->error.empty()) {
+        more = false;
+        for (size_t warp : warps) {
+            bool again = true;
+            while (again && block->error.empty()) {
+                for (size_t k = warp; k < warp + WARP_SIZE; ++k)
                     if (block->threads[order[k]].state == READY) resume(order[k]);
-            } while (block->error.empty() && release_warp(order[i] / WARP_SIZE * WARP_SIZE));
+                const size_t group = block->threads[order[warp]].group;
+                again = block->error.empty() && release_group(order[warp]);
+                more |= again;
+                if (!again || group <= WARP_SIZE || warps.size() * WARP_SIZE <= group) continue;
+                std::vector<size_t> together;
+                for (size_t other : warps)
+                    if (order[other] / group == order[warp] / group) together.push_back(other);
+                run_warps(order, together);
+            }
         }
-    } while (block->error.empty() && release());
-    const unsigned char* end = block->shared.data() + block->shared.size();
-    for (const unsigned char* p = end - CANARY; p < end; ++p)
-        if (*p != block->poison) complain("a store beyond the shared memory that was asked for");
+    }
+}
+
+inline void run_block(const std::vector<int>& order, size_t shared_bytes) {
+    for (Thread& thread : block->threads) thread = Thread();
+    for (auto& memory : block->memory)
+        memset(memory.data(), block->poison, memory.size());
+    std::vector<size_t> warps;
+    for (size_t i = 0; i < order.size(); i += WARP_SIZE) warps.push_back(i);
+    do run_warps(order, warps);
+    while (block->error.empty() && release());
+    for (size_t rank = 0; rank < block->memory.size(); ++rank)
+        for (size_t i = shared_bytes; i < shared_bytes + CANARY; ++i)
+            if (shared_of(rank)[i] != block->poison)
+                complain("a store beyond the shared memory that was asked for");
 }
 
 inline std::vector<int> ordered(int count, int order) {
@@ -205,21 +253,23 @@ inline std::vector<int> ordered_threads(int count, int order) {
 
 // Runs a kernel; order is 0 forwards, 1 backwards, 2 mixed. Returns nothing, or what went wrong.
 inline const char* run(void (*kernel)(const void*), const void* args, int grid_x, int grid_y,
-                       int threads, size_t shared_bytes, int order, int poison) {
+                       int threads, size_t shared_bytes, int cluster, int order, int poison) {
     static std::string error;
     Block mine;
     block = &mine;
     mine.kernel = kernel;
     mine.args = args;
     mine.poison = static_cast<unsigned char>(poison);
-    mine.threads.resize(threads);
-    mine.shared.resize(shared_bytes + CANARY);
+    mine.size = threads;
+    mine.threads.resize(threads * cluster);
+    mine.memory.resize(cluster);
+    for (auto& memory : mine.memory) memory.resize(shared_bytes + CANARY + ALIGNMENT);
     gridDim = Dim3{grid_x, grid_y, 1};
     blockDim = Dim3{threads, 1, 1};
-    const std::vector<int> thread_order = ordered_threads(threads, order);
-    for (int index : ordered(grid_x * grid_y, order)) {
-        blockIdx = Dim3{index % grid_x, index / grid_x, 0};
-        run_block(thread_order);
+    const std::vector<int> thread_order = ordered_threads(threads * cluster, order);
+    for (int index : ordered(grid_x * grid_y / cluster, order)) {
+        mine.first = index * cluster;
+        run_block(thread_order, shared_bytes);
         if (!mine.error.empty()) break;
     }
     error = mine.error;
@@ -254,6 +304,10 @@ inline void from_float(float x, bf16& y) {
     memcpy(&bits, &x, 4);
     bits = x != x ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
     y.bits = static_cast<unsigned short>(bits >> 16);
+}
+
+inline float clamp(float x, float least, float most) {
+    return x < least ? least : (x > most ? most : x);
 }
 
 inline void block_barrier() { host::pause(host::AT_BLOCK); }

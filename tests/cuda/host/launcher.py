@@ -20,7 +20,8 @@ from deltaconvert.cuda.loader import FOLDER, Kernel, source_of
 
 HOST = Path(__file__).parent
 ORDERS = ((0, 0xFF), (1, 0x7F), (2, 0xFF))  # forwards, backwards, mixed; and the poison
-_ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\((\w+) args\)')
+_ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\w, ]+\) )?'
+                    r'(\w+)\((\w+) args\)')
 
 
 def compiler() -> str:
@@ -40,9 +41,10 @@ def source_for_host(file: str, change: tuple[str, str] | None = None) -> str:
     for entry, args in _ENTRY.findall(source):
         source += f"""
 extern "C" const char* host_{entry}(const void* args, int grid_x, int grid_y, int threads,
-                                    unsigned long shared_bytes, int order, int poison) {{
+                                    unsigned long shared_bytes, int cluster, int order,
+                                    int poison) {{
     return host::run([](const void* args) {{ {entry}(*static_cast<const {args}*>(args)); }},
-                     args, grid_x, grid_y, threads, shared_bytes, order, poison);
+                     args, grid_x, grid_y, threads, shared_bytes, cluster, order, poison);
 }}
 extern "C" unsigned long sizeof_{entry}() {{ return sizeof({args}); }}
 """
@@ -109,5 +111,5 @@ class HostLauncher:
         order, poison = ORDERS[self.order]
         self.ran.append(launch.kernel)
         error = function(ctypes.byref(launch.args), *launch.grid, launch.threads,
-                         ctypes.c_ulong(launch.shared_bytes), order, poison)
+                         ctypes.c_ulong(launch.shared_bytes), launch.cluster, order, poison)
         assert error is None, f"{entry}: {error.decode()}"

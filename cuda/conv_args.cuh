@@ -1,0 +1,22 @@
+// The arguments of a convolution, for whichever kernel multiplies its tiles.
+#pragma once
+#include "common.cuh"
+#include "parts.cuh"
+
+struct ConvArgs {
+    Rule rule;
+    const Number* input;
+    const Number* weight;    // in the layout of the kernel, see there
+    const float* bias;       // [channels] or null
+    const Number* residual;  // as large as the output, or null
+    Number* output;
+    const int* list;
+    const int* counts;       // one a phase
+    const int* tables;       // where Phase.rows and .cols point into
+    const Phase* phases;
+    float* parts;
+    int step_in, step_out, step_residual;
+    int height_in, width_in, height_out, width_out;
+    int group_in, group_out;  // channels of a group
+    int groups, phase_count, most_taps_y, most_taps_x, unused;
+};

@@ -1,0 +1,182 @@
+"""Which tile a convolution is computed by: its size, its kernel, and how many blocks there are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from deltaconvert.cuda.launcher import Launcher
+from deltaconvert.nodes import DeltaNode
+
+# Share of the pixels that are expected to be candidates, where a choice hangs on it.
+EXPECTED_SHARE = 0.1
+# The same for warpgroups, as measured where 5 % of the input's pixels change; windows that overlap
+# reach further.
+LIKELY_SHARE, LIKELY_SHARE_OF_WINDOWS = 0.058, 0.0725
+# With more, a block would be busy with one tile's columns for too long.
+MOST_FUSED_CHANNELS = 256
+BLOCKS_A_PROCESSOR = 4
+RESULT_PAD = 8
+WARPGROUP_DEPTH = 64  # K of a stage: rows of 128 bytes
+MOST_COLUMNS = 8  # blocks of a cluster that every Hopper GPU can run together
+WIDTHS = (32, 64, 128, 256)  # columns of a warpgroup's tile
+LONG_SUM = 2048  # products, of which a cut along K pays for a second kernel
+REGISTERS, BLOCK_LIMIT = 65536, 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A specialisation, but for what memory alignment allows.
+
+    Args:
+        tensor: tensor cores or not.
+        bm, bn, bk: rows, columns and depth.
+        stages: of asynchronous copies.
+        fused: the rule is applied in the same kernel; else by a second one.
+        warpgroups: by convolution_sm90.cu, whose blocks are a cluster over the channels.
+    """
+
+    tensor: bool
+    bm: int
+    bn: int
+    bk: int
+    stages: int
+    fused: bool
+    warpgroups: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        if self.warpgroups:
+            return self.bm // 64 * 128
+        if self.tensor:
+            return self.bm // 32 * (self.bn // (64 if self.bn >= 128 else 32)) * 32
+        return self.bm // 8 * (self.bn // (8 if self.bn >= 128 else 4))
+
+    @property
+    def resident(self) -> int:
+        """Blocks of warpgroups that a multiprocessor has registers and shared memory for."""
+        registers = {32: 80, 64: 80, 128: 128, 256: 255}[self.bn]
+        stages = 128 * self.stages * (self.bm + self.bn)
+        return max(1, min(BLOCK_LIMIT, REGISTERS // (registers * self.threads),
+                          224 * 1024 // (stages + 8 * 1024)))
+
+    def columns(self, channels: int) -> int:
+        """Return the blocks of a cluster."""
+        return -(-channels // self.bn) if self.warpgroups else 1
+
+    def shared_bytes(self, itemsize: int, taps: tuple[int, int], channels: int) -> int:
+        """Count a block's shared memory as `Shared` in the kernel's file lays it out."""
+        if self.warpgroups:
+            stages = 128 * self.stages * (self.bm + self.bn)
+            return stages + 4 * self.bm * (1 + 2 * (1 + taps[0] + taps[1]))
+        pad_a, pad_b = 16 // itemsize, 8 if self.tensor else 16 // itemsize
+        pipeline = self.stages * itemsize * (
+            self.bm * (self.bk + pad_a) + self.bk * (self.bn + pad_b))
+        product = 4 * self.bm * (self.bn + 8) if self.fused else 0
+        rows = 4 * (self.bm * (2 + taps[0] + taps[1]) + 4)
+        results = self.bm * (-(-channels // 8) * 8 + RESULT_PAD) * itemsize if self.fused else 0
+        return max(pipeline, product) + rows + results
+
+
+def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
+                told: Mapping[str, Any]) -> Tile:
+    """Choose by dtype, channels and how many rows are expected.
+
+    Args:
+        node: a convolution.
+        groups, width: groups and their output channels, narrow ones merged.
+        launcher: of the device.
+        told: fields of the tile that are settled already.
+    """
+    dtype, shape = node.about.output.dtype, node.about.output.shape
+    assert dtype is not None
+    assert shape is not None
+    pixels = math.prod(node.about.output.mask_shape)
+    rows = round(EXPECTED_SHARE * pixels)
+    taps = node.about.args[1].shape[2], node.about.args[1].shape[3]
+    if (dtype.itemsize == 2 and groups == 1 and launcher.capability == (9, 0)
+            and told.get("warpgroups", True)):
+        grows = max(taps) > max(node.about.params["stride"])
+        likely = (LIKELY_SHARE_OF_WINDOWS if grows else LIKELY_SHARE) * pixels
+        tile = _of_warpgroups(width, node.about.args[1][0].numel(), likely, launcher.processors)
+        if told.get("warpgroups"):  # whatever the number of tiles
+            tile = tile or Tile(True, 64, 64, WARPGROUP_DEPTH, 4, True, True)
+        if tile and told.get("fused", True):
+            return replace(tile, **told)
+    tensor = tensor_cores(dtype, launcher)
+    bn = 128 if width > 64 else 64 if width > 32 else 32
+    half = tensor and dtype.itemsize == 2
+    # Of a dozen of each tried on an H100, in docs/performance-cuda.md.
+    fused = Tile(tensor, 128 if half and bn < 128 else 64, bn, 32 if half else 16, 4, True)
+    parts = Tile(tensor, 64, bn, 64 if half else 32 if tensor else 16, 3, False)
+    fits = fused.shared_bytes(dtype.itemsize, taps, shape[1]) <= launcher.shared_limit
+    many = shape[1] <= MOST_FUSED_CHANNELS and rows / 64 >= launcher.processors
+    told = {name: value for name, value in told.items() if name != "warpgroups"}
+    return replace(fused if fits and many else parts, **told)
+
+
+def _of_warpgroups(width: int, depth: int, rows: float, processors: int) -> Tile | None:
+    """Return the largest tile of which there are enough to keep a device busy.
+
+    Nothing, where even small ones are few, and each is a long sum that is better cut. Found by
+    trying some for each layer of ResNet-50, with one stream and eight; docs/performance-cuda.md.
+
+    Args:
+        width, depth: output channels, and products that each sums.
+        rows: expected.
+        processors: multiprocessors.
+    """
+    narrowest = next((bn for bn in WIDTHS if -(-width // bn) <= MOST_COLUMNS), 0)
+
+    def enough(bm: int, bn: int, share: float) -> bool:
+        blocks = -(-int(rows) // bm) * -(-width // bn)
+        return narrowest <= bn < 2 * max(width, WIDTHS[0]) and blocks >= share * processors
+
+    def tile(bm: int, bn: int, stages: int) -> Tile:
+        return Tile(True, bm, bn, WARPGROUP_DEPTH, stages, True, True)
+
+    narrow = max(narrowest, 64 if width > 32 else 32)
+    if not narrowest:
+        return None
+    if width <= 512 and enough(128, 128, 2):
+        return tile(128, 128, 3)
+    if width >= 512 and enough(128, 256, 0.75):
+        return tile(128, 256, 4)
+    if width > 64 and depth >= 256 and enough(128, 128, 0.48):
+        return tile(128, 128, 3 if enough(128, 128, 1) else 4)
+    if narrow <= 64 and enough(128, narrow, 2):
+        return tile(128, narrow, 3)
+    if narrow <= 64 and enough(128, narrow, 0.6 if width > 64 else 0.4) and (
+            width <= 64 or depth >= 128):
+        return tile(128, narrow, 6)
+    if not enough(64, narrow, 0.36) and depth >= LONG_SUM:
+        return None
+    wide = narrow if narrow > 64 or width <= 64 or depth >= 128 else 128
+    return tile(64, wide, 3 if wide == 128 else 4)
+
+
+def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:
+    """Whether tensor cores may compute in this dtype; tf32 where PyTorch's own may."""
+    if dtype == torch.float32:
+        return bool(torch.backends.cudnn.allow_tf32) and launcher.capability >= (8, 0)
+    return dtype == torch.float16 or launcher.capability >= (8, 0)
+
+
+def grid_of(node: DeltaNode, tile: Tile, taps: tuple[int, int], launcher: Launcher) -> int:
+    """Return as many blocks as may be resident, or as there is work for."""
+    dtype, shape = node.about.output.dtype, node.about.output.shape
+    assert dtype is not None
+    assert shape is not None
+    tiles = -(-math.prod(node.about.output.mask_shape) // tile.bm)
+    if tile.warpgroups:
+        columns = tile.columns(shape[1])
+        return columns * max(1, min(launcher.processors * tile.resident // columns, tiles))
+    shared = tile.shared_bytes(dtype.itemsize, taps, shape[1])
+    resident = launcher.processors * max(1, min(BLOCKS_A_PROCESSOR,
+                                                launcher.shared_limit // shared))
+    return max(1, min(resident, tiles)) if tile.fused else resident

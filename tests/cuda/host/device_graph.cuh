@@ -1,0 +1,7 @@
+// In the place of cuda/device_graph.cuh: a condition is an integer of the test's.
+#pragma once
+#include "device.cuh"
+
+inline void set_condition(long long condition, bool runs) {
+    *reinterpret_cast<int*>(condition) = runs;
+}

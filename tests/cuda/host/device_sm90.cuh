@@ -1,0 +1,127 @@
+// What Hopper has beyond device.cuh, on a CPU: in the place of cuda/device_sm90.cuh.
+//
+// A product is computed when it is waited for, from what is in shared memory then; if that is not
+// what was there when it began, a stage was overwritten too early.
+#pragma once
+#include "device.cuh"
+
+constexpr int WARPGROUP = 128;
+
+namespace host {
+
+struct Product {
+    float* sums;
+    int columns;
+    const unsigned char *a, *b;  // as the instruction names them: start addresses
+    std::vector<unsigned short> seen_a, seen_b;
+    float (*to_float)(unsigned short);
+};
+
+// A number of the row and K; addresses are permuted in every 1024 bytes of shared memory.
+inline unsigned short element(const unsigned char* start, int row, int k) {
+    size_t at = start - shared() + row / 8 * 1024 + row % 8 * 128 + 2 * k;
+    at ^= at / 128 % 8 * 16;
+    unsigned short x;
+    memcpy(&x, shared() + at, 2);
+    return x;
+}
+
+inline std::vector<unsigned short> matrix(const unsigned char* start, int rows) {
+    std::vector<unsigned short> numbers(16 * rows);
+    for (int row = 0; row < rows; ++row)
+        for (int k = 0; k < 16; ++k) numbers[16 * row + k] = element(start, row, k);
+    return numbers;
+}
+
+inline void compute(const Product& product) {
+    const int thread = block->current % WARPGROUP;
+    if (thread == 0 && (matrix(product.a, 64) != product.seen_a
+                        || matrix(product.b, product.columns) != product.seen_b))
+        complain("a stage was overwritten before its product was done");
+    float left[2][16];
+    for (int half = 0; half < 2; ++half)
+        for (int k = 0; k < 16; ++k)
+            left[half][k] = product.to_float(element(
+                product.a, thread / WARP_SIZE * 16 + thread % WARP_SIZE / 4 + half * 8, k));
+    for (int i = 0; i < product.columns / 2; ++i)
+        for (int k = 0; k < 16; ++k)
+            product.sums[i] += left[i / 2 % 2][k] * product.to_float(element(
+                product.b, i / 4 * 8 + thread % 4 * 2 + i % 2, k));
+}
+
+inline void check_start(const void* matrix) {
+    const auto* start = static_cast<const unsigned char*>(matrix);
+    const size_t at = start - shared();
+    if (at % 128 % 32 || at / 128 % 8)
+        complain("a matrix that does not begin with the first of 8 rows");
+}
+
+}  // namespace host
+
+inline int swizzled(int row, int byte) { return row * 128 + (byte ^ (row % 8 * 16)); }
+
+inline void show_tensor_cores() {}
+inline void begin_products() {
+    int all[WARPGROUP];
+    host::exchange("begin_products", 0, all);
+}
+
+typedef const unsigned char* Matrix;
+
+inline Matrix matrix_at(const void* start) { return static_cast<Matrix>(start); }
+inline Matrix further(Matrix matrix, int bytes) { return matrix + bytes; }
+
+template <typename Half, int REGISTERS>
+void multiply_warpgroup(Half, float (&c)[REGISTERS], Matrix a, Matrix b) {
+    struct Call { Matrix a, b; } all[WARPGROUP];
+    host::exchange("multiply_warpgroup", Call{a, b}, all);
+    for (const Call& other : all)
+        if (other.a != a || other.b != b) host::complain("threads multiply different matrices");
+    host::check_start(a);
+    host::check_start(b);
+    auto product = std::make_shared<host::Product>();
+    *product = {c, 2 * REGISTERS, a, b, {}, {},
+                [](unsigned short bits) { return to_float(Half{bits}); }};
+    if (host::block->current % WARPGROUP == 0) {
+        product->seen_a = host::matrix(product->a, 64);
+        product->seen_b = host::matrix(product->b, product->columns);
+    }
+    host::self().begun.push_back(product);
+}
+
+inline void commit_products() {
+    host::self().products.push_back(std::move(host::self().begun));
+    host::self().begun.clear();
+}
+
+template <int PENDING>
+void wait_for_products() {
+    int all[WARPGROUP];
+    host::exchange("wait_for_products", 0, all);
+    auto& products = host::self().products;
+    while (products.size() > PENDING) {
+        for (const auto& product : products.front()) host::compute(*product);
+        products.erase(products.begin());
+    }
+}
+
+inline void prefetch(const void*) {}
+
+template <typename Half>
+unsigned rounded_pair(Half, float x, float y) {
+    Half low, high;
+    from_float(x, low);
+    from_float(y, high);
+    return low.bits | static_cast<unsigned>(high.bits) << 16;
+}
+
+inline void cluster_barrier() { host::pause(host::AT_CLUSTER); }
+
+inline void cluster_has_read() { cluster_barrier(); }
+
+inline float read_of_block(const float* mine, int block) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(mine);
+    float x;
+    memcpy(&x, host::shared_of(block) + (bytes - host::shared()), sizeof x);
+    return x;
+}
