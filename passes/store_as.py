@@ -5,7 +5,8 @@ After: the same in bfloat16, say. Frames are rounded at the door in, outputs are
 returns at the door out.
 
 Derived weights are rounded once, after they were derived. What the model converts to another
-precision on its way is converted back: that is not for its code to know.
+precision on its way is converted back: that is not for its code to know. Modules that are called as
+they are keep their weights, and compute in the precision of these.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def store_as(graph_module: GraphModule, name: str | None) -> PassResult:
         if node.op == "placeholder" or node.meta["constant"]:
             node.meta["value"] = rounded(given, dtype)
         else:
+            _convert_before(graph_module, node)
             _annotate(graph_module, node, name)
             if _differs(node.meta["value"], dtype):
                 _convert_behind(graph_module, node, dtype)
@@ -82,6 +84,21 @@ def _annotate(graph_module: GraphModule, node: fx.Node, name: str) -> None:
             f"dtype={name}: {node.name} does not take it ({error.__cause__ or error}; "
             f"{node.meta.get('source') or 'no line known'}). Leave dtype out, or convert the part "
             "of the model before it (modules=[...]).") from error
+
+
+def _convert_before(graph_module: GraphModule, node: fx.Node) -> None:
+    """Give a module that is called as it is its inputs in the precision of its own weights."""
+    if node.op != "call_module":
+        return
+    module = graph_module.get_submodule(str(node.target))
+    own = floating_dtype([*module.parameters(), *module.buffers()])
+    for source in node.all_input_nodes:
+        if own is not None and _differs(source.meta["value"], own):
+            with graph_module.graph.inserting_before(node):
+                made = graph_module.graph.call_method("to", (source, own))
+            made.meta.update(node.meta, value=rounded(source.meta["value"], own),
+                             constant=source.meta["constant"], multiply_adds=0)
+            node.replace_input_with(source, made)
 
 
 def _convert_behind(graph_module: GraphModule, node: fx.Node, dtype: torch.dtype) -> None:

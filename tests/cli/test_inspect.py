@@ -20,7 +20,7 @@ def test_shows_every_node(cli, converted, tmp_path):
                                 "work", "state", "kB"]
     assert any("conv2d + relu" in line and "1x8x16x24" in line for line in lines)
     assert "multiply-adds: " in done.out
-    assert "settings: backend=reference, threshold=0.0" in done.out
+    assert "settings: backend=reference, dtype=None, threshold=0.0" in done.out
     data = json.loads((tmp_path / "graph.json").read_text())
     # 3x3 filters: 3 to 8 channels, 8 to 4, both over 16x24 pixels.
     assert data["multiply_adds"] == 16 * 24 * 9 * (3 * 8 + 8 * 4)

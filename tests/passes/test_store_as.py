@@ -172,3 +172,25 @@ def test_validates_by_its_own_rounding():
     wrong[4].weight.data *= 1.2
     report = deltaconvert.validate(model, deltaconvert.convert(wrong, dtype="bfloat16"), clip())
     assert not report.passed
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_modules_that_are_called_as_they_are_compute_in_their_own(backend):
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.deep = nn.Conv3d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.deep(x[:, None].relu())[:, 0].relu()
+
+    model = Deep().eval()
+    delta = deltaconvert.convert(model, backend=backend, dtype="bfloat16")
+    for frame in clip():
+        out = delta(frame)
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, model(frame), rtol=2e-2, atol=2e-2)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    kinds = [node.about.output.dtype for node in program_of(delta).nodes]
+    assert kinds[0] == kinds[-1] == torch.bfloat16
+    assert torch.float32 in kinds
