@@ -115,6 +115,15 @@ CASES = {
     "cat": (("cat", ([Slot(0), Slot(1)],), {"dim": 1}), [MAP, MAP16]),
     "crop": (("select", (Slot(0),), {"channels": (3, 1, 5), "rows": tuple(range(2, 9)),
                                      "cols": None}), [MAP]),
+    "every other channel": (("select", (Slot(0),), {"channels": tuple(range(1, 24, 2)),
+                                                    "rows": None, "cols": None}), [MAP]),
+    "channels reversed, flipped": (
+        ("select", (Slot(0),), {"channels": tuple(range(23, -1, -1)), "rows": None,
+                                "cols": tuple(range(17, -1, -1))}), [MAP]),
+    "the last channels": (("select", (Slot(0),), {"channels": tuple(range(11, 24)),
+                                                  "rows": None, "cols": None}), [MAP]),
+    "one channel": (("select", (Slot(0),), {"channels": (7,), "rows": None, "cols": None}),
+                    [MAP]),
     "softmax": (("softmax", (Slot(0),), {"dim": 1}), [MAP]),
 }
 ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",),

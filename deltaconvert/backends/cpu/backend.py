@@ -14,6 +14,7 @@ from deltaconvert.backends.cpu import (
     linear,
     pixelwise,
     pooling,
+    selection,
     shuffle,
     sparsify,
     union,
@@ -142,6 +143,8 @@ def _kind(node: DeltaNode) -> Kind | None:
         return _WHOLE.get(operator.name)
     if operator.name in _KINDS:
         return _KINDS[operator.name]
+    if operator.name == "select" and selection.refusal(node) is None:
+        return selection
     if operator.weights:
         return pooling
     if operator.pixelwise:

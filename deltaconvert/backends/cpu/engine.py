@@ -85,15 +85,18 @@ class Engine:
         """
         session = self._session = self._session or Kept(Session(
             np.array(self._rows, np.int64).reshape(-1, 4), self._gate, self.workers.threads))
-        if share:
-            self._gate[OVER] = 0  # before anybody looks: who comes and finds it over is gone
-            self.workers.invite(lambda worker: serve(session.address, worker))
         before = torch.get_num_threads()
-        if self.calls_python and before != 1:
-            torch.set_num_threads(1)  # the workers are threads enough
-        run_steps(session.address, first << 32 | last)
-        if self.calls_python and before != 1:
-            torch.set_num_threads(before)
+        try:
+            if share:
+                self._gate[OVER] = 0  # before anybody looks: who finds it over is gone
+                self.workers.invite(lambda worker: serve(session.address, worker))
+            if self.calls_python and before != 1:
+                torch.set_num_threads(1)  # the workers are threads enough
+            run_steps(session.address, first << 32 | last)
+        finally:  # an interrupt may come at any line
+            self._gate[OVER] = 1
+            if self.calls_python and before != 1:
+                torch.set_num_threads(before)
         if self.errors:
             error = self.errors[0]
             self.errors.clear()

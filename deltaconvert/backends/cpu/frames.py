@@ -91,6 +91,31 @@ def compare_interleaved(new, old, threshold, rms, marks):
 
 
 @loop
+def add_three(red, green, blue, step, old, cap, rms, marks, over, sums):
+    """Compare one line of three planes, or of pixels ``step`` apart, for the test of blocks.
+
+    As `compare_line`, with a threshold of 0; ``sums`` is float32 ``[3, W]``.
+    """
+    bad = np.uint8(0)
+    first, second, third, three = sums[0], sums[1], sums[2], np.float32(3)
+    for x in range(marks.shape[0]):
+        r, g, b = load(red, step * x), load(green, step * x), load(blue, step * x)
+        u, v, w = r - load(old, 3 * x), g - load(old, 3 * x + 1), b - load(old, 3 * x + 2)
+        bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
+            not (abs(b) <= _LARGEST))
+        first[x] += u
+        second[x] += v
+        third[x] += w
+        if rms:
+            size = np.sqrt((u * u + v * v + w * w) / three)
+        else:
+            size = max(abs(u), max(abs(v), abs(w)))
+        marks[x] = np.uint8(not (size <= _ZERO))
+        over[x] = np.uint8(not (size <= cap))
+    return bad == 0
+
+
+@loop
 def compare_pixels(frame, strides, shape, value, value_step, thresholds, rms, first, last,
                    marks):
     """Mark the pixels that differ by more than their lane's threshold, lines ``first`` to ``last``.
@@ -152,9 +177,16 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
         for i in range(lines):
             line = lane * height + top + i
             start = lane * strides[0] + (top + i) * strides[2]
-            ok = compare_line(frame, start, strides[1], strides[3], value,
-                              line * width * value_step, value_step, channels, _ZERO, cap, rms,
-                              marks[line * width:(line + 1) * width], over[i], sums, width)
+            out, old = marks[line * width:(line + 1) * width], value[line * width * value_step:]
+            if channels == 3 and value_step == 3 and strides[3] == 1:
+                ok = add_three(frame[start:], frame[start + strides[1]:],
+                               frame[start + 2 * strides[1]:], 1, old, cap, rms, out, over[i], sums)
+            elif channels == 3 and value_step == 3 and strides[3] == 3 and strides[1] == 1:
+                ok = add_three(frame[start:], frame[start + 1:], frame[start + 2:], 3, old, cap,
+                               rms, out, over[i], sums)
+            else:
+                ok = compare_line(frame, start, strides[1], strides[3], old, 0, value_step,
+                                  channels, _ZERO, cap, rms, out, over[i], sums, width)
             finite = finite and ok
         hold_blocks(sums, over, lines, (lane * height + top) * width, threshold, rms, marks)
     return finite

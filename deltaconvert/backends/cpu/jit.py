@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +18,7 @@ from numba.core.sigutils import normalize_signature
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
+_SILENT_SECONDS = 1.0
 # No "nnan", no "ninf": a difference that is not a number must propagate.
 _REORDER = {"reassoc", "contract", "nsz"}
 
@@ -58,7 +62,8 @@ class Entry:
                                       options={"error_model": "numpy"})
                 compiled.enable_caching()
                 _expire_together(compiled)
-                compiled.compile()
+                with _said_if_slow():
+                    compiled.compile()
                 self._compiled = compiled
             address: int = self._compiled.address
             return address
@@ -66,6 +71,24 @@ class Entry:
     def __call__(self, address: int, number: int) -> None:
         """Call it from Python; the GIL is released meanwhile."""
         SIGNATURE(self.address)(address, number)
+
+
+@contextmanager
+def _said_if_slow() -> Iterator[None]:
+    """Say on stderr, once a process, what takes so long."""
+    timer = threading.Timer(_SILENT_SECONDS, _say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@functools.cache
+def _say() -> None:
+    print("deltaconvert: compiling loops for this processor (cached for the next start)",
+          file=sys.stderr, flush=True)
 
 
 SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t)
