@@ -136,10 +136,9 @@ def combine_parts(task, worker):
         if pixels.shape[0] == 0:
             return
         load_rows(task.x, task.x_channels, task.x_constant, pixels, new)
-        if task.code == _ADD:
-            add_rows(task.y, task.y_channels, task.y_constant, task.factor, pixels, new)
-        elif task.code == _MULTIPLY:
-            multiply_rows(task.y, task.y_channels, task.y_constant, pixels, new)
+        if task.code != _COPY:
+            combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant, pixels,
+                         new)
         finish_rows(new, pixels, task.ending, worker)
 
 
@@ -170,8 +169,8 @@ def load_rows(taps, channels, constant, pixels, new):
 
 
 @loop
-def add_rows(taps, channels, constant, factor, pixels, new):
-    """Add a multiple of an operand's pixels to rows."""
+def combine_rows(code, factor, taps, channels, constant, pixels, new):
+    """Add a multiple of an operand's pixels to rows, or multiply rows with them."""
     for i in range(pixels.shape[0]):
         row = new[i]
         if taps.data.shape[0] == 0 or channels == 1:
@@ -179,27 +178,10 @@ def add_rows(taps, channels, constant, factor, pixels, new):
             if taps.data.shape[0] != 0:
                 one = load(taps.data, place_of(taps, np.int64(pixels[i])))
             for c in range(row.shape[0]):
-                row[c] += factor * one
+                row[c] = row[c] + factor * one if code == _ADD else row[c] * one
         else:
             start = place_of(taps, np.int64(pixels[i]))
             other = taps.data[start:start + channels]
             for c in range(row.shape[0]):
-                row[c] += factor * load(other, c)
-
-
-@loop
-def multiply_rows(taps, channels, constant, pixels, new):
-    """Multiply rows with an operand's pixels."""
-    for i in range(pixels.shape[0]):
-        row = new[i]
-        if taps.data.shape[0] == 0 or channels == 1:
-            one = constant
-            if taps.data.shape[0] != 0:
-                one = load(taps.data, place_of(taps, np.int64(pixels[i])))
-            for c in range(row.shape[0]):
-                row[c] *= one
-        else:
-            start = place_of(taps, np.int64(pixels[i]))
-            other = taps.data[start:start + channels]
-            for c in range(row.shape[0]):
-                row[c] *= load(other, c)
+                number = load(other, c)
+                row[c] = row[c] + factor * number if code == _ADD else row[c] * number

@@ -28,16 +28,7 @@ def loop(function: Loop) -> Loop:
 
     Compiled code is kept in Numba's cache folder, so it is made once a machine.
     """
-    return _compile(function, _REORDER)
-
-
-def exact(function: Loop) -> Loop:
-    """Compile a helper whose sums must stay in the written order; inlined into its callers."""
-    return _compile(function, {"contract"})
-
-
-def _compile(function: Loop, fastmath: set[str]) -> Loop:
-    compile_it: Any = numba.njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy")
+    compile_it: Any = numba.njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")
     compiled: Loop = compile_it(function)
     _expire_together(compiled)
     return compiled

@@ -189,24 +189,29 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
                 builder.store(builder.or_(over, builder.load(beyond)), beyond)
             row.each(body)
 
-        after = builder.append_basic_block("finished")
-        choice = builder.switch(code, after)
-        for activation in CODES:
-            block = builder.append_basic_block(f"activation{activation}")
-            choice.add_case(ir.Constant(code.type, activation), block)
-            builder.position_at_end(block)
-            with builder.if_else(builder.icmp_signed("!=", added, _INT(0))) as (yes, no):
-                with yes:
-                    loop(activation, True)
-                with no:
-                    loop(activation, False)
-            builder.branch(after)
-        builder.position_at_end(after)
+        _choose(builder, code, added, loop)
         return builder.select(rms, _outside(builder, builder.load(square), channels, threshold),
                               _any(builder, builder.load(beyond)))
 
     return types.boolean(like, *[types.intp] * 6, types.float32, types.float32, types.boolean,
                          types.intp, types.intp), codegen
+
+
+def _choose(builder: Any, code: Any, added: Any, loop: Callable[[int, bool], None]) -> None:
+    """Generate ``loop(activation, whether a residual is added)`` for all, and the choice."""
+    after = builder.append_basic_block("finished")
+    choice = builder.switch(code, after)
+    for activation in CODES:
+        block = builder.append_basic_block(f"activation{activation}")
+        choice.add_case(ir.Constant(code.type, activation), block)
+        builder.position_at_end(block)
+        with builder.if_else(builder.icmp_signed("!=", added, _INT(0))) as (yes, no):
+            with yes:
+                loop(activation, True)
+            with no:
+                loop(activation, False)
+        builder.branch(after)
+    builder.position_at_end(after)
 
 
 def _outside(builder: Any, squares: Any, channels: Any, threshold: Any) -> Any:
