@@ -5,7 +5,7 @@
         [--active 0.01 0.03 ...] [--frames 25] [--against eager,onnxruntime,...] [--threads 2]
         [--dtype bfloat16]
 
-Each network is prepared once for all its clips. The threshold is searched for each clip, as
+Each network is prepared once for all its clips. Thresholds are searched for each clip, as
 `deltaconvert bench --fidelity` does: the largest at which every frame is within 1 % of the
 output's RMS, and a tenth of what an output frozen at frame 0 is off; for the detector, the
 largest at which its boxes agree with those of dense. Results are checked
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.atomic import written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
-from deltaconvert.bench.fidelity import Judge, Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
@@ -38,6 +37,7 @@ from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import Clip, open_clip, synthetic
 from deltaconvert.config import Config, Precision
+from deltaconvert.fidelity import Judge, Run, Truth
 from deltaconvert.model_specs import build_model
 from deltaconvert.preprocessing import ChannelOrder, Preprocessing
 from deltaconvert.report import text_table
@@ -90,12 +90,12 @@ class Boxes:
         with torch.inference_mode():
             self.expected = [decode(model(frame))[0] for frame in frames]
 
-    def worst_error(self, delta: deltaconvert.DeltaModule, stop_above: float = 1.0) -> float:
+    def worst_error(self, run: Run, stop_above: float = 1.0,
+                    most_frames: int | None = None) -> float:
         """Return 1 - F1 over the clip: 1 - 2 x matched / (found + expected)."""
-        stream = delta.new_stream()
-        found = [self.decode(stream(frame))[0] for frame in self.frames]
+        found = [self.decode(run(frame))[0] for frame in self.frames[:most_frames]]
         matched = sum(map(self._matched, found, self.expected))
-        whole = sum(map(len, found)) + sum(map(len, self.expected))
+        whole = sum(map(len, found)) + sum(map(len, self.expected[:len(found)]))
         return 1 - 2 * matched / whole if whole else 0.0
 
     def _matched(self, found: Tensor, expected: Tensor) -> int:

@@ -36,6 +36,7 @@ from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.pt2 import read_program
 from deltaconvert.report import Report
 from deltaconvert.stream import Stream
+from deltaconvert.tune import Tuning, tune
 from deltaconvert.validate import validate
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ __all__ = [
     "Stream",
     "StreamBusyError",
     "TraceError",
+    "Tuning",
     "UnsafeError",
     "UnsupportedError",
     "VersionError",
@@ -72,5 +74,6 @@ __all__ = [
     "load",
     "read_program",
     "save",
+    "tune",
     "validate",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -40,3 +41,16 @@ def of_lane(outputs: Any, lane: int, lanes: int) -> Any:
         return leaf if shared else leaf[lane:lane + 1]
 
     return pytree.tree_map(part, outputs)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Return the floating-point tensors in what a model or a runtime returned, in order."""
+    leaves = (torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+              for leaf in pytree.tree_leaves(output))
+    return [leaf.detach() for leaf in leaves
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def mean_square(value: Tensor) -> float:
+    """Return the mean of the squares, in float64."""
+    return float(value.double().square().mean()) if value.numel() else 0.0

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.bench import machine, memory
-from deltaconvert.bench.fidelity import Judge, Search, at_threshold, find_threshold
-from deltaconvert.bench.outputs import relative_rms, rounding_error, tensors
+from deltaconvert.bench.outputs import relative_rms, rounding_error
 from deltaconvert.bench.peers import EAGER, OPENVINO_BF16, Peer, Peers, allowed_rounding
 from deltaconvert.bench.profile import Kind, profile
 from deltaconvert.bench.timing import Spread, Turn, flat, ratios, take_turns
 from deltaconvert.errors import CheckError, InputError
+from deltaconvert.fidelity import Judge
 from deltaconvert.module import DeltaModule
+from deltaconvert.outputs import tensors
 from deltaconvert.report import Report
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
+from deltaconvert.tune import Tuning, tune
 from deltaconvert.validate import validate
 
 Say = Callable[[str], None]
@@ -67,7 +69,7 @@ class Result:
     Args:
         precision: in which the converted network keeps most of its values.
         report: of the check.
-        search: of the threshold, where one was made.
+        search: of the thresholds, where one was made.
         times: by name, `CONVERTED` and the dense runtimes: ms of each round.
         work: of the timed frames, added up.
         kinds: where a frame's time goes.
@@ -82,7 +84,7 @@ class Result:
 
     precision: str
     report: Report
-    search: Search | None
+    search: Tuning | None
     times: dict[str, list[list[float]]]
     work: NodeStats
     kinds: list[Kind]
@@ -152,10 +154,7 @@ class Result:
             "kinds": [{"kind": k.name, "nodes": k.nodes, "ms": k.ms, "share": k.share,
                        "needed_multiply_adds": k.needed, "gigaflops": k.gigaflops}
                       for k in self.kinds],
-            "threshold_search": None if self.search is None else {
-                "threshold": self.search.threshold, "goal": self.search.goal,
-                "allowed": self.search.allowed, "error": self.search.error,
-                "tried": [list(attempt) for attempt in self.search.tried]},
+            "threshold_search": None if self.search is None else self.search.to_dict(),
             "check": self.report.to_dict(),
         }
 
@@ -181,17 +180,19 @@ def _beside_eager(times: dict[str, list[list[float]]]) -> dict[str, float]:
     return {"ms": ms, "eager_ms": dense_ms, "over_eager": ms / dense_ms}
 
 
-def measure(case: Case, *, judge: Judge | None = None, tolerance: float | None = None,
-            rounds: int = ROUNDS, say: Say = lambda text: None) -> Result:
-    """Find the threshold where asked to, check, and only then time.
+def measure(case: Case, *, judge: Judge | None = None, tuning_rounds: int = 2,
+            tolerance: float | None = None, rounds: int = ROUNDS,
+            say: Say = lambda text: None) -> Result:
+    """Find thresholds where asked to, check, and only then time.
 
-    A threshold is found in the model's own precision, whatever `Config.dtype` says: rounding is
-    no error of the threshold's. The check allows for both.
+    Thresholds are found in the model's own precision, whatever `Config.dtype` says: rounding is
+    no error of theirs. The check allows for both.
 
     Args:
         case: what to measure.
-        judge: take the largest threshold that it allows, a `fidelity.Truth` say, in the place
-            of the one that ``case.delta`` has.
+        judge: take the thresholds that save most of what it allows, a `fidelity.Truth` say, in
+            the place of those that ``case.delta`` has.
+        tuning_rounds: see `tune`; with 0, one threshold for all nodes.
         tolerance: for the check, as in `validate`; a judge brings its own.
         rounds: how often the runtimes take turns; fewer on a short clip.
         say: told what is going on.
@@ -203,10 +204,11 @@ def measure(case: Case, *, judge: Judge | None = None, tolerance: float | None =
     _enough(case.frames)
     delta, search, rounding = case.delta, None, _dense_rounding(case)
     if judge is not None:
-        say("searching for the threshold")
+        say("searching for thresholds")
         own = delta.with_config(delta.config.replace(dtype=None))
-        search = find_threshold(own, judge, say)
-        delta, tolerance = at_threshold(delta, search.threshold), judge.tolerance
+        search = tune(own, case.frames, judge=judge, rounds=tuning_rounds, say=say)
+        delta = delta.with_config(search.delta.config.replace(dtype=delta.config.dtype))
+        tolerance = judge.tolerance
         if tolerance is not None and delta.config.dtype is not None:
             tolerance += allowed_rounding(rounding)
     say("checking")

@@ -1,23 +1,15 @@
-"""Outputs as lists of tensors, and how far one is from another."""
+"""How far one output is from another."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-
-def tensors(output: Any) -> list[Tensor]:
-    """Return the floating-point tensors in what a model or a runtime returned, in order."""
-    leaves = (torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
-              for leaf in pytree.tree_leaves(output))
-    return [leaf.detach() for leaf in leaves
-            if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+from deltaconvert.outputs import mean_square, tensors
+from deltaconvert.work import ratio
 
 
 def rounding_error(model: nn.Module, frame: Tensor, dtype: torch.dtype) -> float | None:
@@ -33,18 +25,6 @@ def rounding_error(model: nn.Module, frame: Tensor, dtype: torch.dtype) -> float
     except Exception:  # not every model runs in another precision than its own
         return None
     return error if math.isfinite(error) else None
-
-
-def mean_square(value: Tensor) -> float:
-    """Return the mean of the squares, in float64."""
-    return float(value.double().square().mean()) if value.numel() else 0.0
-
-
-def ratio(part: float, whole: float) -> float:
-    """Return ``part / whole``; of nothing, 0 is 0 and anything else infinite."""
-    if whole == 0:
-        return 0.0 if part == 0 else math.inf
-    return part / whole
 
 
 def relative_rms(found: Tensor, expected: Tensor) -> float:

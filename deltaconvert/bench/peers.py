@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.bench import memory
-from deltaconvert.bench.outputs import relative_rms, rounding_error, tensors
+from deltaconvert.bench.outputs import relative_rms, rounding_error
 from deltaconvert.errors import InputError
+from deltaconvert.outputs import tensors
 
 EAGER, OPENVINO_BF16 = "eager", "openvino-bf16"
 # The same sums in another order through a deep network with random weights are off by some

@@ -74,9 +74,15 @@ def figure_lines(data: dict[str, Any]) -> list[tuple[str, str]]:
                       f"{data['unrelated']['over_eager']:.2f} times eager; error "
                       f"{data['unrelated']['error_rms']:.1e}"))
     if search := data["threshold_search"]:
-        lines.insert(0, ("threshold", f"{search['threshold']:g} standard deviations, found for "
-                         f"{search['goal']}"))
+        lines.insert(0, ("thresholds", f"{search['threshold']:g} standard deviations, moved to "
+                         f"{thresholds_in_words(search)} by node; found for {search['goal']}"))
     return lines
+
+
+def thresholds_in_words(search: dict[str, Any]) -> str:
+    """Say between what the thresholds lie that a search found."""
+    found = [group["threshold"] for group in search["groups"]]
+    return f"{min(found, default=0.0):.2g} to {max(found, default=0.0):.2g}"
 
 
 def kind_rows(kinds: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

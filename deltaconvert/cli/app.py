@@ -19,6 +19,7 @@ from deltaconvert.cli.doctor import doctor, versions
 from deltaconvert.cli.inspect import inspect as inspect_command
 from deltaconvert.cli.output import STDOUT, complain, saying
 from deltaconvert.cli.run import run
+from deltaconvert.cli.tune import tune
 from deltaconvert.cli.validate import validate
 from deltaconvert.errors import DeltaConvertError
 
@@ -81,5 +82,5 @@ def start(
 
 for _name, _command in (("demo", demo), ("convert", convert), ("validate", validate),
                         ("run", run), ("inspect", inspect_command), ("bench", bench),
-                        ("doctor", doctor)):
+                        ("tune", tune), ("doctor", doctor)):
     app.command(_name)(_reporting(_command))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.atomic import written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
-from deltaconvert.bench.fidelity import Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
@@ -32,6 +31,7 @@ from deltaconvert.cli.pictures import CLIP_HELP, Channels
 from deltaconvert.clips import Clip, open_clip
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
+from deltaconvert.fidelity import Truth
 from deltaconvert.files import load
 from deltaconvert.model_specs import build_model, parse_model_args
 from deltaconvert.pages.benchmark import benchmark_page
@@ -69,8 +69,8 @@ def bench(
     seed: Annotated[int, typer.Option(
         min=0, metavar="N", help="Of the clip and of random weights.")] = 0,
     fidelity: Annotated[bool, typer.Option(
-        "--fidelity", help="Find the largest threshold at which every frame is within 1 % of the "
-        "output's RMS, and a tenth of a frozen output's error.")] = False,
+        "--fidelity", help="Find the thresholds that save most while every frame is within 1 % "
+        "of the output's RMS, and a tenth of a frozen output's error.")] = False,
     tolerance: Annotated[float | None, typer.Option(
         help="Largest relative RMS error of a frame; 1e-5 where nothing is held back.")] = None,
     against: Annotated[str | None, typer.Option(

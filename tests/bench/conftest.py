@@ -6,10 +6,10 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.bench import networks, peers
-from deltaconvert.bench.fidelity import Truth
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import batch_norm_statistics
 from deltaconvert.clips import synthetic
+from deltaconvert.fidelity import Truth
 
 SIZE = (32, 48)
 

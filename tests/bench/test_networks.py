@@ -10,9 +10,9 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.bench import networks, peers, plots, profile, text
-from deltaconvert.bench.fidelity import Truth
 from deltaconvert.bench.networks import CONVERTED
 from deltaconvert.errors import CheckError, InputError
+from deltaconvert.fidelity import Truth
 from deltaconvert.report import jsonable
 
 
@@ -116,7 +116,7 @@ def test_tables_and_pictures(result):
     said = text.network(data)
     for words in ("converted", "over the best dense fp32 (eager)", "output frozen at frame 0",
                   "left out: openvino", "other processes took 50%", "depthwise 3x3",
-                  "standard deviations, found for an error"):
+                  "standard deviations, moved to"):
         assert words in said
     (axes,) = plots.speedup({"net": [data, {**data, "active_share": 0.01}]}).axes
     over_eager = next(line for line in axes.lines if line.get_label() == "over eager")

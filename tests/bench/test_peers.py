@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from deltaconvert.bench import peers
-from deltaconvert.bench.outputs import relative_rms, tensors
+from deltaconvert.bench.outputs import relative_rms
 from deltaconvert.errors import InputError
+from deltaconvert.outputs import tensors
 
 
 def test_what_is_not_installed_is_named(model, frames, monkeypatch):
