@@ -22,7 +22,7 @@ TWO, CLUSTER = ({"warpgroups": True, "bm": 128, "bn": 64, "stages": 4},
                 {"warpgroups": True, "bm": 64, "bn": 32, "stages": 3})
 # One of each kernel, and of each way into it.
 OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", "depthwise",
-                "max pool", "mean pool without padding", "gate", "cat", "softmax"]
+                "max pool", "mean pool without padding", "gate", "cat", "softmax", "bilinear"]
 CONVOLUTIONS = ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu", "grouped",
                 "transposed", "transposed with gaps"]
 
@@ -118,7 +118,7 @@ def test_whatever_order_threads_and_blocks_run_in(name: str, order: int) -> None
 
 @pytest.mark.parametrize("beside", [5, 8])
 @pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "depthwise", "grouped",
-                                  "transposed", "max pool", "cat"])
+                                  "transposed", "max pool", "cat", "bilinear"])
 def test_works_on_slices_of_concatenations(name: str, beside: int) -> None:
     stream = KernelStream(make_node(CASES[name]), beside=beside, told=FUSED)
     stream.run()

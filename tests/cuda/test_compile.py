@@ -63,7 +63,7 @@ def kernels(capability: int) -> list[Kernel]:
         made.append(kernel("sparsify.cu", "examine_pixels", dtype))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
-                            OUT_VEC=16 // dtype.itemsize, CLAMPS=code % 2) for code in range(10)]
+                            OUT_VEC=16 // dtype.itemsize, CLAMPS=code % 2) for code in range(11)]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
     return [*made, *convolutions(torch.float32, False)]
