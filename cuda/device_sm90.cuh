@@ -200,7 +200,20 @@ __device__ __forceinline__ void cluster_has_read() {
                  "barrier.cluster.wait;" ::: "memory");
 }
 
+struct alignas(16) Four { float at[4]; };
+
 // What another block of the cluster has where this one has `mine`, in shared memory.
+__device__ __forceinline__ Four read_of_block(const Four* mine, int block) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(mine));
+    unsigned there;
+    Four x;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(block));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.at[0]), "=f"(x.at[1]), "=f"(x.at[2]), "=f"(x.at[3])
+                 : "r"(there) : "memory");
+    return x;
+}
+
 __device__ __forceinline__ float read_of_block(const float* mine, int block) {
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(mine));
     unsigned there;

@@ -23,6 +23,10 @@ import torch
 from deltaconvert.cuda.loader import Kernel, source_of
 
 ORDINARY_SHARED_BYTES = 48 * 1024  # beyond, a kernel must be told that it may
+# Percent of a multiprocessor's memory that is shared memory. All kernels have the same: to change
+# it, a multiprocessor must be idle, which would cost microseconds between any two kernels.
+CARVEOUT = 100
+PORTABLE_CLUSTER = 8  # blocks; the same
 # A cached kernel loads in a few milliseconds; what takes longer is being compiled.
 SILENT_SECONDS = 1.0
 
@@ -97,6 +101,7 @@ class CupyLauncher:
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
             done = pool.map(self._compile, missing)
             for count, (kernel, function) in enumerate(zip(missing, done, strict=True), 1):
+                function.preferred_shared_memory_carveout = CARVEOUT
                 self._functions[kernel] = function
                 if time.monotonic() - start > SILENT_SECONDS:
                     print(f"\rdeltaconvert: compiling CUDA kernels, {count} of {len(missing)} "
@@ -120,6 +125,8 @@ class CupyLauncher:
         if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
             self._allowed[launch.kernel] = launch.shared_bytes
+        if launch.cluster > PORTABLE_CLUSTER and not launch.fits:
+            self._driver.allow_large_clusters(function.kernel.ptr, launch)
         if launch.cluster > 1 and not launch.fits:
             self._driver.clip(function.kernel.ptr, launch)
         return int(function.kernel.ptr)
@@ -183,6 +190,7 @@ class _Config(ctypes.Structure):
                 ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
 
 
+NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # CU_FUNC_ATTRIBUTE_...
 CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CU_LAUNCH_ATTRIBUTE_...
 
 
@@ -209,6 +217,11 @@ class Driver:
         args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
         self._check(launch, self._library.cuLaunchKernelEx(
             ctypes.byref(config), ctypes.c_void_p(function), args, None))
+
+    def allow_large_clusters(self, function: int, launch: Launch) -> None:
+        """Let a kernel have clusters that not every GPU of its kind need be able to run."""
+        self._check(launch, self._library.cuFuncSetAttribute(
+            ctypes.c_void_p(function), NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1))
 
     def clip(self, function: int, launch: Launch) -> None:
         """Take clusters off a grid that are more than the device can run at the same time."""

@@ -198,7 +198,8 @@ _MAKERS: dict[str, Callable[[DeltaNode, torch.device], Operation]] = {
     "adaptive_max_pool2d": _pool, "adaptive_avg_pool2d": _pool,
     "add": _sum, "sub": _sum, "mul": _product,
     "cat": _pick, "select": _pick, "resize_nearest": _pick, "pad_zero": _pick,
-    "resize": _resize, "batch_norm": _affine, "softmax": _over_channels(SOFTMAX), "mean": _over_channels(CHANNEL_MEAN),
+    "resize": _resize, "batch_norm": _affine, "softmax": _over_channels(SOFTMAX),
+    "mean": _over_channels(CHANNEL_MEAN),
 }
 _MAKERS.update(dict.fromkeys(ACTIVATIONS, _activation))
 
