@@ -23,9 +23,6 @@ import torch
 from deltaconvert.cuda.loader import Kernel, source_of
 
 ORDINARY_SHARED_BYTES = 48 * 1024  # beyond, a kernel must be told that it may
-# Percent of a multiprocessor's memory that is shared memory. All kernels have the same: to change
-# it, a multiprocessor must be idle, which would cost microseconds between any two kernels.
-CARVEOUT = 100
 PORTABLE_CLUSTER = 8  # blocks; the same
 # A cached kernel loads in a few milliseconds; what takes longer is being compiled.
 SILENT_SECONDS = 1.0
@@ -101,7 +98,6 @@ class CupyLauncher:
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
             done = pool.map(self._compile, missing)
             for count, (kernel, function) in enumerate(zip(missing, done, strict=True), 1):
-                function.preferred_shared_memory_carveout = CARVEOUT
                 self._functions[kernel] = function
                 if time.monotonic() - start > SILENT_SECONDS:
                     print(f"\rdeltaconvert: compiling CUDA kernels, {count} of {len(missing)} "
