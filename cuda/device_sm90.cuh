@@ -13,9 +13,8 @@ __device__ __forceinline__ int swizzled(int row, int byte) {
     return row * 128 + (byte ^ (row % 8 * 16));
 }
 
-// Makes what this thread stored to shared memory visible to the tensor cores; before the barrier.
-// Not for what it copied asynchronously and has waited for: that has arrived, and the fence would
-// wait for all copies that are still under way.
+// Makes what this thread stored to shared memory, or copied there and has waited for, visible to the
+// tensor cores, which read it by another proxy; before the barrier.
 __device__ __forceinline__ void show_tensor_cores() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
