@@ -6,8 +6,8 @@
 // exist, and taps in the padding, are zeros. A transposed convolution has one list and one
 // filter a phase, each with the taps that reach it.
 //
-// Specialised on: NUMBER, WINDOWED (gather.cuh), TENSOR (tensor cores or not), BM, BN, BK, STAGES; VEC, the numbers of A
-// copied at once; FUSED: a block computes all output channels of its rows and applies the rule
+// Specialised on: NUMBER, WINDOWED (gather.cuh), TENSOR (tensor cores or not), BM, BN, BK, STAGES;
+// VEC, the numbers of A copied at once; FUSED: a block computes all output channels of its rows and applies the rule
 // (OUT_VEC, the numbers moved at once there), or it leaves float32 sums to `pixels.cu`, which
 // the K range may then be split for.
 #include "common.cuh"
@@ -20,7 +20,7 @@
 
 constexpr int WARPS = THREADS / WARP;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int LEAST_BLOCKS = 1;  // its compiler would rather spill a number than have one block less
+constexpr int LEAST_BLOCKS = 1;  // else a number would be spilled to have one block more
 #else
 constexpr int LEAST_BLOCKS = 0;  // as many as there are
 #endif

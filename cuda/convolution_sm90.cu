@@ -11,8 +11,8 @@
 //
 // Specialised on: NUMBER, float16 or bfloat16; BM, rows of a tile; BN; STAGES; VEC, the numbers of
 // A copied at once; OUT_VEC, those moved at once behind it; RMS, the norm; BLOCKS, how many are
-// resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with and adds is copied while the tile is
-// multiplied, which takes shared memory, or only asked for.
+// resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with and adds is
+// copied while the tile is multiplied, which takes shared memory, or only asked for.
 #include "device_sm90.cuh"
 
 constexpr int BK = 64, THREADS = BM / 64 * WARPGROUP;
@@ -31,7 +31,7 @@ static_assert(AHEAD >= 1, "stages: one to be copied, and two that are multiplied
 struct Shared {
     byte* a;       // [STAGES][BM][ROW_BYTES], permuted
     byte* b;       // [STAGES][BN][ROW_BYTES], permuted
-    byte* early;   // [old values, residual][half][GROUPS][THREADS] packs of 8, each its thread's own
+    byte* early;   // [old values, residual][half][GROUPS][THREADS] packs of 8, a thread's own
     float* total;  // [BM]: of the norm, this block's part
     int* rows;     // of this tile and of the next, `rows_of`
 };
@@ -100,7 +100,8 @@ __device__ __forceinline__ int channel_of(int column, int group) {
 
 // Where a pack that was copied early lies.
 __device__ __forceinline__ byte* early_at(const Shared& shared, int map, int half, int group) {
-    return shared.early + map * EARLY_BYTES + ((half * GROUPS + group) * THREADS + threadIdx.x) * PACK;
+    const int pack = (half * GROUPS + group) * THREADS + threadIdx.x;
+    return shared.early + map * EARLY_BYTES + pack * PACK;
 }
 
 // Copies what the rule will compare with and add, while the tile is multiplied.
@@ -199,8 +200,8 @@ __device__ __forceinline__ void start_sums(Sums& sums, const ConvArgs& args, con
     }
 }
 
-// Sums products over the block's part of K; meanwhile looks up the next tile's rows. Loads begin AHEAD
-// stages before products: one loop for both, because there is much code in it.
+// Sums products over the block's part of K; meanwhile looks up the next tile's rows. Loads begin
+// AHEAD stages before products: one loop for both, because there is much code in it.
 __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, Rows rows,
                               TileRows next, int first_of_next, int count, const ConvArgs& args,
                               const Phase& phase, const Part& part) {

@@ -39,7 +39,8 @@ constexpr int WORDS = 4, CHUNK = 4 * WORDS;  // words that are asked for togethe
 
 // The bytes of a mask from `at` on, of which each is 0 or 1, as a bit each; `count` up to 60.
 // What is behind the mask's end is read as far as the next multiple of 4.
-__device__ __forceinline__ unsigned long long bits_of(const byte* mask, int at, int count, int total) {
+__device__ __forceinline__ unsigned long long bits_of(const byte* mask, int at, int count,
+                                                      int total) {
     const int ahead = at & 3, start = at - ahead;
     unsigned long long bits = 0;
     NO_UNROLL
