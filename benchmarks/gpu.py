@@ -70,7 +70,8 @@ def networks(deadline: float) -> list[dict[str, Any]]:
             for lanes in (1, 8):
                 if time.monotonic() > deadline:
                     return rows
-                compiled = name == "resnet50" and size == "1080p"
+                compiled = size == "1080p" and (
+                    name == "resnet50" or (name == "pose_resnet" and lanes == 1))
                 rows += gpu_networks.measure(name, size, lanes, torch.float16, compiled)
                 torch.cuda.empty_cache()
     return rows

@@ -77,6 +77,13 @@ class Phase(ctypes.Structure):
                 ("cols", c_int), ("stages", c_int), ("weight", c_longlong))
 
 
+class Window(ctypes.Structure):
+    """Where taps are, by arithmetic; ``conv_args.cuh``."""
+
+    _fields_ = (("first_y", c_int), ("first_x", c_int), ("step_y", c_int), ("step_x", c_int),
+                ("spread_y", c_int), ("spread_x", c_int))
+
+
 class ConvArgs(ctypes.Structure):
     """Of ``convolve``; ``convolution.cu``."""
 
@@ -87,7 +94,8 @@ class ConvArgs(ctypes.Structure):
                 ("step_residual", c_int), ("height_in", c_int), ("width_in", c_int),
                 ("height_out", c_int), ("width_out", c_int), ("group_in", c_int),
                 ("group_out", c_int), ("groups", c_int), ("phase_count", c_int),
-                ("most_taps_y", c_int), ("most_taps_x", c_int), ("unused", c_int))
+                ("most_taps_y", c_int), ("most_taps_x", c_int), ("capacity", c_int),
+                ("window", Window))
 
 
 class Source(ctypes.Structure):

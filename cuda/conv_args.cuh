@@ -3,6 +3,12 @@
 #include "common.cuh"
 #include "parts.cuh"
 
+// Where taps are, for all output pixels alike: tap t of row y is row first_y + y * step_y +
+// t * spread_y, where the map has it.
+struct Window {
+    int first_y, first_x, step_y, step_x, spread_y, spread_x;
+};
+
 struct ConvArgs {
     Rule rule;
     const Number* input;
@@ -18,5 +24,7 @@ struct ConvArgs {
     int step_in, step_out, step_residual;
     int height_in, width_in, height_out, width_out;
     int group_in, group_out;  // channels of a group
-    int groups, phase_count, most_taps_y, most_taps_x, unused;
+    int groups, phase_count, most_taps_y, most_taps_x;
+    int capacity;  // entries of the list
+    Window window;  // WINDOWED: says what the tables would say
 };

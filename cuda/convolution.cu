@@ -6,8 +6,8 @@
 // exist, and taps in the padding, are zeros. A transposed convolution has one list and one
 // filter a phase, each with the taps that reach it.
 //
-// Specialised on: NUMBER, TENSOR (tensor cores or not), BM, BN, BK, STAGES; VEC, the numbers of A
-// copied at once; FUSED: a block computes all output channels of its rows and applies the rule
+// Specialised on: NUMBER, WINDOWED (gather.cuh), TENSOR (tensor cores or not), BM, BN, BK, STAGES;
+// VEC, the numbers of A copied at once; FUSED: a block computes all output channels of its rows and applies the rule
 // (OUT_VEC, the numbers moved at once there), or it leaves float32 sums to `pixels.cu`, which
 // the K range may then be split for.
 #include "common.cuh"
@@ -19,6 +19,11 @@
 #include "gather.cuh"
 
 constexpr int WARPS = THREADS / WARP;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int LEAST_BLOCKS = 1;  // else a number would be spilled to have one block more
+#else
+constexpr int LEAST_BLOCKS = 0;  // as many as there are
+#endif
 constexpr int C_STEP = BN + 8;
 constexpr int A_STAGE = BM * A_STEP, B_STAGE = BK * B_STEP;
 constexpr int PIPELINE_BYTES = STAGES * (A_STAGE + B_STAGE) * static_cast<int>(sizeof(Number));
@@ -76,6 +81,7 @@ struct Loader {
                   + threadIdx.x / PACKS_A_ROW * A_STEP + threadIdx.x % PACKS_A_ROW * VEC;
         Number* b = shared.b + slot * B_STAGE
                   + threadIdx.x / PACKS_B_ROW * B_STEP + threadIdx.x % PACKS_B_ROW * B_VEC;
+        gather.look_up();
         UNROLL
         for (int i = 0; i < A_COPIES; ++i)
             gather.copy(i, a + i * (THREADS / PACKS_A_ROW) * A_STEP);
@@ -93,19 +99,20 @@ __device__ void multiply_tile(Multiplier& product, const Shared& shared, const C
                               const Phase& phase, int group, int column, int first, int last) {
     Loader loader(shared, args, phase, group, column, first);
     product.clear();
-    UNROLL
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (first + stage < last) loader.load(stage);
-        commit_copies();
-    }
-    for (int stage = first; stage < last; ++stage) {
-        const int slot = (stage - first) % STAGES;
-        wait_for_copies<STAGES - 2>();
-        block_barrier();  // the stage is there for all, and the one before it is done with
-        product.add(shared.a + slot * A_STAGE, shared.b + slot * B_STAGE);
+    constexpr int AHEAD = STAGES - 1;
+    int slot = 0, free = 0;
+    NO_UNROLL
+    for (int stage = first - AHEAD; stage < last; ++stage) {
+        if (stage >= first) {
+            wait_for_copies<STAGES - 2>();
+            block_barrier();  // the stage is there for all, and the one before it is done with
+            product.add(shared.a + slot * A_STAGE, shared.b + slot * B_STAGE);
+            if (++slot == STAGES) slot = 0;
+        }
         // Behind the multiplication, so that looking up addresses overlaps with it.
-        if (stage + STAGES - 1 < last) loader.load((stage - first + STAGES - 1) % STAGES);
+        if (stage + AHEAD < last) loader.load(free);
         commit_copies();
+        if (++free == STAGES) free = 0;
     }
     wait_for_copies<0>();
 }
@@ -182,7 +189,7 @@ __device__ void compute_tile(const Shared& shared, const ConvArgs& args, const P
                              int tile, int count) {
     for (int i = threadIdx.x; i < BM; i += THREADS) shared.total[i] = 0.f;
     if (threadIdx.x == 0) *shared.changed = 0;
-    find_rows(shared.rows, args, phase, tile * BM, count);
+    find_rows(shared.rows, args, phase, listed_at(args, phase.list, tile * BM), tile * BM, count);
     block_barrier();
     for (int group = 0; group < args.groups; ++group) {
         for (int n = 0; n < args.group_out; n += BN) {
@@ -201,9 +208,10 @@ __device__ void compute_tile(const Shared& shared, const ConvArgs& args, const P
 
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS) convolve(ConvArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) convolve(ConvArgs args) {
     SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
+    NO_UNROLL
     for (int f = 0; f < args.phase_count; ++f) {
         const Phase phase = args.phases[f];  // loaded together with the count
         const int count = args.counts[f];
@@ -221,7 +229,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(ConvArgs args) {
         for (int job = blockIdx.x; job < tiles * columns * splits; job += gridDim.x) {
             const int tile = job / (columns * splits), column = job / splits % columns;
             const int split = job % splits;
-            find_rows(shared.rows, args, phase, tile * BM, count);
+            find_rows(shared.rows, args, phase, listed_at(args, phase.list, tile * BM), tile * BM,
+                      count);
             block_barrier();
             Multiplier product;
             multiply_tile(product, shared, args, phase, column / across, column % across,

@@ -3,14 +3,16 @@
 // The same implicit GEMM as in convolution.cu, multiplied by whole warpgroups: each computes 64
 // rows of a tile and BN channels, and finishes them in its registers. Where there are more
 // channels, the blocks of a cluster have BN of them each for the same rows, and add up their parts
-// of the norm.
+// of the norm. Where rows are few and sums long, K is cut as well: a cluster has SPLITS blocks for
+// each BN channels, of which the first adds up what the others have summed, and finishes it.
 //
 // Filters lie as [phase][tile of BN channels][K in stages of BK][BN][BK], the channels of every 32
 // in an order (`channel_order` in filters.py) with which a thread holds 8 neighbours.
 //
 // Specialised on: NUMBER, float16 or bfloat16; BM, rows of a tile; BN; STAGES; VEC, the numbers of
 // A copied at once; OUT_VEC, those moved at once behind it; RMS, the norm; BLOCKS, how many are
-// resident.
+// resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with and adds is
+// copied while the tile is multiplied, which takes shared memory, or only asked for.
 #include "device_sm90.cuh"
 
 constexpr int BK = 64, THREADS = BM / 64 * WARPGROUP;
@@ -29,26 +31,47 @@ static_assert(AHEAD >= 1, "stages: one to be copied, and two that are multiplied
 struct Shared {
     byte* a;       // [STAGES][BM][ROW_BYTES], permuted
     byte* b;       // [STAGES][BN][ROW_BYTES], permuted
+    byte* early;   // [old values, residual][half][GROUPS][THREADS] packs of 8, a thread's own
     float* total;  // [BM]: of the norm, this block's part
     int* rows;     // of this tile and of the next, `rows_of`
 };
 
-__device__ __forceinline__ Shared share(byte* memory) {
+constexpr int PACK = 16;                               // bytes
+constexpr int EARLY_BYTES = 2 * GROUPS * THREADS * PACK;  // of one of the two maps
+
+__device__ __forceinline__ Shared share(byte* memory, const ConvArgs& args) {
     Shared shared;
     shared.a = memory;
     shared.b = memory + STAGES * A_STAGE;
-    shared.total = reinterpret_cast<float*>(shared.b + STAGES * B_STAGE);
+    shared.early = shared.b + STAGES * B_STAGE;
+    shared.total = reinterpret_cast<float*>(
+        shared.early + (EARLY ? args.residual ? 2 * EARLY_BYTES : EARLY_BYTES : 0));
     shared.rows = reinterpret_cast<int*>(shared.total + BM);
     return shared;
 }
 
+// What a tile's rows are, and the thresholds they are held to: a first frame's pixels to one that
+// everything exceeds.
+struct TileRows : Rows { float* threshold; };
+
 // By arithmetic alone: that these are addresses in shared memory must stay known.
-__device__ __forceinline__ Rows rows_of(const Shared& shared, const ConvArgs& args, int turn) {
-    Rows rows;
-    rows.pixel = shared.rows + turn * BM * (1 + args.most_taps_y + args.most_taps_x);
-    rows.row = rows.pixel + BM;
+__device__ __forceinline__ TileRows rows_of(const Shared& shared, const ConvArgs& args, int turn) {
+    TileRows rows;
+    rows.pixel = shared.rows + turn * BM * (2 + args.most_taps_y + args.most_taps_x);
+    rows.threshold = reinterpret_cast<float*>(rows.pixel + BM);
+    rows.row = rows.pixel + 2 * BM;
     rows.col = rows.row + BM * args.most_taps_y;
     return rows;
+}
+
+__device__ __forceinline__ void find_tile(const TileRows& rows, const ConvArgs& args,
+                                          const Phase& phase, int listed, int first, int count) {
+    const int i = threadIdx.x;
+    const int lane = i < BM && first + i < count ? listed / args.rule.plane : 0;
+    const int fresh = args.rule.fresh[lane];  // both at once
+    const float threshold = args.rule.thresholds[lane];
+    find_rows(rows, args, phase, listed, first, count);
+    if (i < BM) rows.threshold[i] = fresh ? -1.f : threshold;
 }
 
 // Asks for what the rule will compare with and add, while the tile is multiplied.
@@ -56,11 +79,47 @@ __device__ void prefetch_rows(Rows rows, const ConvArgs& args, int column) {
     const long long pixel = rows.pixel[threadIdx.x / 2];
     if (pixel < 0) return;
     constexpr int LINE = 64;  // numbers
+    NO_UNROLL
     for (int n = threadIdx.x % 2 * LINE; n < BN; n += 2 * LINE) {
         const int channel = column * BN + n;
         if (channel >= args.rule.channels) return;
         prefetch(args.output + pixel * args.step_out + channel);
         if (args.residual) prefetch(args.residual + pixel * args.step_residual + channel);
+    }
+}
+
+// The rows of a tile that a thread finishes: this one, and the one 8 further down.
+__device__ __forceinline__ int first_row() {
+    return threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+}
+
+// A thread has 8 neighbouring channels in every 32 of a row, in two rows, 8 apart.
+__device__ __forceinline__ int channel_of(int column, int group) {
+    return column * BN + group * 32 + threadIdx.x % 4 * 8;
+}
+
+// Where a pack that was copied early lies.
+__device__ __forceinline__ byte* early_at(const Shared& shared, int map, int half, int group) {
+    const int pack = (half * GROUPS + group) * THREADS + threadIdx.x;
+    return shared.early + map * EARLY_BYTES + pack * PACK;
+}
+
+// Copies what the rule will compare with and add, while the tile is multiplied.
+__device__ __forceinline__ void copy_early(const Shared& shared, const Rows& rows,
+                                           const ConvArgs& args, int column) {
+    UNROLL
+    for (int half = 0; half < 2; ++half) {
+        const long long pixel = rows.pixel[first_row() + half * 8];
+        UNROLL
+        for (int g = 0; g < GROUPS; ++g) {
+            const int channel = channel_of(column, g);
+            if (pixel < 0 || channel >= args.rule.channels) continue;
+            copy_async<PACK>(early_at(shared, 0, half, g),
+                             args.output + pixel * args.step_out + channel, true);
+            if (args.residual)
+                copy_async<PACK>(early_at(shared, 1, half, g),
+                                 args.residual + pixel * args.step_residual + channel, true);
+        }
     }
 }
 
@@ -83,6 +142,7 @@ struct Loader {
     }
 
     __device__ void load(int slot) {
+        gather.look_up();
         UNROLL
         for (int i = 0; i < A_COPIES; ++i) {
             const int row = threadIdx.x / PACKS_A_ROW + i * (THREADS / PACKS_A_ROW);
@@ -110,62 +170,101 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, Matrix a, Matrix b) {
     commit_products();
 }
 
-// A thread has 8 neighbouring channels in every 32 of a row, in two rows, 8 apart.
-__device__ __forceinline__ int channel_of(int column, int group) {
-    return column * BN + group * 32 + threadIdx.x % 4 * 8;
-}
-
 __device__ __forceinline__ float& sum_of(Sums& sums, int half, int group, int i) {
     return sums.at[group * 32 / WIDE][group * 32 % WIDE / 2 + i / 2 * 4 + half * 2 + i % 2];
 }
 
-__device__ __forceinline__ void start_sums(Sums& sums, const ConvArgs& args, int column) {
+// What this block of a cluster does: its channels, and its part of K.
+struct Part { int column, columns, split; };
+
+__device__ __forceinline__ int first_stage(const Phase& phase, int split) {
+    return phase.stages * split / SPLITS;
+}
+
+__device__ __forceinline__ void start_sums(Sums& sums, const ConvArgs& args, const Part& part) {
+    const float* bias = part.split == 0 ? args.bias : nullptr;
+    typedef Pack<float, OUT_VEC < 4 ? OUT_VEC : 4> Some;
+    constexpr int WIDTH = sizeof(Some) / sizeof(float);
     UNROLL
     for (int g = 0; g < GROUPS; ++g) {
         UNROLL
-        for (int i = 0; i < 8; ++i) {
-            const int channel = channel_of(column, g) + i;
-            const float x = args.bias && channel < args.rule.channels ? args.bias[channel] : 0.f;
-            sum_of(sums, 0, g, i) = sum_of(sums, 1, g, i) = x;
+        for (int i = 0; i < 8; i += WIDTH) {
+            const int channel = channel_of(part.column, g) + i;
+            Some x = {};
+            if (bias && channel < args.rule.channels)
+                x = *reinterpret_cast<const Some*>(bias + channel);
+            UNROLL
+            for (int j = 0; j < WIDTH; ++j)
+                sum_of(sums, 0, g, i + j) = sum_of(sums, 1, g, i + j) = x.at[j];
         }
     }
 }
 
-// Begins to copy a tile's first stages, all of which are free.
-__device__ __forceinline__ void begin_tile(const Shared& shared, Rows rows, const ConvArgs& args,
-                           const Phase& phase, int column) {
-    prefetch_rows(rows, args, column);
-    Loader loader(shared, rows, args, phase, column, 0);
-    UNROLL
-    for (int stage = 0; stage < AHEAD; ++stage) {
-        if (stage < phase.stages) loader.load(stage);
-        commit_copies();
-    }
-}
-
-// Sums products over all of K, of a tile that has begun, and meanwhile looks up the next one's rows.
-__device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, Rows rows, Rows next,
-                              int first_of_next, int count, const ConvArgs& args,
-                              const Phase& phase, int column) {
-    start_sums(sums, args, column);
-    Loader loader(shared, rows, args, phase, column, AHEAD);
+// Sums products over the block's part of K; meanwhile looks up the next tile's rows. Loads begin
+// AHEAD stages before products: one loop for both, because there is much code in it.
+__device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, Rows rows,
+                              TileRows next, int first_of_next, int count, const ConvArgs& args,
+                              const Phase& phase, const Part& part) {
+    const int first = first_stage(phase, part.split);
+    const int stages = first_stage(phase, part.split + 1) - first;
+    if (!EARLY && part.split == 0) prefetch_rows(rows, args, part.column);
+    start_sums(sums, args, part);
+    Loader loader(shared, rows, args, phase, part.column, first);
     const Matrix a = matrix_at(shared.a + broadcast(threadIdx.x / WARPGROUP) * 64 * ROW_BYTES);
     const Matrix b = matrix_at(shared.b);
-    int slot = 0, free = AHEAD;
-    for (int stage = 0; stage < phase.stages; ++stage) {
-        wait_for_copies<AHEAD - 1>();
-        if (VEC * sizeof(Number) < 4) show_tensor_cores();
-        block_barrier();  // the stage is there for all; all are done with the one before the last
-        multiply_stage(sums, further(a, slot * A_STAGE), further(b, slot * B_STAGE));
-        if (stage + AHEAD < phase.stages) loader.load(free);
+    int slot = 0, free = 0;
+    NO_UNROLL
+    for (int stage = -AHEAD; stage < stages; ++stage) {
+        if (stage >= 0) {
+            wait_for_copies<AHEAD - 1>();
+            show_tensor_cores();
+            block_barrier();  // the stage is there for all; all are done with the one before the last
+            multiply_stage(sums, further(a, slot * A_STAGE), further(b, slot * B_STAGE));
+            if (++slot == STAGES) slot = 0;
+        }
+        if (stage + AHEAD < stages) loader.load(free);
+        // Behind the tile's first stages, so that these do not wait for it.
+        if (EARLY && stage == -1 && part.split == 0) copy_early(shared, rows, args, part.column);
         commit_copies();
-        // Behind a barrier: all are done with the tile before this one, whose rows these replace.
-        if (stage == 0) find_rows(next, args, phase, first_of_next, count);
-        wait_for_products<1>();
-        if (++slot == STAGES) slot = 0;
         if (++free == STAGES) free = 0;
+        if (stage < 0) continue;
+        // Behind a barrier: all are done with the tile before this one, whose rows these replace.
+        if (stage == 0 && first_of_next < count)
+            find_tile(next, args, phase, listed_at(args, phase.list, first_of_next), first_of_next,
+                      count);
+        wait_for_products<1>();
     }
+    wait_for_copies<0>();
     wait_for_products<0>();
+}
+
+// Adds what the other splits have summed to the first one's sums, through the stages' memory, which
+// all are done with.
+__device__ __forceinline__ void add_splits(Sums& sums, const Shared& shared, const Part& part) {
+    static_assert(BM * BN * 4 <= STAGES * (A_STAGE + B_STAGE), "sums fit where stages were");
+    constexpr int FOURS = WIDE / 8;
+    Four* mine = reinterpret_cast<Four*>(shared.a) + threadIdx.x;
+    if (part.split > 0) {
+        UNROLL
+        for (int i = 0; i < ACROSS * FOURS; ++i) {
+            const float* from = &sums.at[i / FOURS][i % FOURS * 4];
+            mine[i * THREADS] = Four{from[0], from[1], from[2], from[3]};
+        }
+    }
+    cluster_barrier();
+    if (part.split == 0) {
+        NO_UNROLL
+        for (int split = 1; split < SPLITS; ++split) {
+            UNROLL
+            for (int i = 0; i < ACROSS * FOURS; ++i) {
+                const Four more =
+                    read_of_block(mine + i * THREADS, split * part.columns + part.column);
+                UNROLL
+                for (int j = 0; j < 4; ++j) sums.at[i / FOURS][i % FOURS * 4 + j] += more.at[j];
+            }
+        }
+    }
+    cluster_has_read();  // before a block's stages are overwritten, or it has gone
 }
 
 // 8 neighbouring channels of a pixel, two and two.
@@ -209,13 +308,24 @@ struct Norm {
     __device__ __forceinline__ float total() const { return RMS ? sum : exceeds ? 1.f : 0.f; }
 };
 
+// What the rule compares with and adds, from where it was copied to or from where it is.
+__device__ __forceinline__ void fetch(const Shared& shared, int map, int half, int group,
+                                      const Number* from, Eight& to, int left) {
+    if (EARLY) {
+        if (left > 0) to = *reinterpret_cast<const Eight*>(early_at(shared, map, half, group));
+    } else {
+        move(from, &to, left);
+    }
+}
+
 // The new values of one of a thread's two rows; returns its part of the norm.
-__device__ __forceinline__ float finish_row(Row& row, Sums& sums, const ConvArgs& args,
-                                            int half, int column) {
+__device__ __forceinline__ float finish_row(Row& row, Sums& sums, const Shared& shared,
+                                            const ConvArgs& args, float threshold, int half,
+                                            int column) {
     const long long pixel = row.pixel;
     const Number* before = args.output + pixel * args.step_out;
     const Number* residual = args.residual + pixel * args.step_residual;
-    Norm norm = {0.f, false, args.rule.thresholds[row.pixel / args.rule.plane]};
+    Norm norm = {0.f, false, threshold};
     UNROLL
     for (int first = 0; first < GROUPS; first += CHUNK) {
         Eight old[CHUNK], added[CHUNK];
@@ -223,8 +333,9 @@ __device__ __forceinline__ float finish_row(Row& row, Sums& sums, const ConvArgs
         for (int g = 0; g < CHUNK; ++g) {
             const int channel = channel_of(column, first + g), left = args.rule.channels - channel;
             old[g] = added[g] = Eight{};
-            move(before + channel, &old[g], left);
-            if (args.residual) move(residual + channel, &added[g], left);
+            fetch(shared, 0, half, first + g, before + channel, old[g], left);
+            if (args.residual)
+                fetch(shared, 1, half, first + g, residual + channel, added[g], left);
         }
         UNROLL
         for (int k = 0; k < CHUNK * 8; k += 2) {
@@ -255,38 +366,43 @@ __device__ void add_over_blocks(float (&total)[2], const Shared& shared, int fir
     for (int half = 0; half < 2; ++half)
         if (threadIdx.x % 4 == 0) shared.total[first + half * 8] = total[half];
     cluster_barrier();
-    UNROLL
-    for (int half = 0; half < 2; ++half) {
-        total[half] = 0.f;
-        for (int block = 0; block < columns; ++block)
-            total[half] += read_of_block(shared.total + first + half * 8, block);
+    float sum[2] = {0.f, 0.f};  // of every fourth block: four threads have the same rows
+    NO_UNROLL
+    for (int block = threadIdx.x % 4; block < columns; block += 4) {
+        UNROLL
+        for (int half = 0; half < 2; ++half)
+            sum[half] += read_of_block(shared.total + first + half * 8, block);
     }
+    UNROLL
+    for (int half = 0; half < 2; ++half) total[half] = group_sum<4>(sum[half]);
     cluster_has_read();  // before they are overwritten, or a block has gone
 }
 
 // Applies the rule to the tile.
-__device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Rows tile,
-                            const ConvArgs& args, int column, int columns) {
-    const int first = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+__device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, TileRows tile,
+                            const ConvArgs& args, const Part& part) {
+    const int column = part.column;
+    if (part.split > 0) {
+        if (part.columns > 1) cluster_barrier(), cluster_has_read();  // as `add_over_blocks`
+        return;
+    }
+    const int first = first_row();
     Row rows[2];
-    float total[2] = {0.f, 0.f};
+    float total[2] = {0.f, 0.f}, threshold[2];
     UNROLL
     for (int half = 0; half < 2; ++half) {
         rows[half].pixel = tile.pixel[first + half * 8];
+        threshold[half] = tile.threshold[first + half * 8];
         if (rows[half].pixel >= 0)
-            total[half] = finish_row(rows[half], sums, args, half, column);
+            total[half] = finish_row(rows[half], sums, shared, args, threshold[half], half, column);
         total[half] = group_sum<4>(total[half]);
     }
-    if (columns > 1) add_over_blocks(total, shared, first, columns);
+    if (part.columns > 1) add_over_blocks(total, shared, first, part.columns);
     int listed = -1;  // the first two of four threads list a row each
     UNROLL
     for (int half = 0; half < 2; ++half) {
         const int pixel = rows[half].pixel;
-        if (pixel < 0) continue;
-        const int lane = pixel / args.rule.plane;
-        if (!args.rule.fresh[lane]
-            && !exceeds(total[half], args.rule, args.rule.thresholds[lane]))
-            continue;
+        if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;
         write_row(rows[half], args, column);
         if (column == 0 && threadIdx.x % 4 == half) {
             args.rule.mask[pixel] = 1;
@@ -299,27 +415,31 @@ __device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Ro
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve_sm90(ConvArgs args) {
     SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
-    const int columns = ceil_div(args.group_out, BN);  // the blocks of a cluster
-    const int column = blockIdx.x % columns, clusters = gridDim.x / columns;
-    const Shared shared = share(memory);
+    const int columns = ceil_div(args.group_out, BN), blocks = columns * SPLITS;  // of a cluster
+    const int rank = blockIdx.x % blocks, clusters = gridDim.x / blocks;
+    const Part part = {rank % columns, columns, SPLITS == 1 ? 0 : rank / columns};
+    const Shared shared = share(memory, args);
+    NO_UNROLL
     for (int f = 0; f < args.phase_count; ++f) {
         const Phase phase = args.phases[f];  // loaded together with the count
         const int count = args.counts[f];
-        int tile = blockIdx.x / columns;
+        int tile = blockIdx.x / blocks;
+        // With one phase, a list begins at its beginning: no answer is waited for.
+        const int listed = listed_at(args, args.phase_count == 1 ? 0 : phase.list, tile * BM);
         if (tile * BM >= count) continue;
-        find_rows(rows_of(shared, args, 0), args, phase, tile * BM, count);
+        find_tile(rows_of(shared, args, 0), args, phase, listed, tile * BM, count);
         block_barrier();
-        begin_tile(shared, rows_of(shared, args, 0), args, phase, column);
+        NO_UNROLL
         for (int turn = 0; tile * BM < count; turn ^= 1) {
-            const Rows rows = rows_of(shared, args, turn), next = rows_of(shared, args, turn ^ 1);
+            const TileRows rows = rows_of(shared, args, turn);
+            const TileRows next = rows_of(shared, args, turn ^ 1);
             tile += clusters;
             Sums sums;
-            multiply_tile(sums, shared, rows, next, tile * BM, count, args, phase, column);
+            multiply_tile(sums, shared, rows, next, tile * BM, count, args, phase, part);
             block_barrier();  // the stages are free
-            if (tile * BM < count) begin_tile(shared, next, args, phase, column);
-            finish_tile(sums, shared, rows, args, column, columns);
+            if (SPLITS > 1) add_splits(sums, shared, part);
+            finish_tile(sums, shared, rows, args, part);
         }
-        wait_for_copies<0>();
         block_barrier();  // the next phase's rows take the place of these
     }
 }

@@ -5,6 +5,9 @@
 #define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY_4 _Pragma("unroll 4")
+// For loops that few numbers go around: a launch fetches its code anew, and what the compiler
+// unrolls of itself costs microseconds where a kernel takes few.
+#define NO_UNROLL _Pragma("unroll 1")
 #define INFINITE __int_as_float(0x7f800000)
 
 // float16 and bfloat16 travel as their 16 bits; every sum is float32.

@@ -13,9 +13,8 @@ __device__ __forceinline__ int swizzled(int row, int byte) {
     return row * 128 + (byte ^ (row % 8 * 16));
 }
 
-// Makes what this thread stored to shared memory visible to the tensor cores; before the barrier.
-// Not for what it copied asynchronously and has waited for: that has arrived, and the fence would
-// wait for all copies that are still under way.
+// Makes what this thread stored to shared memory, or copied there and has waited for, visible to the
+// tensor cores, which read it by another proxy; before the barrier.
 __device__ __forceinline__ void show_tensor_cores() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -200,7 +199,20 @@ __device__ __forceinline__ void cluster_has_read() {
                  "barrier.cluster.wait;" ::: "memory");
 }
 
+struct alignas(16) Four { float at[4]; };
+
 // What another block of the cluster has where this one has `mine`, in shared memory.
+__device__ __forceinline__ Four read_of_block(const Four* mine, int block) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(mine));
+    unsigned there;
+    Four x;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(block));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.at[0]), "=f"(x.at[1]), "=f"(x.at[2]), "=f"(x.at[3])
+                 : "r"(there) : "memory");
+    return x;
+}
+
 __device__ __forceinline__ float read_of_block(const float* mine, int block) {
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(mine));
     unsigned there;

@@ -1,5 +1,5 @@
 // Rows of A, gathered from the input map tap by tap. The file that includes this has settled BM,
-// BK, THREADS and VEC, the numbers copied at once.
+// BK, THREADS, VEC, the numbers copied at once, and WINDOWED, whether taps follow from arithmetic.
 #pragma once
 #include "conv_args.cuh"
 
@@ -15,22 +15,47 @@ struct Rows {
     int* col;    // [BM][taps_x]: the tap's column, or -1
 };
 
+static_assert(BM <= THREADS, "a thread looks up a row");
+
+// What the list says of this thread's row of the tile that begins at `first`. It may be behind the
+// list's end; so it can be asked for while the count is still on its way.
+__device__ __forceinline__ int listed_at(const ConvArgs& args, int start, int first) {
+    const int place = start + first + static_cast<int>(threadIdx.x);
+    return threadIdx.x < BM && place < args.capacity ? args.list[place] : -1;
+}
+
+__device__ __forceinline__ int place_in(int place, int size) {
+    return place >= 0 && place < size ? place : -1;
+}
+
 // Looks up which pixels a tile computes and what they read.
-__device__ void find_rows(const Rows& rows, const ConvArgs& args, const Phase& phase, int first,
-                          int count) {
-    for (int i = threadIdx.x; i < BM; i += THREADS) {
-        const int pixel = first + i < count ? args.list[phase.list + first + i] : -1;
-        rows.pixel[i] = pixel;
-        const int y = pixel / args.width_out % args.height_out, x = pixel % args.width_out;
-        const int lane = pixel / args.rule.plane;
-        for (int t = 0; t < phase.taps_y; ++t) {
-            const int row = pixel < 0 ? -1 : args.tables[phase.rows + y * phase.taps_y + t];
-            rows.row[i * phase.taps_y + t] =
-                row < 0 ? -1 : (lane * args.height_in + row) * args.width_in;
-        }
-        for (int t = 0; t < phase.taps_x; ++t)
-            rows.col[i * phase.taps_x + t] =
-                pixel < 0 ? -1 : args.tables[phase.cols + x * phase.taps_x + t];
+__device__ __forceinline__ void find_rows(const Rows& rows, const ConvArgs& args,
+                                          const Phase& phase, int listed, int first, int count) {
+    const int i = threadIdx.x;
+    if (i >= BM) return;
+    const int pixel = first + i < count ? listed : -1;
+    rows.pixel[i] = pixel;
+    const int line = pixel / args.width_out, x = pixel - line * args.width_out;
+    const int lane = line / args.height_out, y = line - lane * args.height_out;
+    const Window& at = args.window;
+    NO_UNROLL
+    for (int t = 0; t < phase.taps_y; ++t) {
+        int row = -1;
+        if (pixel >= 0)
+            row = WINDOWED
+                ? place_in(at.first_y + y * at.step_y + t * at.spread_y, args.height_in)
+                : args.tables[phase.rows + y * phase.taps_y + t];
+        rows.row[i * phase.taps_y + t] =
+            row < 0 ? -1 : (lane * args.height_in + row) * args.width_in;
+    }
+    NO_UNROLL
+    for (int t = 0; t < phase.taps_x; ++t) {
+        int col = -1;
+        if (pixel >= 0)
+            col = WINDOWED
+                ? place_in(at.first_x + x * at.step_x + t * at.spread_x, args.width_in)
+                : args.tables[phase.cols + x * phase.taps_x + t];
+        rows.col[i * phase.taps_x + t] = col;
     }
 }
 
@@ -44,19 +69,23 @@ struct Gather {
     const Number* from[A_COPIES];
     bool exists[A_COPIES];
     int channel, tap_y, tap_x;
+    bool stale;  // the tap has changed
 
     __device__ Gather(Rows rows, const ConvArgs& args, const Phase& phase, int group,
                       int first_stage)
         : rows(rows), args(args), phase(phase), input(args.input + group * args.group_in) {
         const int k = first_stage * BK + threadIdx.x % PACKS_A_ROW * VEC;
         const int tap = k / args.group_in;
-        channel = k % args.group_in;
+        channel = k - tap * args.group_in;
         tap_y = tap / phase.taps_x;
-        tap_x = tap % phase.taps_x;
-        look_up();
+        tap_x = tap - tap_y * phase.taps_x;
+        stale = true;
     }
 
-    __device__ void look_up() {
+    // Before the copies of a stage.
+    __device__ __forceinline__ void look_up() {
+        if (!stale) return;
+        stale = false;
         const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
         UNROLL
         for (int i = 0; i < A_COPIES; ++i) {
@@ -77,17 +106,18 @@ struct Gather {
     }
 
     // Goes on to the next stage.
-    __device__ void advance() {
+    __device__ __forceinline__ void advance() {
         channel += BK;
         if (channel < args.group_in) {
             UNROLL
             for (int i = 0; i < A_COPIES; ++i) from[i] += exists[i] ? BK : 0;
             return;
         }
+        NO_UNROLL
         while (channel >= args.group_in && tap_y < phase.taps_y) {
             channel -= args.group_in;
             if (++tap_x == phase.taps_x) tap_x = 0, ++tap_y;
         }
-        look_up();
+        stale = true;
     }
 };

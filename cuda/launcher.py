@@ -23,6 +23,7 @@ import torch
 from deltaconvert.cuda.loader import Kernel, source_of
 
 ORDINARY_SHARED_BYTES = 48 * 1024  # beyond, a kernel must be told that it may
+PORTABLE_CLUSTER = 8  # blocks; the same
 # A cached kernel loads in a few milliseconds; what takes longer is being compiled.
 SILENT_SECONDS = 1.0
 
@@ -120,6 +121,8 @@ class CupyLauncher:
         if launch.shared_bytes > self._allowed.get(launch.kernel, ORDINARY_SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
             self._allowed[launch.kernel] = launch.shared_bytes
+        if launch.cluster > PORTABLE_CLUSTER and not launch.fits:
+            self._driver.allow_large_clusters(function.kernel.ptr, launch)
         if launch.cluster > 1 and not launch.fits:
             self._driver.clip(function.kernel.ptr, launch)
         return int(function.kernel.ptr)
@@ -183,6 +186,7 @@ class _Config(ctypes.Structure):
                 ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
 
 
+NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # CU_FUNC_ATTRIBUTE_...
 CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CU_LAUNCH_ATTRIBUTE_...
 
 
@@ -209,6 +213,11 @@ class Driver:
         args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
         self._check(launch, self._library.cuLaunchKernelEx(
             ctypes.byref(config), ctypes.c_void_p(function), args, None))
+
+    def allow_large_clusters(self, function: int, launch: Launch) -> None:
+        """Let a kernel have clusters that not every GPU of its kind need be able to run."""
+        self._check(launch, self._library.cuFuncSetAttribute(
+            ctypes.c_void_p(function), NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1))
 
     def clip(self, function: int, launch: Launch) -> None:
         """Take clusters off a grid that are more than the device can run at the same time."""

@@ -35,55 +35,67 @@ constexpr int STRIP = 8;  // neighbouring output pixels of a row, which a thread
 
 struct Strip { int lane, y, x, step, pixels; };
 
-// The bytes of a mask from `at` on, of which each is 0 or 1, as a bit each; `count` up to 64.
-__device__ unsigned long long bits_of(const byte* mask, long long at, int count, long long total) {
+constexpr int WORDS = 4, CHUNK = 4 * WORDS;  // words that are asked for together, and their pixels
+
+// The bytes of a mask from `at` on, of which each is 0 or 1, as a bit each; `count` up to 60.
+// What is behind the mask's end is read as far as the next multiple of 4.
+__device__ __forceinline__ unsigned long long bits_of(const byte* mask, int at, int count,
+                                                      int total) {
+    const int ahead = at & 3, start = at - ahead;
     unsigned long long bits = 0;
-    const int ahead = static_cast<int>(at & 3);
-    for (int i = -ahead; i < count; i += 4) {
-        const long long place = at + i;  // a multiple of 4
-        unsigned word = 0;
-        if (place >= 0 && place + 4 <= total)
-            word = *reinterpret_cast<const unsigned*>(mask + place);
-        else if (place >= 0)
-            for (int b = 0; place + b < total; ++b) word |= mask[place + b] << (8 * b);
-        const unsigned long long four = (word * 0x01020408u) >> 24 & 15u;
-        bits |= i < 0 ? four >> ahead : four << i;
+    NO_UNROLL
+    for (int first = 0; first < ahead + count; first += CHUNK) {
+        unsigned words[WORDS], chunk = 0;
+        UNROLL
+        for (int w = 0; w < WORDS; ++w) {
+            const int place = start + first + 4 * w;
+            const bool exists = place >= 0 && place < total && first + 4 * w < ahead + count;
+            words[w] = exists ? *reinterpret_cast<const unsigned*>(mask + place) : 0;
+        }
+        UNROLL
+        for (int w = 0; w < WORDS; ++w)
+            chunk |= ((words[w] * 0x01020408u) >> 24 & 15u) << (4 * w);
+        bits |= static_cast<unsigned long long>(chunk) << first;
     }
-    return bits;
+    return bits >> ahead;
 }
 
 // Which pixels of the strip read a pixel that is set, a bit each.
-__device__ unsigned found_by_window(const MaskSource& from, const Strip& at) {
+__device__ __forceinline__ unsigned found_by_window(const MaskSource& from, const Strip& at) {
     const int left = from.first_x + at.x * from.step_x;
     const int span = (STRIP - 1) * from.step_x + (from.taps_x - 1) * from.spread_x + 1;
-    const long long total =
-        static_cast<long long>(from.height) * from.width * (at.lane + 1);  // up to this lane's end
+    const int total = from.height * from.width * (at.lane + 1);  // up to this lane's end
     unsigned long long bits = 0;
+    NO_UNROLL
     for (int t = 0; t < from.taps_y; ++t) {
         const int row = from.first_y + at.y * from.step_y + t * from.spread_y;
         if (row < 0 || row >= from.height) continue;
-        const long long start = static_cast<long long>(at.lane * from.height + row) * from.width;
+        const int start = (at.lane * from.height + row) * from.width;
         bits |= bits_of(from.mask, start + left, span, total);
     }
     if (left < 0) bits = bits >> -left << -left;  // those of other rows
     if (from.width - left < 64) bits &= (1ull << max(from.width - left, 0)) - 1ull;
     unsigned long long reached = 0;
+    NO_UNROLL
     for (int t = 0; t < from.taps_x; ++t) reached |= bits >> (t * from.spread_x);
+    if (from.step_x == 1) return static_cast<unsigned>(reached);
     unsigned found = 0;
-    UNROLL
+    NO_UNROLL
     for (int k = 0; k < STRIP; ++k)
         found |= static_cast<unsigned>(reached >> (k * from.step_x) & 1ull) << k;
     return found;
 }
 
-__device__ unsigned found_by_tables(const MaskSource& from, const Strip& at) {
+__device__ __forceinline__ unsigned found_by_tables(const MaskSource& from, const Strip& at) {
     const byte* mask = from.mask + static_cast<long long>(at.lane) * from.height * from.width;
     unsigned found = 0;
+    NO_UNROLL
     for (int i = 0; i < from.taps_y; ++i) {
         const int row = from.rows[at.y * from.taps_y + i];
         if (row < 0) continue;
+        NO_UNROLL
         for (int j = 0; j < from.taps_x; ++j) {
-            UNROLL
+            NO_UNROLL
             for (int k = 0; k < STRIP; ++k) {
                 if (k >= at.pixels) continue;
                 const int col = from.cols[(at.x + k * at.step) * from.taps_x + j];
@@ -94,7 +106,7 @@ __device__ unsigned found_by_tables(const MaskSource& from, const Strip& at) {
     return found;
 }
 
-__device__ unsigned found_in(const MaskSource& from, const Strip& at) {
+__device__ __forceinline__ unsigned found_in(const MaskSource& from, const Strip& at) {
     if (from.reads == WINDOW) return found_by_window(from, at);
     if (from.reads == TAPS) return found_by_tables(from, at);
     return *from.changed ? ~0u : 0u;
@@ -114,21 +126,24 @@ __device__ void list_strip(const Strip& at, unsigned found, int first_pixel, int
     }
     if (total == 0) return;
     rank += broadcast(lane_id == 0 ? atomicAdd(count, total) : 0);
+    NO_UNROLL
     for (int k = 0; k < STRIP; ++k)
         if (found >> k & 1u) list[rank++] = first_pixel + k * at.step;
 }
 
-__device__ bool nothing_to_do(const CandidateArgs& args) {
-    bool work = args.fresh[args.lanes] != 0;
-    for (int s = 0; s < args.sources; ++s) work = work || *args.source[s].changed != 0;
-    return !work;
+// What this lane of a warp knows of whether there is anything to do: an input's count each.
+__device__ __forceinline__ int work_of_lane(const CandidateArgs& args) {
+    const int lane_id = threadIdx.x % WARP;
+    if (lane_id < args.sources) return *args.source[lane_id].changed;
+    return lane_id == MOST_SOURCES ? args.fresh[args.lanes] : 0;
 }
 
 // Lists the output pixels that must be evaluated again, in no particular order but for runs
 // within a warp. blockIdx.y is the phase.
-extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) find_candidates(CandidateArgs args) {
     wait_for_earlier_kernels();
-    if (nothing_to_do(args)) return;
+    // Asked for before the masks, and used behind them: no answer is waited for twice.
+    const int work = work_of_lane(args);
     const int phase = blockIdx.y;
     const int first_y = phase / args.period_x, first_x = phase % args.period_x;
     const int rows = ceil_div(args.height - first_y, args.period_y);
@@ -136,10 +151,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateA
     const int strips = ceil_div(cols, STRIP), total = args.lanes * rows * strips;
     // Where the phase's part of the list begins: behind the pixels of the phases before it.
     int base = 0;
+    NO_UNROLL
     for (int f = 0; f < phase; ++f)
         base += args.lanes * ceil_div(args.height - f / args.period_x, args.period_y)
               * ceil_div(args.width - f % args.period_x, args.period_x);
     const int rounds = ceil_div(total, gridDim.x * THREADS);  // of whole warps
+    NO_UNROLL
     for (int round = 0; round < rounds; ++round) {
         const int place = (round * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
         const int strip = place % strips * STRIP, row = place / strips;
@@ -147,10 +164,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateA
                           first_x + strip * args.period_x, args.period_x, min(STRIP, cols - strip)};
         unsigned found = 0;
         if (place < total) {
-            if (args.fresh[at.lane]) found = ~0u;
+            const int fresh = args.fresh[at.lane];
+            NO_UNROLL
             for (int s = 0; s < args.sources; ++s) found |= found_in(args.source[s], at);
+            if (fresh) found = ~0u;
             found &= (1u << at.pixels) - 1u;
         }
+        if (!ballot(work)) return;
         list_strip(at, found, (at.lane * args.height + at.y) * args.width + at.x,
                    args.list + base, args.counts + phase);
     }
@@ -160,14 +180,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_candidates(CandidateA
 // may be called again with more inputs. counts is the number of pixels that became set.
 extern "C" __global__ void __launch_bounds__(THREADS) unite_masks(CandidateArgs args) {
     wait_for_earlier_kernels();
-    if (nothing_to_do(args)) return;
+    if (!ballot(work_of_lane(args))) return;
     const int plane = args.height * args.width, total = args.lanes * plane;
     const int rounds = ceil_div(total, gridDim.x * THREADS);
+    NO_UNROLL
     for (int round = 0; round < rounds; ++round) {
         const int pixel = (round * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
         bool set = false;
         if (pixel < total && args.mask[pixel] == 0) {
             set = args.fresh[pixel / plane] != 0;
+            NO_UNROLL
             for (int s = 0; s < args.sources && !set; ++s)
                 set = args.source[s].mask[pixel] != 0;
             if (set) args.mask[pixel] = 1;
@@ -194,11 +216,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) begin_frame(BeginArgs args
     wait_for_earlier_kernels();
     const long long first = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
     const long long step = static_cast<long long>(gridDim.x) * THREADS;
+    NO_UNROLL
     for (long long i = first; i < args.mask_packs; i += step) args.masks[i] = uint4{0, 0, 0, 0};
+    NO_UNROLL
     for (long long i = first; i < args.counter_packs; i += step)
         args.counters[i] = uint4{0, 0, 0, 0};
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
     int any = 0;
+    NO_UNROLL
     for (int lane = 0; lane < args.lanes; ++lane) {
         const int fresh = args.pending[lane];
         if (args.bad[lane]) {
@@ -224,10 +249,12 @@ struct EndArgs {
 // Ends a frame: adds its counters to the totals, and forgives.
 extern "C" __global__ void __launch_bounds__(THREADS) end_frame(EndArgs args) {
     wait_for_earlier_kernels();
+    NO_UNROLL
     for (int i = threadIdx.x; i < args.counted; i += THREADS) {
         const int count = args.counters[i], grain = args.grains[i];
         args.totals[2 * i] += count;
         args.totals[2 * i + 1] += static_cast<long long>(ceil_div(count, grain)) * grain;
     }
+    NO_UNROLL
     for (int lane = threadIdx.x; lane < args.lanes; lane += THREADS) args.bad[lane] = 0;
 }

@@ -15,6 +15,7 @@
 #define SOFTMAX 7     // over the channels
 #define CHANNEL_MEAN 8
 #define GIVEN 9       // what PyTorch computed for the whole map
+#define WEIGH 10      // the sum of the taps, each times its row's and its column's weight
 
 constexpr int MOST_SOURCES = 8;
 
@@ -34,7 +35,8 @@ struct PixelArgs {
     const Number* residual;
     const int* list;
     const int* counts;     // one a phase
-    const float* weight;   // DEPTHWISE [taps, channels]; AFFINE [channels]
+    const float* weight;   // DEPTHWISE [taps, channels]; AFFINE [channels]; WEIGH [height_out,
+                           // taps_y], and behind it [width_out, taps_x]
     const float* bias;     // [channels] or null
     const int* table;      // PICK: [channels, 2], source and channel of it
     const float* divisors; // MEAN: [height_out] and [width_out], whose product divides
@@ -132,6 +134,22 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
             for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v] * weight[v];
         }
     }
+#elif OPERATION == WEIGH
+    const Source& from = args.source[0];
+    const float* down = args.weight + at.y * from.taps_y;
+    const float* across = args.weight + args.height * from.taps_y + at.x * from.taps_x;
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
+    for (int i = 0; i < from.taps_y; ++i) {
+        for (int j = 0; j < from.taps_x; ++j) {
+            const Number* place = tap(args, 0, at, i, j);
+            if (!place) continue;
+            float y[OUT_VEC];
+            read(place, 2, c, y);
+            UNROLL
+            for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v] * (down[i] * across[j]);
+        }
+    }
 #elif OPERATION == COMBINE
     float y[OUT_VEC];
     read(tap(args, 0, at, 0, 0), args.source[0].channels, c, x);
@@ -206,7 +224,7 @@ __device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
 
 // Costly operations keep their results for the decision; the others compute them again.
 constexpr bool KEPT = OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN
-                   || OPERATION == DEPTHWISE;
+                   || OPERATION == DEPTHWISE || OPERATION == WEIGH;
 
 // Computes one pixel and applies the rule; returns whether it changed.
 __device__ bool compute_pixel(const PixelArgs& args, const Place& at, Number* kept) {

@@ -57,6 +57,12 @@ def pool(name: str, **params: Any) -> Any:
     return name, (Slot(0),), settings
 
 
+def resizing(**params: Any) -> Any:
+    settings = {"size": None, "scale_factor": None, "mode": "bilinear", "align_corners": False,
+                "recompute_scale_factor": None, "antialias": False, **params}
+    return "resize", (Slot(0),), settings
+
+
 AVERAGE = {"count_include_pad": True, "divisor_override": None}
 MAP, MAP16 = (LANES, 24, 13, 18), (LANES, 16, 13, 18)
 CASES = {
@@ -125,6 +131,12 @@ CASES = {
     "one channel": (("select", (Slot(0),), {"channels": (7,), "rows": None, "cols": None}),
                     [MAP]),
     "softmax": (("softmax", (Slot(0),), {"dim": 1}), [MAP]),
+    "bilinear": (resizing(size=(26, 36)), [MAP]),
+    "bilinear by odd factors, corners aligned": (
+        resizing(size=(31, 11), align_corners=True), [MAP]),
+    "bilinear, antialiased": (resizing(size=(7, 40), antialias=True), [MAP]),
+    "bilinear of a pixel": (resizing(size=(9, 11)), [(LANES, 24, 1, 1)]),
+    "bicubic": (resizing(scale_factor=(1.7, 0.6), mode="bicubic"), [MAP]),
 }
 ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",),
                ("hardsigmoid",), ("elu", 1.5)]

@@ -18,11 +18,14 @@ from tests.cuda.streams import TF32, KernelStream
 
 FUSED, PARTS = {"fused": True, "warpgroups": False}, {"fused": False}
 # A tile of two warpgroups; and a cluster over the channels, with as few stages as there can be.
-TWO, CLUSTER = ({"warpgroups": True, "bm": 128, "bn": 64, "stages": 4},
-                {"warpgroups": True, "bm": 64, "bn": 32, "stages": 3})
+TWO, CLUSTER = ({"warpgroups": True, "bm": 128, "bn": 64, "stages": 4, "early": False},
+                {"warpgroups": True, "bm": 64, "bn": 32, "stages": 3, "early": True})
+# K cut over the blocks of a cluster.
+SPLIT = {"warpgroups": True, "bm": 64, "bn": 64, "stages": 4, "early": False, "splits": 2}
+SPLIT_CLUSTER = {**CLUSTER, "stages": 4, "splits": 4}
 # One of each kernel, and of each way into it.
 OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", "depthwise",
-                "max pool", "mean pool without padding", "gate", "cat", "softmax"]
+                "max pool", "mean pool without padding", "gate", "cat", "softmax", "bilinear"]
 CONVOLUTIONS = ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu", "grouped",
                 "transposed", "transposed with gaps"]
 
@@ -71,7 +74,8 @@ def test_tensor_cores_in_float16(name: str, told: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("told", [TWO, CLUSTER], ids=["two", "cluster"])
+@pytest.mark.parametrize("told", [TWO, CLUSTER, SPLIT, SPLIT_CLUSTER],
+                         ids=["two", "cluster", "split", "split cluster"])
 @pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels",
                                   "conv + residual + relu", "transposed"])
 def test_warpgroups(name: str, told: dict[str, Any], dtype: torch.dtype) -> None:
@@ -85,11 +89,11 @@ WIDE = conv(weights(72, 40, 3, 3), activation=("silu",)), [(3, 40, 7, 9)]
 
 @pytest.mark.parametrize("norm", ["max", "rms"])
 @pytest.mark.parametrize("order", range(len(ORDERS)))
-@pytest.mark.parametrize("beside", [0, 3])
-def test_clusters_of_warpgroups(order: int, beside: int, norm: str) -> None:
+@pytest.mark.parametrize("beside, told", [(0, CLUSTER), (3, CLUSTER), (0, SPLIT_CLUSTER)])
+def test_clusters_of_warpgroups(order: int, beside: int, told: Any, norm: str) -> None:
     """Three blocks of 32 channels, the last not full; more tiles than blocks; odd addresses."""
     node = at(make_node(scaled(WIDE), threshold=0.2, norm=norm), torch.float16)
-    stream = KernelStream(node, told=CLUSTER, order=order, beside=beside, processors=1)
+    stream = KernelStream(node, told=told, order=order, beside=beside, processors=1)
     stream.run()
     stream.change(0.3, [0], size=1e-3)
     assert stream.check() > 0
@@ -118,7 +122,7 @@ def test_whatever_order_threads_and_blocks_run_in(name: str, order: int) -> None
 
 @pytest.mark.parametrize("beside", [5, 8])
 @pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "depthwise", "grouped",
-                                  "transposed", "max pool", "cat"])
+                                  "transposed", "max pool", "cat", "bilinear"])
 def test_works_on_slices_of_concatenations(name: str, beside: int) -> None:
     stream = KernelStream(make_node(CASES[name]), beside=beside, told=FUSED)
     stream.run()

@@ -5,6 +5,7 @@ On the host, unless a launcher for a GPU is given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,8 +36,10 @@ def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0,
     whole = whole.permute(0, 3, 1, 2)
     value = whole[:, beside:beside + c]
     value.zero_()
-    mask = torch.zeros(spec.mask_shape, dtype=torch.uint8, device=device)
-    return Edge(spec, value, mask, threshold)
+    pixels = math.prod(spec.mask_shape)
+    # Words are read, as far as the next multiple of 4.
+    mask = torch.full((pixels + 3,), CANARY, dtype=torch.uint8, device=device)[:pixels]
+    return Edge(spec, value, mask.zero_().view(spec.mask_shape), threshold)
 
 
 class KernelStream:

@@ -17,7 +17,7 @@ ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
 MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 96,
-                  "examine_pixels": 80}
+                  "examine_pixels": 80, "find_candidates": 96}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
 MOST_SPILLED, MOST_SPILLED_OF_WARPGROUPS = 64, 96
@@ -39,7 +39,8 @@ def convolutions(dtype: torch.dtype, tensor: bool) -> list[Kernel]:
         fused = {"BM": 128 if half and bn < 128 else 64, "BK": 32 if half else 16, "STAGES": 4}
         parts = {"BM": 64, "BK": 64 if half else 32 if tensor else 16, "STAGES": 3}
         made += [kernel("convolution.cu", "convolve", dtype, TENSOR=int(tensor), BN=bn, VEC=wide,
-                        FUSED=int(rule), OUT_VEC=wide if rule else 1, CLAMPS=1, **tile)
+                        FUSED=int(rule), OUT_VEC=wide if rule else 1, CLAMPS=1, WINDOWED=int(rule),
+                        **tile)
                  for rule, tile in ((True, fused), (False, parts))]
     return made
 
@@ -47,11 +48,13 @@ def convolutions(dtype: torch.dtype, tensor: bool) -> list[Kernel]:
 def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
     """The tiles that are chosen among, see `_of_warpgroups` in tiles.py."""
     tiles = ((128, 128, 3), (128, 256, 4), (128, 128, 4), (128, 64, 3), (128, 64, 6), (64, 64, 4),
-             (64, 128, 3), (64, 256, 4), (128, 32, 3), (128, 32, 6), (64, 32, 4))
-    return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=bm, BN=bn, STAGES=stages,
-                   VEC=8, OUT_VEC=8, CLAMPS=1, RMS=1,
-                   BLOCKS=Tile(True, bm, bn, 64, stages, True, True).resident)
-            for bm, bn, stages in tiles]
+             (64, 128, 3), (64, 256, 4), (128, 32, 3), (128, 32, 6), (64, 32, 4),
+             (64, 64, 8, True, 2), (64, 128, 6, True, 4), (64, 64, 8, True))
+    made = [Tile(True, bm, bn, 64, stages, True, True, *more) for bm, bn, stages, *more in tiles]
+    return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=tile.bm, BN=tile.bn,
+                   STAGES=tile.stages, VEC=8, OUT_VEC=8, CLAMPS=1, RMS=1, BLOCKS=tile.resident,
+                   EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1)
+            for tile in made]
 
 
 def kernels(capability: int) -> list[Kernel]:
@@ -63,7 +66,7 @@ def kernels(capability: int) -> list[Kernel]:
         made.append(kernel("sparsify.cu", "examine_pixels", dtype))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
-                            OUT_VEC=16 // dtype.itemsize, CLAMPS=code % 2) for code in range(10)]
+                            OUT_VEC=16 // dtype.itemsize, CLAMPS=code % 2) for code in range(11)]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
     return [*made, *convolutions(torch.float32, False)]

@@ -13,13 +13,13 @@ from tests.cuda.streams import KernelStream
 
 MISTAKES = {
     "a missing barrier behind the rows": (
-        "convolution.cu", """    find_rows(shared.rows, args, phase, tile * BM, count);
+        "convolution.cu", """tile * BM), tile * BM, count);
     block_barrier();
-    for (int group""", """    find_rows(shared.rows, args, phase, tile * BM, count);
+    for (int group""", """tile * BM), tile * BM, count);
     for (int group"""),
     "a missing barrier before a stage is used": (
-        "convolution.cu", """        wait_for_copies<STAGES - 2>();
-        block_barrier();""", "        wait_for_copies<STAGES - 2>();"),
+        "convolution.cu", """            wait_for_copies<STAGES - 2>();
+            block_barrier();""", "            wait_for_copies<STAGES - 2>();"),
     "a stage that is not waited for": (
         "convolution.cu", "wait_for_copies<STAGES - 2>();", "wait_for_copies<STAGES - 1>();"),
     "a row too far at the border": (
@@ -46,17 +46,35 @@ MISTAKES = {
 
 
 WARPGROUPS = "convolution_sm90.cu"
+# Where a norm spans blocks, its barriers would hide these.
+MISTAKES_OF_ONE_COLUMN = {
+    "a missing barrier before the next tile's stages": (
+        "block_barrier();  // the stages are free", "// the stages are free"),
+    "stages that are overwritten while others read them": (
+        "    cluster_has_read();  // before a block's stages", "    // before a block's stages"),
+}
+MISTAKES_OF_SPLITS = {
+    "sums of another split that are read too early": (
+        "    cluster_barrier();\n    if (part.split == 0) {", "    if (part.split == 0) {"),
+    "a split that is left out": ("for (int split = 1; split < SPLITS;",
+                                 "for (int split = 2; split < SPLITS;"),
+    "another block's sums": ("split * part.columns + part.column", "split + part.column"),
+    "a bias that every split adds": ("part.split == 0 ? args.bias", "args.bias ? args.bias"),
+    "stages that two splits sum": ("phase, part.column, first);", "phase, part.column, 0);"),
+    "old values that are read before they are copied": (
+        "    wait_for_copies<0>();\n    wait_for_products<0>();", "    wait_for_products<0>();"),
+}
 MISTAKES_OF_WARPGROUPS = {
     "a missing barrier before a stage is used": (
         "block_barrier();  // the stage is there for all", "// the stage is there for all"),
     "a stage that is not waited for": (
         "wait_for_copies<AHEAD - 1>();", "wait_for_copies<AHEAD>();"),
     "a stage that is overwritten while it is multiplied": (
-        "int slot = 0, free = AHEAD;", "int slot = 0, free = AHEAD - 1;"),
+        "if (stage + AHEAD < stages) loader.load(free);",
+        "if (stage + AHEAD < stages) loader.load((free + STAGES - (stage >= 0)) % STAGES);"),
     "sums that are read before they are done": (
-        "    wait_for_products<0>();\n}", "}"),
-    "a missing barrier before the next tile's stages": (
-        "block_barrier();  // the stages are free", "// the stages are free"),
+        "    wait_for_copies<0>();\n    wait_for_products<0>();\n}",
+        "    wait_for_copies<0>();\n}"),
     "rows that are replaced while they are read": (
         "rows_of(shared, args, turn ^ 1);", "rows_of(shared, args, turn);"),
     "packs of a row in the wrong order": (
@@ -65,23 +83,23 @@ MISTAKES_OF_WARPGROUPS = {
     "a thread's wrong row": (
         "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;",
         "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
-    "a store that is not masked": ("""        if (!args.rule.fresh[lane]
-            && !exceeds(total[half], args.rule, args.rule.thresholds[lane]))
-            continue;
-""", ""),
+    "a store that is not masked": (
+        "if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;",
+        "if (pixel < 0) continue;"),
     "parts of a norm that are read too early": (
         "        if (threadIdx.x % 4 == 0) shared.total[first + half * 8] = total[half];\n"
         "    cluster_barrier();",
         "        if (threadIdx.x % 4 == 0) shared.total[first + half * 8] = total[half];"),
     "parts of a norm that are left out": (
-        "(int block = 0; block < columns", "(int block = 1; block < columns"),
+        "block < columns; block += 4", "block < columns - 1; block += 4"),
 }
 
 
-def run(change: tuple[str, str, str] | None, told: dict[str, Any], case: Any = None) -> None:
+def run(change: tuple[str, str, str] | None, told: dict[str, Any], case: Any = None,
+        order: int = 0) -> None:
     """Run a convolution on tensor cores, with a mistake in it; then with changes to hold back."""
     node = at(make_node(scaled(case or CASES["conv 3x3"]), threshold=0.2), torch.float16)
-    stream = KernelStream(node, told=told, change=change, processors=1)
+    stream = KernelStream(node, told=told, change=change, processors=1, order=order)
     stream.run()
     for size in (0.3, 0.2, 1e-3):  # some near the threshold, and none that exceeds it
         stream.change(0.3, [0], size=size)
@@ -90,12 +108,14 @@ def run(change: tuple[str, str, str] | None, told: dict[str, Any], case: Any = N
 
 WARP_TILE = {"fused": True, "warpgroups": False}
 # Two warpgroups, two blocks of a cluster, two tiles one after the other, six stages of K.
-GROUP_TILE = {"warpgroups": True, "bm": 128, "bn": 32, "stages": 4}
+GROUP_TILE = {"warpgroups": True, "bm": 128, "bn": 32, "stages": 4, "early": False}
+# The same, K cut in two.
+SPLIT_TILE = {**GROUP_TILE, "early": True, "splits": 2}
 LONG = conv(weights(40, 40, 3, 3)), [(3, 40, 7, 9)]
 
 
-@pytest.mark.parametrize("told, case", [(WARP_TILE, None), (GROUP_TILE, LONG)],
-                         ids=["warps", "warpgroups"])
+@pytest.mark.parametrize("told, case", [(WARP_TILE, None), (GROUP_TILE, LONG), (SPLIT_TILE, LONG)],
+                         ids=["warps", "warpgroups", "splits"])
 @torch.inference_mode()
 def test_without_a_mistake_all_is_well(told, case):
     run(None, told, case)
@@ -113,3 +133,17 @@ def test_a_mistake_is_noticed(mistake):
 def test_a_mistake_of_warpgroups_is_noticed(mistake):
     with pytest.raises(AssertionError):
         run((WARPGROUPS, *MISTAKES_OF_WARPGROUPS[mistake]), GROUP_TILE, LONG)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_OF_ONE_COLUMN)
+@torch.inference_mode()
+def test_a_mistake_of_one_column_is_noticed(mistake):
+    with pytest.raises(AssertionError):
+        run((WARPGROUPS, *MISTAKES_OF_ONE_COLUMN[mistake]), {**SPLIT_TILE, "bn": 64}, LONG, 1)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_OF_SPLITS)
+@torch.inference_mode()
+def test_a_mistake_of_splits_is_noticed(mistake):
+    with pytest.raises(AssertionError):
+        run((WARPGROUPS, *MISTAKES_OF_SPLITS[mistake]), SPLIT_TILE, LONG)

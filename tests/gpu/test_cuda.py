@@ -98,6 +98,27 @@ def test_resnet_equals_dense(graphs, launcher):
     assert sum(work.pixels_out for work in last.values()) == 0, "the frame was equal to the last"
 
 
+def distance(outputs: list[Tensor], exact: list[Tensor]) -> float:
+    return max(float((o.float() - e).norm() / e.norm())
+               for o, e in zip(outputs, exact, strict=True))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_float32_model_whose_maps_are_kept_in_half_precision(name, launcher):
+    """It is little further from dense float32 than the whole model in that precision is."""
+    model, frames, dtype = network(), clip(), getattr(torch, name)
+    delta = deltaconvert.convert(model, backend="cuda", dtype=name)
+    outputs, exact = [delta(frame) for frame in frames], [model(frame) for frame in frames]
+    half = network().to(dtype)
+    of_half = distance([half(frame.to(dtype)) for frame in frames], exact)
+    assert outputs[0].dtype == torch.float32
+    assert distance(outputs, exact) < 1.5 * of_half < 0.1
+    assert delta.stream._state.runner.graph is not None
+    assert all(node.backend == "cuda" for node in delta.stream.program.nodes)
+    maps = [e.value for e in delta.stream._state.edges.values() if e.spec.is_map]
+    assert sum(value.dtype == dtype for value in maps) > 50
+
+
 def test_the_law_holds_on_a_network(launcher):
     model = network()
     delta = deltaconvert.convert(model, backend="cuda", threshold=0.05, norm="rms")

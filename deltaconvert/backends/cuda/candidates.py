@@ -112,8 +112,7 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
 def _read(source: MaskSource, footprint: Footprint, tables: Tables) -> None:
     source.height, source.width = footprint.size_in
     source.taps_y, source.taps_x = footprint.taps
-    rows, cols = (_window(table, size) for table, size in zip(
-        (footprint.rows, footprint.cols), footprint.size_in, strict=True))
+    rows, cols = windows(footprint)
     if rows and cols and (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN:
         source.reads = WINDOW
         source.first_y, source.step_y, source.spread_y = rows
@@ -121,6 +120,12 @@ def _read(source: MaskSource, footprint: Footprint, tables: Tables) -> None:
     else:
         source.reads = TAPS
         source.rows, source.cols = tables.of(footprint)
+
+
+def windows(footprint: Footprint) -> tuple[tuple[int, int, int] | None, ...]:
+    """Return first, step and spread of rows and of columns, where a footprint is a window."""
+    return tuple(_window(table, size) for table, size in zip(
+        (footprint.rows, footprint.cols), footprint.size_in, strict=True))
 
 
 def _window(table: np.ndarray, size: int) -> tuple[int, int, int] | None:

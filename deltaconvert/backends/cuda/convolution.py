@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.candidates import Tables, candidates
+from deltaconvert.backends.cuda.candidates import Tables, candidates, windows
 from deltaconvert.backends.cuda.context import (
+    PACK_BYTES,
     Context,
     channels_of,
     clamps,
@@ -33,7 +34,7 @@ from deltaconvert.backends.cuda.filters import (
     period_of,
 )
 from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of
-from deltaconvert.cuda.arguments import ConvArgs, Phase
+from deltaconvert.cuda.arguments import ConvArgs, Phase, Window
 from deltaconvert.cuda.launcher import Launch, Launcher
 from deltaconvert.cuda.loader import Kernel, kernel
 from deltaconvert.footprint import Footprint
@@ -52,7 +53,7 @@ class Folded:
         period: of the phases.
         groups: groups and their channels in and out, narrow ones merged.
         taps: the most of any phase.
-        stages: of each phase.
+        window: what all pixels read, where that is one window.
     """
 
     tile: Tile
@@ -63,6 +64,7 @@ class Folded:
     period: tuple[int, int]
     groups: tuple[int, int, int]
     taps: tuple[int, int]
+    window: Window | None
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -97,6 +99,7 @@ def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -
     group_in = source[1] // groups
     footprint = node.about.footprints[argument(node, 0).index]
     packed = _Packed(node, phases, footprint, tile, group_in)
+    tile = replace(tile, splits=min([tile.splits, *(p.stages for p in packed.phases)]))
     device = node.about.args[1].device
     return Folded(
         tile, torch.cat(packed.weights).contiguous(), bias_of(node),
@@ -104,7 +107,14 @@ def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -
         torch.frombuffer(bytearray(b"".join(map(bytes, packed.phases))),
                          dtype=torch.uint8).to(device),
         period_of(node), (groups, group_in, width),
-        (max(p.taps_y for p in packed.phases), max(p.taps_x for p in packed.phases)))
+        (max(p.taps_y for p in packed.phases), max(p.taps_x for p in packed.phases)),
+        _window(footprint) if period_of(node) == (1, 1) else None)
+
+
+def _window(footprint: Footprint) -> Window | None:
+    rows, cols = windows(footprint)
+    return Window(*(n for pair in zip(rows, cols, strict=True) for n in pair)) if (
+        rows and cols) else None
 
 
 class _Packed:
@@ -177,8 +187,8 @@ def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
     launches.append(Launch(
         _kernel(folded, args, edge.value.dtype), args,
         (grid_of(node, tile, folded.taps, context.launcher), 1), tile.threads,
-        tile.shared_bytes(itemsize, folded.taps, channels_of(edge)),
-        tile.columns(folded.groups[2])))
+        tile.shared_bytes(itemsize, folded.taps, channels_of(edge), bool(args.residual)),
+        tile.cluster(folded.groups[2])))
     if not tile.fused:
         launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
     context.grains[made.counts:made.counts + made.phases] = tile.bm
@@ -191,10 +201,11 @@ def _kernel(folded: Folded, args: ConvArgs, dtype: torch.dtype) -> Kernel:
     defines = {"BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages,
                "VEC": widest(size, args.group_in, args.step_in, addresses=(args.input,)),
                "OUT_VEC": _out_vec(args, size) if tile.fused else 1,
-               "CLAMPS": clamps(args.rule.activation)}
+               "CLAMPS": clamps(args.rule.activation), "WINDOWED": int(folded.window is not None)}
     if tile.warpgroups:
+        early = tile.early and defines["OUT_VEC"] == PACK_BYTES // size
         return kernel("convolution_sm90.cu", "convolve_sm90", dtype, BLOCKS=tile.resident,
-                      RMS=args.rule.rms, **defines)
+                      RMS=args.rule.rms, EARLY=int(early), SPLITS=tile.splits, **defines)
     return kernel("convolution.cu", "convolve", dtype, TENSOR=int(tile.tensor), BK=tile.bk,
                   FUSED=int(tile.fused), **defines)
 
@@ -216,6 +227,9 @@ def _arguments(node: DeltaNode, folded: Folded, buffers: Buffers, context: Conte
         group_out=group_out, groups=groups,
         phase_count=folded.phases.numel() // ctypes.sizeof(Phase),
         most_taps_y=folded.taps[0], most_taps_x=folded.taps[1])
+    args.capacity = math.prod(node.about.output.mask_shape)
+    if folded.window:
+        args.window = folded.window
     (args.height_in, args.width_in), (args.height_out, args.width_out) = (
         size_of(source), size_of(edge))
     if folded.bias is not None:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda.convolution import Folded
 
 (PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
- GIVEN) = range(10)  # as in pixels.cu
-KEPT = frozenset({PARTS, MAXIMUM, MEAN, DEPTHWISE})
+ GIVEN, WEIGH) = range(11)  # as in pixels.cu
+KEPT = frozenset({PARTS, MAXIMUM, MEAN, DEPTHWISE, WEIGH})
 WARPS, BLOCKS_A_PROCESSOR = 8, 4
 
 
@@ -99,6 +99,15 @@ def _pool(node: DeltaNode, device: torch.device) -> Operation:
     rows, cols = divisors_of(node.about, node.about.footprints[x.index])
     divisors = torch.from_numpy(np.concatenate([rows, cols]).astype(np.float32))
     return Operation(MEAN, [x], divisors=divisors.to(device))
+
+
+def _resize(node: DeltaNode, device: torch.device) -> Operation:
+    operator, shapes = node.about.operator, node.about.shapes
+    assert operator is not None
+    assert operator.weights is not None
+    assert shapes is not None
+    sides = [torch.from_numpy(side).float().flatten() for side in operator.weights(shapes)]
+    return Operation(WEIGH, [_one_slot(node)], weight=torch.cat(sides).to(device))
 
 
 def _depthwise(node: DeltaNode, device: torch.device) -> Operation:
@@ -189,7 +198,8 @@ _MAKERS: dict[str, Callable[[DeltaNode, torch.device], Operation]] = {
     "adaptive_max_pool2d": _pool, "adaptive_avg_pool2d": _pool,
     "add": _sum, "sub": _sum, "mul": _product,
     "cat": _pick, "select": _pick, "resize_nearest": _pick, "pad_zero": _pick,
-    "batch_norm": _affine, "softmax": _over_channels(SOFTMAX), "mean": _over_channels(CHANNEL_MEAN),
+    "resize": _resize, "batch_norm": _affine, "softmax": _over_channels(SOFTMAX),
+    "mean": _over_channels(CHANNEL_MEAN),
 }
 _MAKERS.update(dict.fromkeys(ACTIVATIONS, _activation))
 

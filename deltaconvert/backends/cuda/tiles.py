@@ -15,16 +15,18 @@ from deltaconvert.nodes import DeltaNode
 # Share of the pixels that are expected to be candidates, where a choice hangs on it.
 EXPECTED_SHARE = 0.1
 # The same for warpgroups, as measured where 5 % of the input's pixels change; windows that overlap
-# reach further.
-LIKELY_SHARE, LIKELY_SHARE_OF_WINDOWS = 0.058, 0.0725
+# reach further, at a stride less so.
+LIKELY_SHARE, LIKELY_SHARE_OF_STEPS, LIKELY_SHARE_OF_WINDOWS = 0.058, 0.064, 0.0725
 # With more, a block would be busy with one tile's columns for too long.
 MOST_FUSED_CHANNELS = 256
 BLOCKS_A_PROCESSOR = 4
 RESULT_PAD = 8
 WARPGROUP_DEPTH = 64  # K of a stage: rows of 128 bytes
 MOST_COLUMNS = 8  # blocks of a cluster that every Hopper GPU can run together
+LARGE_CLUSTER, LARGE_GPU = 16, 132  # what those with so many multiprocessors can
 WIDTHS = (32, 64, 128, 256)  # columns of a warpgroup's tile
-LONG_SUM = 2048  # products, of which a cut along K pays for a second kernel
+LONG_SUM = 2048  # products, of which a cut along K pays for a cluster that is hard to place
+AT_ONCE = 1.12  # blocks a multiprocessor, of what a device does at once
 REGISTERS, BLOCK_LIMIT = 65536, 8
 
 
@@ -38,6 +40,8 @@ class Tile:
         stages: of asynchronous copies.
         fused: the rule is applied in the same kernel; else by a second one.
         warpgroups: by convolution_sm90.cu, whose blocks are a cluster over the channels.
+        early: old values and residual are copied to shared memory while a tile is multiplied.
+        splits: parts of K, each a block of the cluster.
     """
 
     tensor: bool
@@ -47,6 +51,8 @@ class Tile:
     stages: int
     fused: bool
     warpgroups: bool = False
+    early: bool = False
+    splits: int = 1
 
     @property
     def threads(self) -> int:
@@ -61,19 +67,24 @@ class Tile:
     def resident(self) -> int:
         """Blocks of warpgroups that a multiprocessor has registers and shared memory for."""
         registers = {32: 80, 64: 80, 128: 128, 256: 255}[self.bn]
-        stages = 128 * self.stages * (self.bm + self.bn)
         return max(1, min(BLOCK_LIMIT, REGISTERS // (registers * self.threads),
-                          224 * 1024 // (stages + 8 * 1024)))
+                          224 * 1024 // (self._stage_bytes(True) + 8 * 1024)))
 
-    def columns(self, channels: int) -> int:
+    def _stage_bytes(self, residual: bool) -> int:
+        """Count what a block of warpgroups has for maps and filters."""
+        maps = (1 + residual) * self.early
+        return 128 * self.stages * (self.bm + self.bn) + 2 * maps * self.bm * self.bn
+
+    def cluster(self, channels: int) -> int:
         """Return the blocks of a cluster."""
-        return -(-channels // self.bn) if self.warpgroups else 1
+        return -(-channels // self.bn) * self.splits if self.warpgroups else 1
 
-    def shared_bytes(self, itemsize: int, taps: tuple[int, int], channels: int) -> int:
+    def shared_bytes(self, itemsize: int, taps: tuple[int, int], channels: int,
+                     residual: bool = True) -> int:
         """Count a block's shared memory as `Shared` in the kernel's file lays it out."""
         if self.warpgroups:
-            stages = 128 * self.stages * (self.bm + self.bn)
-            return stages + 4 * self.bm * (1 + 2 * (1 + taps[0] + taps[1]))
+            rows = 1 + 2 * (2 + taps[0] + taps[1])
+            return self._stage_bytes(residual) + 4 * self.bm * rows
         pad_a, pad_b = 16 // itemsize, 8 if self.tensor else 16 // itemsize
         pipeline = self.stages * itemsize * (
             self.bm * (self.bk + pad_a) + self.bk * (self.bn + pad_b))
@@ -101,8 +112,7 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
     taps = node.about.args[1].shape[2], node.about.args[1].shape[3]
     if (dtype.itemsize == 2 and groups == 1 and launcher.capability == (9, 0)
             and told.get("warpgroups", True)):
-        grows = max(taps) > max(node.about.params["stride"])
-        likely = (LIKELY_SHARE_OF_WINDOWS if grows else LIKELY_SHARE) * pixels
+        likely = _likely_share(max(taps), max(node.about.params["stride"])) * pixels
         tile = _of_warpgroups(width, node.about.args[1][0].numel(), likely, launcher.processors)
         if told.get("warpgroups"):  # whatever the number of tiles
             tile = tile or Tile(True, 64, 64, WARPGROUP_DEPTH, 4, True, True)
@@ -120,11 +130,17 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
     return replace(fused if fits and many else parts, **told)
 
 
+def _likely_share(taps: int, stride: int) -> float:
+    if taps <= stride:
+        return LIKELY_SHARE
+    return LIKELY_SHARE_OF_WINDOWS if stride == 1 else LIKELY_SHARE_OF_STEPS
+
+
 def _of_warpgroups(width: int, depth: int, rows: float, processors: int) -> Tile | None:
     """Return the largest tile of which there are enough to keep a device busy.
 
-    Nothing, where even small ones are few, and each is a long sum that is better cut. Found by
-    trying some for each layer of ResNet-50, with one stream and eight; docs/performance-cuda.md.
+    Nothing, where there are too many channels. Found by trying some for each layer of ResNet-50,
+    with one stream and eight; docs/performance-cuda.md.
 
     Args:
         width, depth: output channels, and products that each sums.
@@ -143,6 +159,9 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int) -> Tile
     narrow = max(narrowest, 64 if width > 32 else 32)
     if not narrowest:
         return None
+    few = _of_few_rows(width, depth, -(-int(rows) // 64), processors)
+    if few:
+        return few
     if width <= 512 and enough(128, 128, 2):
         return tile(128, 128, 3)
     if width >= 512 and enough(128, 256, 0.75):
@@ -154,10 +173,35 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int) -> Tile
     if narrow <= 64 and enough(128, narrow, 0.6 if width > 64 else 0.4) and (
             width <= 64 or depth >= 128):
         return tile(128, narrow, 6)
-    if not enough(64, narrow, 0.36) and depth >= LONG_SUM:
-        return None
     wide = narrow if narrow > 64 or width <= 64 or depth >= 128 else 128
-    return tile(64, wide, 3 if wide == 128 else 4)
+    return replace(tile(64, wide, 3 if wide == 128 else 4), early=wide == 128)
+
+
+def _of_few_rows(width: int, depth: int, tiles: int, processors: int) -> Tile | None:
+    """Return the tile for what is done at once: at most one block a multiprocessor, or little more.
+
+    Nothing, where there are more. K is cut where half of the multiprocessors would have nothing.
+
+    Args:
+        width, depth, processors: see `_of_warpgroups`.
+        tiles: of 64 rows, expected.
+    """
+    most = LARGE_CLUSTER if processors >= LARGE_GPU else MOST_COLUMNS
+    bn = 32 if width <= 32 else 64
+    share = tiles * -(-width // 128) / processors
+    if width > 64 and (share >= (0.75 if depth < LONG_SUM else 0.55)
+                       or width > 64 * MOST_COLUMNS):
+        bn = 128
+    columns = -(-width // bn)
+    blocks = tiles * columns
+    if blocks > AT_ONCE * processors or columns > most:
+        return None
+    halves = 2 * blocks <= processors and depth >= 16 * WARPGROUP_DEPTH
+    portable = 2 * columns <= MOST_COLUMNS or (2 * columns <= most and depth >= LONG_SUM)
+    splits = 2 if halves and portable else 1
+    # So few stages that two or three blocks are resident, should there be more rows than expected.
+    stages = 3 if bn == 128 and depth < 16 * WARPGROUP_DEPTH else 4
+    return Tile(True, 64, bn, WARPGROUP_DEPTH, stages, True, True, True, splits)
 
 
 def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:
@@ -174,8 +218,8 @@ def grid_of(node: DeltaNode, tile: Tile, taps: tuple[int, int], launcher: Launch
     assert shape is not None
     tiles = -(-math.prod(node.about.output.mask_shape) // tile.bm)
     if tile.warpgroups:
-        columns = tile.columns(shape[1])
-        return columns * max(1, min(launcher.processors * tile.resident // columns, tiles))
+        cluster = tile.cluster(shape[1])
+        return cluster * max(1, min(launcher.processors * tile.resident // cluster, tiles))
     shared = tile.shared_bytes(dtype.itemsize, taps, shape[1])
     resident = launcher.processors * max(1, min(BLOCKS_A_PROCESSOR,
                                                 launcher.shared_limit // shared))

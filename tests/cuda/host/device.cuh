@@ -25,6 +25,7 @@
 #define __launch_bounds__(...)
 #define UNROLL
 #define UNROLL_BY_4
+#define NO_UNROLL
 #define INFINITE INFINITY
 #define SHARED_MEMORY(name) unsigned char* name = host::shared()
 

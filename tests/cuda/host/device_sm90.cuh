@@ -119,9 +119,12 @@ inline void cluster_barrier() { host::pause(host::AT_CLUSTER); }
 
 inline void cluster_has_read() { cluster_barrier(); }
 
-inline float read_of_block(const float* mine, int block) {
+struct alignas(16) Four { float at[4]; };
+
+template <typename T>
+T read_of_block(const T* mine, int block) {
     const auto* bytes = reinterpret_cast<const unsigned char*>(mine);
-    float x;
+    T x;
     memcpy(&x, host::shared_of(block) + (bytes - host::shared()), sizeof x);
     return x;
 }
