@@ -126,6 +126,17 @@ def test_the_law_holds_on_a_network(launcher):
     assert report.passed, str(report)
 
 
+def test_thresholds_found_on_the_device_keep_what_they_promise(launcher):
+    """All trials run in one stream, whose thresholds the device has to take anew."""
+    model, frames = network(), clip(6)
+    delta = deltaconvert.convert(model, backend="cuda")
+    tuning = deltaconvert.tune(delta, frames, error=0.05, rounds=1)
+    report = deltaconvert.validate(model, tuning.delta, frames, tolerance=0.05)
+    assert report.passed, str(report)
+    assert tuning.passed
+    assert report.needed == pytest.approx(tuning.best.needed, rel=0.01)
+
+
 def test_a_refused_lane_keeps_its_values(launcher):
     model = network()
     delta = deltaconvert.convert(model, backend="cuda")
