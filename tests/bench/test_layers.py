@@ -1,11 +1,15 @@
 """The sweep over single convolutions."""
 
+import threading
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from deltaconvert.bench import layers
 from deltaconvert.bench.layers import Layer, LayerRun, blobs, convolutions, measure
+from deltaconvert.bench.prompt import PromptWorkers
 from deltaconvert.config import Config
 from deltaconvert.errors import CheckError, InputError
 
@@ -57,8 +61,8 @@ def _generator_behind(share):
 
 def test_a_wrong_result_is_not_timed(monkeypatch):
     class Wrong(LayerRun):
-        def _bind(self, config, backend_name):
-            step = super()._bind(config, backend_name)
+        def _bind(self, config):
+            step = super()._bind(config)
 
             def wrong():
                 work = step()
@@ -81,6 +85,23 @@ def test_a_backend_that_cannot_run_it_says_why(monkeypatch):
     monkeypatch.setattr(CpuBackend, "supports", lambda self, node: "not today")
     with pytest.raises(InputError, match=r"8 -> 16, 18x20: backend cpu does not run it: not today"):
         LayerRun(STRIDED, Config(threads=1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_helpers_are_there_before_a_run_begins(threads):
+    workers, over = PromptWorkers(threads), threading.Event()
+    there: list[int] = []
+
+    def help_with(worker):
+        there.append(worker)
+        over.wait(10)
+
+    start = time.perf_counter()
+    for _ in range(2):  # the second finds them still in the first
+        workers.invite(help_with)
+        assert sorted(there) == list(range(1, threads))
+    assert start <= workers.ready <= time.perf_counter()
+    over.set()
 
 
 def test_means_are_of_the_targets_own_layers_and_shares():
