@@ -26,6 +26,7 @@ from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
+from deltaconvert.passes.find_writes import settle_writes, versions
 from deltaconvert.passes.result import PassResult
 
 CONVERSIONS = frozenset({"to", "float", "double", "half", "bfloat16", "type", "type_as",
@@ -97,8 +98,10 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
         mode: that of the fake frames; nothing where the frames are real.
     """
     constant = all(n.meta["constant"] for n in node.all_input_nodes)
+    written = versions(node)
     with FlopCounterMode(display=False) as counter:
         value = _run(graph_module, node, None if constant else mode)
+    settle_writes(node, written, value)
     constant = constant or not has_tensor(value)
     node.meta.update(value=value, constant=constant,
                      multiply_adds=counter.get_total_flops() // 2)

@@ -11,6 +11,7 @@ table, and compiled code goes from one to the next without Python.
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 import sys
 from typing import Annotated, Any, NamedTuple, get_type_hints
@@ -56,6 +57,8 @@ _SCALARS = {types.intp: ctypes.c_ssize_t, types.boolean: ctypes.c_bool,
 _INT = ir.IntType(64)
 
 
+# Kept, as the next: a network has hundreds of steps, and few kinds of them.
+@functools.cache
 def layout(kind: type, stored: Any = types.float32) -> Any:
     """Return the Numba type of a `NamedTuple` class, from the annotations of its fields.
 
@@ -114,6 +117,7 @@ class Kept:
         self.address = ctypes.addressof(self.memory)
 
 
+@functools.cache
 def _structure(kind: Any) -> Any:
     """Return how Numba lays a type out, for `ctypes`."""
     parts: Any = kind
