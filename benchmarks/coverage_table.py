@@ -14,6 +14,7 @@ outside local nodes without being an exception (`EXCEPTIONS`), which the table l
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing
@@ -88,6 +89,7 @@ def fill(row: dict[str, Any], case: Case) -> None:
         return
     computed = [outputs(model, frames), outputs(delta.new_stream(), frames)]
     del delta
+    gc.collect()  # graphs are full of references to each other
     raised = [tuple(f.double() for f in as_inputs(frame)) for frame in frames]
     wanted = outputs(model.double(), raised)
     delta, _ = convert(model, case, raised)
@@ -162,11 +164,21 @@ def outputs(model: Any, frames: list[Any]) -> Outputs:
 
 
 def furthest(found: Outputs, wanted: Outputs) -> float:
-    """Return the largest relative RMS error of any output in any frame; endless between shapes."""
-    return max((float((value - right).norm() / right.norm()) if value.shape == right.shape
-                else math.inf)
+    """Return the largest relative RMS error of any output in any frame, labels apart.
+
+    Endless where a frame has another number of boxes.
+    """
+    return max((_relative_rms(value, right)
                for one, other in zip(found, wanted, strict=True)
-               for (_, value), (_, right) in zip(one, other, strict=True) if right.numel())
+               for (_, value), (_, right) in zip(one, other, strict=True)
+               if right.is_floating_point()), default=0.0)
+
+
+def _relative_rms(value: Tensor, right: Tensor) -> float:
+    if value.shape != right.shape:
+        return math.inf
+    error, size = float((value - right).norm()), float(right.norm())
+    return error / size if size else error
 
 
 def shares(model: nn.Module, delta: Delta, frame: Any) -> dict[str, Any]:
@@ -322,7 +334,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                        for word in ("yes", "rounding"))
     longest = max(rows, key=_cpu)
     parts = [HEAD.format(minutes=sum(map(_cpu, rows)) / 60, seconds=_cpu(longest),
-                         longest=longest["name"].partition(":")[2], timm=kinds["timm"], own=kinds["other"], frames=FRAMES, rows=len(rows),
+                         longest=longest["name"].partition(":")[2],
+                         timm=kinds["timm"], own=kinds["other"], frames=FRAMES, rows=len(rows),
                          measured=sum(row["agrees"] != NOT_RUN for row in rows),
                          agree=within + rounded, within=within, rounding=rounded,
                          torch=_release(torch), torchvision=_release(torchvision),
