@@ -154,7 +154,7 @@ class _Rewriting:
         while move := _move_of(node):
             moves.insert(0, move)
             node = node.args[0]  # type: ignore[assignment]
-            if self._is_map(node):
+            if self._is_map(node) and not _has_channels_first(node):
                 found = node, list(moves)
         return found
 
@@ -199,6 +199,13 @@ def _shape(node: Any) -> tuple[int, ...]:
 
 def _source(node: fx.Node) -> Any:
     return node.args[0] if node.args else None
+
+
+def _has_channels_first(node: fx.Node) -> bool:
+    """Whether the last dimension of a map is its width: frames, and what windows slide over."""
+    operator = registry.find(node.target) if node.op == "call_function" else None
+    return node.op == "placeholder" or bool(
+        operator and operator.footprints and not operator.channels_first)
 
 
 def _takes_any_order(node: fx.Node) -> bool:

@@ -85,6 +85,10 @@ def mixes_places(self, x):
     return self.places(y).reshape(x.shape)
 
 
+def over_the_width(self, x):
+    return self.heads(F.max_pool2d(x, (1, 3)).flatten(1, 2))
+
+
 def other_channels(self, x):
     """The last dimension is another one: heads."""
     n, c, h, w = x.shape
@@ -97,10 +101,12 @@ def a_class_token(self, x):
     return self.query(y)
 
 
-@pytest.mark.parametrize("function", [mixes_places, other_channels, a_class_token])
+@pytest.mark.parametrize("function", [
+    mixes_places, over_the_width, other_channels, a_class_token])
 def test_what_is_no_arrangement_of_a_map_stays(function):
     parts = PARTS | {"places": nn.Linear(24, 24), "heads": nn.Linear(2, 2),
                      "token": torch.rand(1, 1, 4)}
     model = Model(function, **parts)
     assert specialised(model, torch.randn(2, 4, 4, 6))["rejoin_maps"].count("linear") == 1
+    assert not specialised(model, torch.randn(2, 4, 4, 6))["results"]["rejoin_maps"].changed
     assert_same_outputs(model, frames_like(2, 4, 4, 6))
