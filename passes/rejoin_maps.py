@@ -150,7 +150,8 @@ class _Rewriting:
 
     def _origin(self, node: fx.Node) -> tuple[fx.Node, list[Move]] | None:
         """Return the map that a value is an arrangement of, and the moves from it."""
-        found, moves = None, []
+        moves: list[Move] = []
+        found = None
         while move := _move_of(node):
             moves.insert(0, move)
             node = node.args[0]  # type: ignore[assignment]
@@ -171,7 +172,8 @@ class _Rewriting:
     def _become(self, node: fx.Node, meaning: Call, like: fx.Node | None = None) -> None:
         new = self._write(meaning, node, like or node)
         node.replace_all_uses_with(new)
-        self.result.changed.append(f"{new.name}: computed on the map")
+        if like:
+            self.result.changed.append(f"{like.name}: computed on the map")
 
     def _through(self, moves: list[Move], node: fx.Node, before: fx.Node) -> fx.Node:
         for move in moves:
@@ -255,14 +257,15 @@ def _joins(node: fx.Node) -> bool:
 def _order(node: fx.Node, rank: int) -> tuple[int, ...] | None:
     """Return the order of the dimensions that a permutation or a transposition makes."""
     if node.target is permute:
-        return tuple(d % rank for d in node.kwargs["dims"])  # type: ignore[union-attr, operator]
+        order: Any = node.kwargs["dims"]
+        return tuple(d % rank for d in order)
     swaps = node.target in SWAPS if node.op == "call_method" else node.target in (
         torch.transpose, torch.swapaxes, torch.swapdims)
-    pair = node.args[1:]
+    pair: Any = node.args[1:]
     if not swaps or len(pair) != 2 or not all(isinstance(d, int) for d in pair):
         return None
     dims = list(range(rank))
-    a, b = pair[0] % rank, pair[1] % rank  # type: ignore[operator]
+    a, b = (d % rank for d in pair)
     dims[a], dims[b] = dims[b], dims[a]
     return tuple(dims)
 

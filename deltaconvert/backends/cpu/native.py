@@ -59,7 +59,7 @@ _INT = ir.IntType(64)
 
 # Kept, as the next: a network has hundreds of steps, and few kinds of them.
 @functools.cache
-def layout(kind: type, stored: Any = types.float32) -> Any:
+def layout(kind: Any, stored: Any = types.float32) -> Any:
     """Return the Numba type of a `NamedTuple` class, from the annotations of its fields.
 
     Args:
@@ -104,8 +104,8 @@ class Kept:
         Raises:
             TypeError: a field is not what its annotation says.
         """
-        kind = numba.typeof(value)
-        declared, other = (layout(type(value), stored) for stored in (types.float32, types.uint16))
+        kind, named = numba.typeof(value), value.__class__
+        declared, other = (layout(named, stored) for stored in (types.float32, types.uint16))
         declared = other if kind == other else declared
         if kind != declared:
             wrong = [f"{name} is {a}, not {b}" for name, a, b in
