@@ -14,9 +14,11 @@ outside local nodes without being an exception (`EXCEPTIONS`), which the table l
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
 import json
+import math
 import multiprocessing
+import resource
 import sys
 import time
 import traceback
@@ -27,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import deltaconvert
-from benchmarks.coverage_cases import FRAMES, Case, cases
+from benchmarks.coverage_cases import FRAMES, Case, cases, order
 from deltaconvert.errors import TraceError
 from deltaconvert.law import as_inputs
 from deltaconvert.nodes import DeltaNode
@@ -58,21 +60,41 @@ EXCEPTIONS = {
 }
 
 Delta = deltaconvert.DeltaModule | deltaconvert.IslandsModule
+Outputs = list[list[tuple[str, Tensor]]]
 
 
 def measure(case: Case) -> dict[str, Any]:
     """Return one row: what happened, as plain data."""
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     row: dict[str, Any] = {"name": case.name, "kind": case.kind, "size": list(case.size),
                            "converts": "", "agrees": "", "error": None}
     try:
-        model, frames = case.build(), case.frames()
-        delta, row["converts"] = convert(model, case, frames)
-        row |= compare(model, delta, frames, case) | shares(model, delta, frames[0])
+        fill(row, case)
     except Exception as error:  # a row of the table, whatever it is
-        row["agrees"] = f"{type(error).__name__}: {str(error).strip()[:300]}"
-        row["traceback"] = traceback.format_exc()
-    return row | {"seconds": time.perf_counter() - start}
+        row |= {"error": None, "agrees": f"{type(error).__name__}: {str(error).strip()[:300]}",
+                "traceback": traceback.format_exc()}
+    return row | {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
+
+def fill(row: dict[str, Any], case: Case) -> None:
+    """Put what is found into a row as it is found.
+
+    The largest models are gigabytes of weights. So there is one conversion at a time, and the
+    model itself becomes the network in float64.
+    """
+    model, frames = case.build(), case.frames()
+    delta, row["converts"] = convert(model, case, frames)
+    row |= compare(model, delta, frames) | shares(model, delta, frames[0])
+    if row["agrees"] != "no":
+        return
+    computed = [outputs(model, frames), outputs(delta.new_stream(), frames)]
+    del delta
+    gc.collect()  # graphs are full of references to each other
+    raised = [tuple(f.double() for f in as_inputs(frame)) for frame in frames]
+    wanted = outputs(model.double(), raised)
+    delta, _ = convert(model, case, raised)
+    del model
+    row |= rounding(computed, wanted, outputs(delta, raised), case)
 
 
 def convert(model: nn.Module, case: Case, frames: list[Any]) -> tuple[Delta, str]:
@@ -97,8 +119,8 @@ def _without_numbers(paths: Any) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def compare(model: nn.Module, delta: Delta, frames: list[Any], case: Case) -> dict[str, Any]:
-    """Validate; where float32 does not agree, find out whether that is its own rounding."""
+def compare(model: nn.Module, delta: Delta, frames: list[Any]) -> dict[str, Any]:
+    """Validate."""
     report = deltaconvert.validate(model, delta, frames, tolerance=TOLERANCE)
     found = {"error": max(o.worst_relative_rms for o in report.outputs),
              "frozen": max(o.frozen_relative_rms for o in report.outputs),
@@ -106,50 +128,57 @@ def compare(model: nn.Module, delta: Delta, frames: list[Any], case: Case) -> di
              "agrees": "yes" if report.passed else "no"}
     if report.breaches:
         return found | {"agrees": f"the law is broken: {str(report.breaches[0]).splitlines()[0]}"}
-    return found if report.passed else found | rounding(model, delta, frames, case)
+    return found
 
 
-def rounding(model: nn.Module, delta: Delta, frames: list[Any], case: Case) -> dict[str, Any]:
+def rounding(computed: list[Outputs], wanted: Outputs, converted: Outputs, case: Case
+             ) -> dict[str, Any]:
     """Say whether float32 alone is why a conversion does not agree.
 
     Two things must hold: converted in float64, next to nothing is left of the error; and in
     float32 the conversion is no more than a few times as far off float64 as the dense network
     itself. The latter is not asked of a detector: it sorts, and two untrained boxes of nearly
     one score change places.
+
+    Args:
+        computed: what dense and converted return in float32.
+        wanted: what dense returns in float64.
+        converted: what converted returns in float64.
+        case: of which.
     """
-    exact = in_float64(model, frames, case)
-    found: dict[str, Any] = {"error_in_float64": exact}
-    told, right = f"{exact:.0e} in float64", exact <= SAME_IN_FLOAT64
+    error = furthest(converted, wanted)
+    found: dict[str, Any] = {"error_in_float64": error}
+    told, right = f"{error:.0e} in float64", error <= SAME_IN_FLOAT64
     if case.kind != "detection":
-        dense, converted = off_float64(model, delta, frames)
-        found |= {"dense_off_float64": dense, "off_float64": converted}
-        told = f"off float64 by {converted:.0e}, dense by {dense:.0e}; {told}"
-        right = right and converted <= OWN_ROUNDINGS * dense
+        dense, own = (furthest(values, wanted) for values in computed)
+        found |= {"dense_off_float64": dense, "off_float64": own}
+        told = f"off float64 by {own:.0e}, dense by {dense:.0e}; {told}"
+        right = right and own <= OWN_ROUNDINGS * dense
     return found | {"agrees": f"{'rounding' if right else 'no'}: {told}"}
 
 
 @torch.no_grad()
-def off_float64(model: nn.Module, delta: Delta, frames: list[Any]) -> tuple[float, float]:
-    """Return how far dense and converted are off the dense network in float64, in the worst frame.
+def outputs(model: Any, frames: list[Any]) -> Outputs:
+    """Return what a model returns for each frame: its tensors, by name."""
+    return [named_outputs(model(*as_inputs(frame))) for frame in frames]
+
+
+def furthest(found: Outputs, wanted: Outputs) -> float:
+    """Return the largest relative RMS error of any output in any frame, labels apart.
+
+    Endless where a frame has another number of boxes.
     """
-    exact, stream = copy.deepcopy(model).double(), delta.new_stream()
-    worst = [0.0, 0.0]
-    for frame in frames:
-        inputs = as_inputs(frame)
-        wanted = named_outputs(exact(*(f.double() for f in inputs)))
-        for which, outputs in enumerate((model(*inputs), stream(*inputs))):
-            for (_, value), (_, right) in zip(named_outputs(outputs), wanted, strict=True):
-                worst[which] = max(worst[which], float((value - right).norm() / right.norm()))
-    return worst[0], worst[1]
+    return max((_relative_rms(value, right)
+               for one, other in zip(found, wanted, strict=True)
+               for (_, value), (_, right) in zip(one, other, strict=True)
+               if right.is_floating_point()), default=0.0)
 
 
-def in_float64(model: nn.Module, frames: list[Any], case: Case) -> float:
-    """Return the error of a conversion in double precision, where rounding decides nothing."""
-    model = copy.deepcopy(model).double()
-    raised = [tuple(f.double() for f in as_inputs(frame)) for frame in frames]
-    delta, _ = convert(model, case, raised)
-    report = deltaconvert.validate(model, delta, raised, tolerance=TOLERANCE)
-    return max(o.worst_relative_rms for o in report.outputs)
+def _relative_rms(value: Tensor, right: Tensor) -> float:
+    if value.shape != right.shape:
+        return math.inf
+    error, size = float((value - right).norm()), float(right.norm())
+    return error / size if size else error
 
 
 def shares(model: nn.Module, delta: Delta, frame: Any) -> dict[str, Any]:
@@ -228,13 +257,19 @@ def _result(case: Case) -> dict[str, Any]:
 
 
 def run(chosen: list[Case], jobs: int) -> None:
-    """Run cases in processes of their own, and print a line for each as it is done."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, maxtasksperchild=12) as pool:
-        for row in pool.imap_unordered(_run, chosen):
+    """Run cases in processes of their own; print a line for each as it is done, and the costs."""
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=12) as pool:
+        for row in pool.imap_unordered(_run, sorted(chosen, key=order)):
             error = "" if row["error"] is None else f" {row['error']:.1e}"
-            print(f"{row['name']:55} {row['seconds']:6.1f} s  {row['converts']}; "
-                  f"{row['agrees']}{error}", flush=True)
+            print(f"{row['name']:55} {row['seconds']:6.1f} s, CPU {row['cpu_seconds']:6.1f} s  "
+                  f"{row['converts']}; {row['agrees']}{error}", flush=True)
+        pool.close()
+        pool.join()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{len(chosen)} rows took {used.ru_utime + used.ru_stime:.0f} s of CPU time, imports "
+          f"included, in {time.perf_counter() - start:.0f} s by {jobs} processes; the largest held "
+          f"{used.ru_maxrss / 1e6:.1f} GB")
 
 
 # --- the table --------------------------------------------------------------------------
@@ -266,7 +301,8 @@ textured objects move over a static background.
 - **state**: values, masks and working memory of one stream.
 
 PyTorch {torch}, torchvision {torchvision}, timm {timm_version}; {rows} models, {measured}
-measured, {agree} agree: {within} within 1e-5, {rounding} but for rounding.
+measured, {agree} agree: {within} within 1e-5, {rounding} but for rounding. The rows take
+{minutes:.0f} minutes of one core's time together, the longest {longest} ({seconds:.0f} s).
 """
 
 BEYOND = """## Beyond 3 %
@@ -296,7 +332,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     kinds = Counter(row["kind"] for row in rows)
     within, rounded = (sum(row["agrees"].startswith(word) for row in rows)
                        for word in ("yes", "rounding"))
-    parts = [HEAD.format(timm=kinds["timm"], own=kinds["other"], frames=FRAMES, rows=len(rows),
+    longest = max(rows, key=_cpu)
+    parts = [HEAD.format(minutes=sum(map(_cpu, rows)) / 60, seconds=_cpu(longest),
+                         longest=longest["name"].partition(":")[2],
+                         timm=kinds["timm"], own=kinds["other"], frames=FRAMES, rows=len(rows),
                          measured=sum(row["agrees"] != NOT_RUN for row in rows),
                          agree=within + rounded, within=within, rounding=rounded,
                          torch=_release(torch), torchvision=_release(torchvision),
@@ -323,6 +362,10 @@ def _beyond(rows: list[dict[str, Any]]) -> str:
         "Nothing else exceeds 3 % in any model.")
     exceptions = "\n".join(f"- **{what}**: {why}." for what, why in EXCEPTIONS.items())
     return BEYOND.format(exceptions=exceptions, verdict=verdict, lines="\n".join(lines))
+
+
+def _cpu(row: dict[str, Any]) -> float:
+    return float(row.get("cpu_seconds", 0.0))
 
 
 def _release(package: Any) -> str:

@@ -289,10 +289,17 @@ def _without_common_nan(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 def _magnitude(*values: Any) -> float:
     """Return the largest finite magnitude in the tensors among some values."""
-    sizes = [t.abs() for t in values if isinstance(t, Tensor) and t.numel()
-             and (t.is_floating_point() or t.is_complex())]
-    return max((float(s[s.isfinite()].max()) for s in sizes if bool(s.isfinite().any())),
-               default=0.0)
+    return max((_largest(t) for t in values if isinstance(t, Tensor) and t.numel()
+                and (t.is_floating_point() or t.is_complex())), default=0.0)
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest finite magnitude; 0 where nothing is finite."""
+    sizes = tensor.abs()
+    largest = float(sizes.max())
+    if math.isfinite(largest):  # nearly always: numbers are picked out one by one only otherwise
+        return largest
+    return float(torch.where(sizes.isfinite(), sizes, 0.0).max())
 
 
 def _biases(node: DeltaNode) -> list[Tensor]:

@@ -27,6 +27,7 @@ from deltaconvert.passes.lower import lower
 from deltaconvert.passes.normalize import normalize
 from deltaconvert.passes.partition import partition
 from deltaconvert.passes.plan_state import Allocated, Plan, plan_state
+from deltaconvert.passes.rejoin_maps import rejoin_maps
 from deltaconvert.passes.result import PassResult
 from deltaconvert.passes.store_as import store_as
 from deltaconvert.passes.trace import trace
@@ -129,6 +130,8 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     - `fold_batch_norm` first: it needs no shapes, and what it derives is computed by `infer`.
     - `store_as` behind `infer`, which derives weights in the model's own precision and drops
       conversions that do nothing; before all that looks at types.
+    - `rejoin_maps` behind `infer`, which tells a map from its tokens, and before
+      `channels_first`, which makes local nodes of what it brings back to the map.
     - `channels_first` behind `infer`, which finds out where channels are moved, and before
       `fuse`: what is written as a matrix product takes activations as a convolution.
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
@@ -145,8 +148,9 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     graph_module = GraphModule(root, _copy(graph))
     lanes, device = frames[0].shape[0], frames[0].device
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
-               store_as(graph_module, config.dtype), channels_first(graph_module, lanes),
-               fuse(graph_module), partition(graph_module, lanes)]
+               store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
+               channels_first(graph_module, lanes), fuse(graph_module),
+               partition(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)])
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)

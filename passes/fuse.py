@@ -15,7 +15,9 @@ from torch.fx import GraphModule
 
 from deltaconvert.operators import registry
 from deltaconvert.operators.add import add
-from deltaconvert.operators.registry import Operator
+from deltaconvert.operators.epilogue import Activation
+from deltaconvert.operators.leaky_relu import leaky_relu
+from deltaconvert.operators.prelu import prelu
 from deltaconvert.passes.result import PassResult
 
 
@@ -77,15 +79,26 @@ def _refuse_residual(head: fx.Node, reader: fx.Node) -> str | None:
 def _take_activation(graph: fx.Graph, head: fx.Node, result: PassResult) -> fx.Node:
     """Pull the activation behind a node into it; returns the node that stands for both."""
     reader = _only_reader(head)
-    activation: Operator | None = registry.find(reader.target) if reader else None
-    if reader is None or activation is None or not activation.is_activation:
+    fused = _as_activation(reader) if reader else None
+    if reader is None or fused is None:
         return head
-    fused = (activation.name, *reader.kwargs.values())
     reader.target, reader.args = head.target, head.args
     reader.kwargs = {**head.kwargs, "activation": fused}
     result.changed.append(f"{head.name}: takes {reader.name}")
     _take_over(graph, reader, head)
     return reader
+
+
+def _as_activation(node: fx.Node) -> Activation | None:
+    """Return a call as an activation of constant numbers, if it is one."""
+    found = registry.find(node.target)
+    if found is not None and found.is_activation:
+        return (found.name, *node.kwargs.values())
+    if node.target is prelu and isinstance(node.args[1], fx.Node):
+        slope = node.args[1].meta["value"]
+        if node.args[1].meta["constant"] and slope.numel() == 1:  # most are for all channels
+            return (leaky_relu.__name__, float(slope))
+    return None
 
 
 def _take_over(graph: fx.Graph, node: fx.Node, head: fx.Node) -> None:

@@ -12,6 +12,7 @@ arguments as numbers. Weights are real tensors, so derived weights are computed 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,10 +27,20 @@ from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
+from deltaconvert.passes.find_writes import settle_writes, versions
 from deltaconvert.passes.result import PassResult
 
 CONVERSIONS = frozenset({"to", "float", "double", "half", "bfloat16", "type", "type_as",
                          "expand_as", "expand", "cpu", "cuda"})
+
+
+def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *rest: Any,
+                     **settings: Any) -> int:
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+# PyTorch's counter has the kernels of attention for GPUs alone.
+UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
@@ -97,8 +108,10 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
         mode: that of the fake frames; nothing where the frames are real.
     """
     constant = all(n.meta["constant"] for n in node.all_input_nodes)
-    with FlopCounterMode(display=False) as counter:
+    written = versions(node)
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         value = _run(graph_module, node, None if constant else mode)
+    settle_writes(node, written, value)
     constant = constant or not has_tensor(value)
     node.meta.update(value=value, constant=constant,
                      multiply_adds=counter.get_total_flops() // 2)

@@ -27,6 +27,7 @@ from deltaconvert.nodes import (
 )
 from deltaconvert.operators import registry
 from deltaconvert.passes.find_selects import moves_a_tensor
+from deltaconvert.passes.find_writes import on_copies
 from deltaconvert.passes.infer import with_values
 from deltaconvert.passes.partition import edges
 from deltaconvert.passes.store_as import floating_dtype
@@ -126,6 +127,10 @@ class _Lowering:
             shapes=shapes, advice=node.meta.get("advice", ""))
 
     def _function(self, node: fx.Node) -> Any:
+        function = self._as_written(node)
+        return on_copies(function) if node.meta.get("writes") else function
+
+    def _as_written(self, node: fx.Node) -> Any:
         if node.op == "call_module":
             return self.source.get_submodule(str(node.target))
         if node.op == "call_method":

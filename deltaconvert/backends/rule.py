@@ -19,7 +19,7 @@ def change_norm(new: Tensor, old: Tensor, norm: Norm, is_map: bool, has_lanes: b
     """
     if new.is_floating_point() or new.is_complex():
         difference = (new - old).abs()
-        difference = torch.where(new == old, torch.zeros_like(difference), difference)
+        difference.masked_fill_(new == old, 0)  # also where both are the same infinity
     else:
         difference = (new != old).float()
     if not is_map:

@@ -18,6 +18,7 @@ from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
 from deltaconvert.passes.partition import partition
+from deltaconvert.passes.rejoin_maps import rejoin_maps
 from deltaconvert.program import Program, compile_graph
 
 
@@ -101,6 +102,7 @@ def specialised(model: nn.Module, *frames: Tensor) -> dict[str, Any]:
     results = {}
     for name, run in [("fold_batch_norm", fold_batch_norm),
                       ("infer", lambda g: infer(g, frames)),
+                      ("rejoin_maps", lambda g: rejoin_maps(g, frames[0].shape[0])),
                       ("channels_first", lambda g: channels_first(g, frames[0].shape[0])),
                       ("fuse", fuse), ("partition", lambda g: partition(g, frames[0].shape[0]))]:
         results[name] = run(graph_module)

@@ -27,8 +27,11 @@ FUSED = {
     "norm, relu6": (lambda self, x: F.relu6(self.norm(x)), ["batch_norm"]),
     "add, sigmoid": (lambda self, x: torch.sigmoid(x + self.pool(x)), ["max_pool2d", "add"]),
     "sub, hardswish": (lambda self, x: F.hardswish(1 - x), ["sub"]),
+    "conv, one trained slope": (lambda self, x: self.slope(self.conv(x)), ["conv2d"]),
     "two convs": (lambda self, x: F.relu(self.conv(x) + self.up(x)),
                   ["conv_transpose2d", "conv2d"]),
+    "no slope for each channel": (lambda self, x: self.slopes(self.conv(x)),
+                                  ["conv2d", "prelu"]),
     "only the first activation": (lambda self, x: F.relu(F.silu(self.conv(x))), ["conv2d", "relu"]),
     "an add behind the activation": (lambda self, x: F.relu(self.conv(x)) + self.pool(x),
                                      ["conv2d", "max_pool2d", "add"]),
@@ -37,14 +40,15 @@ FUSED = {
 
 def whole(function) -> Model:
     return Model(function, conv=conv, up=nn.ConvTranspose2d(2, 2, 3, padding=1),
-                 pool=nn.MaxPool2d(3, 1, 1), norm=trained_norm(2))
+                 pool=nn.MaxPool2d(3, 1, 1), norm=trained_norm(2), slope=nn.PReLU(),
+                 slopes=nn.PReLU(2))
 
 
 @pytest.mark.parametrize("what", FUSED)
 def test_fuses(what):
     function, after = FUSED[what]
     stages = specialised(whole(function), torch.randn(1, 2, 5, 6))
-    assert len(stages["infer"]) > len(after) or "behind" in what
+    assert len(stages["infer"]) > len(after) or "behind" in what or "no" in what.split()
     assert sorted(stages["fuse"]) == sorted(after)
     assert_same_outputs(whole(function), frames_like(2, 2, 5, 6))
 

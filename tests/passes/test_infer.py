@@ -99,3 +99,14 @@ def test_derived_weights_are_double_on_the_way():
     exact = model.double()(frame.double())
     out = deltaconvert.convert(model.float())(frame)
     assert (out - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_multiply_adds_of_attention_count():
+    def forward(self, x):
+        q = x.flatten(2).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q[:, :5], q[:, :5, :2])
+    delta = deltaconvert.convert(Model(forward))
+    delta(torch.randn(2, 4, 3, 6))
+    (node,) = [n for n in program_of(delta).nodes if n.about.operator
+               and n.about.operator.name == "attention"]
+    assert node.dense_multiply_adds == 18 * 5 * (4 + 2)

@@ -11,6 +11,7 @@ table, and compiled code goes from one to the next without Python.
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 import sys
 from typing import Annotated, Any, NamedTuple, get_type_hints
@@ -56,7 +57,9 @@ _SCALARS = {types.intp: ctypes.c_ssize_t, types.boolean: ctypes.c_bool,
 _INT = ir.IntType(64)
 
 
-def layout(kind: type, stored: Any = types.float32) -> Any:
+# Kept, as the next: a network has hundreds of steps, and few kinds of them.
+@functools.cache
+def layout(kind: Any, stored: Any = types.float32) -> Any:
     """Return the Numba type of a `NamedTuple` class, from the annotations of its fields.
 
     Args:
@@ -101,8 +104,8 @@ class Kept:
         Raises:
             TypeError: a field is not what its annotation says.
         """
-        kind = numba.typeof(value)
-        declared, other = (layout(type(value), stored) for stored in (types.float32, types.uint16))
+        kind, named = numba.typeof(value), value.__class__
+        declared, other = (layout(named, stored) for stored in (types.float32, types.uint16))
         declared = other if kind == other else declared
         if kind != declared:
             wrong = [f"{name} is {a}, not {b}" for name, a, b in
@@ -114,6 +117,7 @@ class Kept:
         self.address = ctypes.addressof(self.memory)
 
 
+@functools.cache
 def _structure(kind: Any) -> Any:
     """Return how Numba lays a type out, for `ctypes`."""
     parts: Any = kind
