@@ -140,10 +140,10 @@ def _kind(node: DeltaNode) -> Kind | None:
     if operator is None:
         return None
     if node.about.rule != "local":
-        return _WHOLE.get(operator.name)
+        return elementwise if operator.is_activation else _WHOLE.get(operator.name)
     if operator.name in _KINDS:
         return _KINDS[operator.name]
-    if operator.name == "select" and selection.refusal(node) is None:
+    if operator.name in ("select", "resize_nearest") and selection.refusal(node) is None:
         return selection
     if operator.weights:
         return pooling

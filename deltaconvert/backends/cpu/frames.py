@@ -164,6 +164,9 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
     As `compare_pixels`, but for ``cap``, the norm that no pixel of a block that is held may
     exceed, and ``first`` and ``last``, which count rows of blocks over all lanes.
     """
+    if strides[1] == 1 and strides[3] == shape[1] and value_step == shape[1]:
+        return compare_flat_blocks(frame, strides, shape, value, threshold, cap, rms, first, last,
+                                   marks)
     channels, height, width = shape[1], shape[2], shape[3]
     block_rows = (height + BLOCK - 1) // BLOCK
     finite = True
@@ -190,6 +193,94 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
             finite = finite and ok
         hold_blocks(sums, over, lines, (lane * height + top) * width, threshold, rms, marks)
     return finite
+
+
+@loop
+def compare_flat_blocks(frame, strides, shape, value, threshold, cap, rms, first, last, marks):
+    """Do the same where frame and value lie alike: lines are numbers, whatever their channels."""
+    channels, height, width = shape[1], shape[2], shape[3]
+    block_rows, numbers = (height + BLOCK - 1) // BLOCK, width * channels
+    sums, largest = np.empty(numbers, np.float32), np.empty(numbers, np.float32)
+    finite = True
+    for block_row in range(first, last):
+        lane = block_row // block_rows
+        top = block_row % block_rows * BLOCK
+        lines = min(BLOCK, height - top)
+        start, pixel = lane * strides[0] + top * strides[2], (lane * height + top) * width
+        sums[:] = _ZERO
+        largest[:] = _ZERO
+        for i in range(lines):
+            new = frame[start + i * strides[2]:start + i * strides[2] + numbers]
+            ok = add_flat(new, value[pixel * channels + i * numbers:], sums, largest)
+            finite = finite and ok
+        for left in range(0, width, BLOCK):
+            right = min(left + BLOCK, width)
+            changed = _mean_exceeds(sums, left, right, channels, lines, threshold, rms)
+            most = _ZERO
+            for at in range(left * channels, right * channels):
+                most = max(most, largest[at])
+            if not changed and not (most <= cap):  # no norm of a pixel is more than its largest
+                changed = not rms
+                for i in range(lines):
+                    changed = changed or _pixel_exceeds(
+                        frame[start + i * strides[2]:], value[(pixel + i * width) * channels:],
+                        channels, left, right, cap)
+            for i in range(lines):
+                there = pixel + i * width
+                if changed:
+                    _mark_changed(frame[start + i * strides[2]:], value[there * channels:],
+                                  channels, left, right, marks[there:there + width])
+                else:
+                    marks[there + left:there + right] = 0
+    return finite
+
+
+@loop
+def add_flat(new, old, sums, largest):
+    """Add a line's differences to sums, and keep the largest; return whether all are finite."""
+    bad = np.uint8(0)
+    for i in range(sums.shape[0]):
+        number = load(new, i)
+        difference = number - load(old, i)
+        bad |= np.uint8(not (abs(number) <= _LARGEST))
+        sums[i] += difference
+        size = abs(difference)
+        largest[i] = size if size > largest[i] else largest[i]
+    return bad == 0
+
+
+@loop
+def _mean_exceeds(sums, left, right, channels, lines, threshold, rms):
+    pixels, size = np.float32(lines * (right - left)), _ZERO
+    for c in range(channels):
+        mean = _ZERO
+        for x in range(left, right):
+            mean += sums[x * channels + c]
+        mean /= pixels
+        size = size + mean * mean if rms else max(size, abs(mean))
+    size = np.sqrt(size / np.float32(channels)) if rms else size
+    return not (size <= threshold)
+
+
+@loop
+def _pixel_exceeds(new, old, channels, left, right, cap):
+    for x in range(left, right):
+        size = _ZERO
+        for at in range(x * channels, (x + 1) * channels):
+            difference = load(new, at) - load(old, at)
+            size += difference * difference
+        if not (np.sqrt(size / np.float32(channels)) <= cap):
+            return True
+    return False
+
+
+@loop
+def _mark_changed(new, old, channels, left, right, marks):
+    for x in range(left, right):
+        changed = False
+        for at in range(x * channels, (x + 1) * channels):
+            changed = changed or load(new, at) != load(old, at)
+        marks[x] = changed
 
 
 @loop
