@@ -16,6 +16,7 @@ from deltaconvert.backends.cpu import (
     pooling,
     selection,
     shuffle,
+    softmax,
     sparsify,
     union,
     whole,
@@ -54,6 +55,7 @@ _KINDS: dict[str, Kind] = {
     "adaptive_max_pool2d": pooling,
     "adaptive_avg_pool2d": pooling,
     "pixel_shuffle": shuffle,
+    "softmax": softmax,
 }
 # Those that read whole lanes.
 _WHOLE: dict[str, Kind] = {

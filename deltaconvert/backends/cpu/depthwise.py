@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from deltaconvert.backends.cpu.finish import Ending, finish_rows
+from deltaconvert.backends.cpu.finish import Ending, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
@@ -68,4 +68,4 @@ def filter_parts(task, worker):
         for first in range(0, taken.shape[0], batch):
             pixels = taken[first:first + batch]
             filter_rows(task.stencil, weights, pixels, runs, new)
-            finish_rows(new, pixels, task.ending, worker)
+            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)

@@ -13,12 +13,12 @@ from numba import types
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.activations import compiled_activation
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, layout, read
-from deltaconvert.backends.cpu.row import add_row, load_row, multiply_row
+from deltaconvert.backends.cpu.row import add_row, fetch_row, load_row, multiply_row
 from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, row_scratch
 from deltaconvert.backends.cpu.storage import load
@@ -88,7 +88,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     out = flat_map(buffers.output.value)
     channels = out.channels
     rows = cached_rows(channels)
-    head = head_of(node, buffers, engine, 0.3 * channels + 20, rows)
+    head = head_of(node, buffers, engine, 0.1 * channels + 20, buffers.output.mask.numel())
     alone = about.operator.is_activation
     activation = _activation(node) if alone else about.params.get("activation")
     operands = [_operand(node, buffers, a) for a in ((about.args[0], 0.0) if alone else about.args)]
@@ -140,12 +140,12 @@ def combine_parts(task, worker):
         if taken.shape[0] == 0:
             return
         for first in range(0, taken.shape[0], batch):
-            pixels = taken[first:first + batch]
-            load_rows(task.x, task.x_channels, task.x_constant, pixels, new)
+            last = min(first + batch, taken.shape[0])
+            load_rows(task.x, task.x_channels, task.x_constant, taken, first, last, new)
             if task.code != _COPY:
                 combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant,
-                             pixels, new)
-            finish_rows(new, pixels, task.ending, worker)
+                             taken[first:last], new)
+            finish_batch(new, taken, first, last, task.ending, worker)
 
 
 @loop
@@ -160,11 +160,12 @@ def place_of(taps, pixel):
 
 
 @loop
-def load_rows(taps, channels, constant, pixels, new):
-    """Write an operand's pixels to rows."""
+def load_rows(taps, channels, constant, pixels, first, last, new):
+    """Write an operand's pixels to rows; those of the rows behind the last are fetched."""
     data, size = taps.data.ctypes.data, taps.data.itemsize
-    for i in range(pixels.shape[0]):
-        row = new[i]
+    behind, end = last - first, pixels.shape[0] - 1
+    for i in range(first, last):
+        row = new[i - first]
         if taps.data.shape[0] == 0:
             row[:] = constant
         elif channels == 1:
@@ -172,6 +173,8 @@ def load_rows(taps, channels, constant, pixels, new):
         else:
             load_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), row.ctypes.data,
                      channels)
+            later = np.int64(pixels[min(i + behind, end)])
+            fetch_row(taps.data, data + size * place_of(taps, later), channels)
 
 
 @loop

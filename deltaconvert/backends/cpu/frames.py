@@ -18,6 +18,8 @@ from deltaconvert.backends.cpu.storage import load, store
 BLOCK = 8
 _ZERO = np.float32(0)
 _LARGEST = np.finfo(np.float32).max
+# What may be seen in a line.
+_NOT_FINITE, _BEYOND = np.uint8(1), np.uint8(2)
 
 
 @loop
@@ -91,28 +93,51 @@ def compare_interleaved(new, old, threshold, rms, marks):
 
 
 @loop
-def add_three(red, green, blue, step, old, cap, rms, marks, over, sums):
-    """Compare one line of three planes, or of pixels ``step`` apart, for the test of blocks.
+def add_three(red, green, blue, old, cap, rms, marks, sums):
+    """Compare one line of three planes for the test of blocks; return what was `_SEEN`.
 
     As `compare_line`, with a threshold of 0; ``sums`` is float32 ``[3, W]``.
     """
-    bad = np.uint8(0)
+    bad, over = np.uint8(0), np.uint8(0)
     first, second, third, three = sums[0], sums[1], sums[2], np.float32(3)
     for x in range(marks.shape[0]):
-        r, g, b = load(red, step * x), load(green, step * x), load(blue, step * x)
+        r, g, b = load(red, x), load(green, x), load(blue, x)
         u, v, w = r - load(old, 3 * x), g - load(old, 3 * x + 1), b - load(old, 3 * x + 2)
         bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
             not (abs(b) <= _LARGEST))
         first[x] += u
         second[x] += v
         third[x] += w
+        marks[x] = np.uint8(u != _ZERO) | np.uint8(v != _ZERO) | np.uint8(w != _ZERO)
         if rms:
-            size = np.sqrt((u * u + v * v + w * w) / three)
+            over |= np.uint8(not (np.sqrt((u * u + v * v + w * w) / three) <= cap))
         else:
-            size = max(abs(u), max(abs(v), abs(w)))
-        marks[x] = np.uint8(not (size <= _ZERO))
-        over[x] = np.uint8(not (size <= cap))
-    return bad == 0
+            over |= np.uint8(not (abs(u) <= cap)) | np.uint8(not (abs(v) <= cap)) | np.uint8(
+                not (abs(w) <= cap))
+    return bad * _NOT_FINITE | over * _BEYOND
+
+
+@loop
+def add_flat(new, old, cap, sums):
+    """Do the same for numbers that lie alike; the largest of a pixel is no less than its norm."""
+    bad, over = np.uint8(0), np.uint8(0)
+    for i in range(sums.shape[0]):
+        number = load(new, i)
+        difference = number - load(old, i)
+        bad |= np.uint8(not (abs(number) <= _LARGEST))
+        over |= np.uint8(not (abs(difference) <= cap))
+        sums[i] += difference
+    return bad * _NOT_FINITE | over * _BEYOND
+
+
+@loop
+def mark_flat(new, old, channels, marks):
+    """Mark the pixels of a line that differ at all."""
+    for x in range(marks.shape[0]):
+        changed = np.uint8(0)
+        for at in range(x * channels, (x + 1) * channels):
+            changed |= np.uint8(load(new, at) != load(old, at))
+        marks[x] = changed
 
 
 @loop
@@ -164,147 +189,100 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
     As `compare_pixels`, but for ``cap``, the norm that no pixel of a block that is held may
     exceed, and ``first`` and ``last``, which count rows of blocks over all lanes.
     """
-    if strides[1] == 1 and strides[3] == shape[1] and value_step == shape[1]:
-        return compare_flat_blocks(frame, strides, shape, value, threshold, cap, rms, first, last,
-                                   marks)
     channels, height, width = shape[1], shape[2], shape[3]
     block_rows = (height + BLOCK - 1) // BLOCK
+    alike = strides[1] == 1 and strides[3] == channels and value_step == channels
     finite = True
-    over = np.empty((BLOCK, width), np.uint8)
+    keep, over = np.empty(width, np.uint8), np.empty(width, np.uint8)
     sums = np.empty((channels, width), np.float32)
+    across, along = (1, channels) if alike else (width, 1)  # to the next channel, and pixel
     for block_row in range(first, last):
-        lane = block_row // block_rows
-        top = block_row % block_rows * BLOCK
-        lines = min(BLOCK, height - top)
+        lane, top = block_row // block_rows, block_row % block_rows * BLOCK
+        lines, start = min(BLOCK, height - top), lane * strides[0] + top * strides[2]
+        pixel, seen = (lane * height + top) * width, np.uint8(0)
         sums[:] = _ZERO
         for i in range(lines):
-            line = lane * height + top + i
-            start = lane * strides[0] + (top + i) * strides[2]
-            out, old = marks[line * width:(line + 1) * width], value[line * width * value_step:]
-            if channels == 3 and value_step == 3 and strides[3] == 1:
-                ok = add_three(frame[start:], frame[start + strides[1]:],
-                               frame[start + 2 * strides[1]:], 1, old, cap, rms, out, over[i], sums)
-            elif channels == 3 and value_step == 3 and strides[3] == 3 and strides[1] == 1:
-                ok = add_three(frame[start:], frame[start + 1:], frame[start + 2:], 3, old, cap,
-                               rms, out, over[i], sums)
+            new, old = frame[start + i * strides[2]:], value[(pixel + i * width) * value_step:]
+            out = marks[pixel + i * width:pixel + (i + 1) * width]
+            if alike:
+                seen |= add_flat(new, old, cap, sums.reshape(-1))
+            elif channels == 3 and value_step == 3 and strides[3] == 1:
+                seen |= add_three(new, new[strides[1]:], new[2 * strides[1]:], old, cap, rms, out,
+                                  sums)
             else:
-                ok = compare_line(frame, start, strides[1], strides[3], old, 0, value_step,
-                                  channels, _ZERO, cap, rms, out, over[i], sums, width)
-            finite = finite and ok
-        hold_blocks(sums, over, lines, (lane * height + top) * width, threshold, rms, marks)
-    return finite
-
-
-@loop
-def compare_flat_blocks(frame, strides, shape, value, threshold, cap, rms, first, last, marks):
-    """Do the same where frame and value lie alike: lines are numbers, whatever their channels."""
-    channels, height, width = shape[1], shape[2], shape[3]
-    block_rows, numbers = (height + BLOCK - 1) // BLOCK, width * channels
-    sums, largest = np.empty(numbers, np.float32), np.empty(numbers, np.float32)
-    finite = True
-    for block_row in range(first, last):
-        lane = block_row // block_rows
-        top = block_row % block_rows * BLOCK
-        lines = min(BLOCK, height - top)
-        start, pixel = lane * strides[0] + top * strides[2], (lane * height + top) * width
-        sums[:] = _ZERO
-        largest[:] = _ZERO
+                ok = compare_line(new, 0, strides[1], strides[3], old, 0, value_step, channels,
+                                  _ZERO, cap, rms, out, over, sums, width)
+                seen |= np.uint8(not ok) * _NOT_FINITE | over.max() * _BEYOND
+        finite = finite and seen & _NOT_FINITE == 0
+        any_kept = find_changed(sums.reshape(-1), across, along, channels, lines, threshold, rms,
+                                keep)
+        if seen & _BEYOND:
+            keep_beyond(frame, start, strides, value, pixel * value_step, value_step, channels,
+                        lines, cap, rms, keep)
+            any_kept = True
         for i in range(lines):
-            new = frame[start + i * strides[2]:start + i * strides[2] + numbers]
-            ok = add_flat(new, value[pixel * channels + i * numbers:], sums, largest)
-            finite = finite and ok
-        for left in range(0, width, BLOCK):
-            right = min(left + BLOCK, width)
-            changed = _mean_exceeds(sums, left, right, channels, lines, threshold, rms)
-            most = _ZERO
-            for at in range(left * channels, right * channels):
-                most = max(most, largest[at])
-            if not changed and not (most <= cap):  # no norm of a pixel is more than its largest
-                changed = not rms
-                for i in range(lines):
-                    changed = changed or _pixel_exceeds(
-                        frame[start + i * strides[2]:], value[(pixel + i * width) * channels:],
-                        channels, left, right, cap)
-            for i in range(lines):
-                there = pixel + i * width
-                if changed:
-                    _mark_changed(frame[start + i * strides[2]:], value[there * channels:],
-                                  channels, left, right, marks[there:there + width])
-                else:
-                    marks[there + left:there + right] = 0
+            out = marks[pixel + i * width:pixel + (i + 1) * width]
+            if alike and any_kept:
+                mark_flat(frame[start + i * strides[2]:], value[(pixel + i * width) * channels:],
+                          channels, out)
+            for x in range(width):
+                out[x] = out[x] & keep[x] if any_kept else np.uint8(0)
     return finite
 
 
 @loop
-def add_flat(new, old, sums, largest):
-    """Add a line's differences to sums, and keep the largest; return whether all are finite."""
-    bad = np.uint8(0)
-    for i in range(sums.shape[0]):
-        number = load(new, i)
-        difference = number - load(old, i)
-        bad |= np.uint8(not (abs(number) <= _LARGEST))
-        sums[i] += difference
-        size = abs(difference)
-        largest[i] = size if size > largest[i] else largest[i]
-    return bad == 0
+def find_changed(sums, across, along, channels, lines, threshold, rms, keep):
+    """Set ``keep`` to 255 in blocks whose mean exceeds the threshold, else to 0; whether any does.
 
-
-@loop
-def _mean_exceeds(sums, left, right, channels, lines, threshold, rms):
-    pixels, size = np.float32(lines * (right - left)), _ZERO
-    for c in range(channels):
-        mean = _ZERO
-        for x in range(left, right):
-            mean += sums[x * channels + c]
-        mean /= pixels
-        size = size + mean * mean if rms else max(size, abs(mean))
-    size = np.sqrt(size / np.float32(channels)) if rms else size
-    return not (size <= threshold)
-
-
-@loop
-def _pixel_exceeds(new, old, channels, left, right, cap):
-    for x in range(left, right):
-        size = _ZERO
-        for at in range(x * channels, (x + 1) * channels):
-            difference = load(new, at) - load(old, at)
-            size += difference * difference
-        if not (np.sqrt(size / np.float32(channels)) <= cap):
-            return True
-    return False
-
-
-@loop
-def _mark_changed(new, old, channels, left, right, marks):
-    for x in range(left, right):
-        changed = False
-        for at in range(x * channels, (x + 1) * channels):
-            changed = changed or load(new, at) != load(old, at)
-        marks[x] = changed
-
-
-@loop
-def hold_blocks(sums, over, lines, start, threshold, rms, marks):
-    """Clear the marks of the blocks in a row of blocks that do not exceed the threshold."""
-    channels, width = sums.shape
+    Args:
+        sums: of each pixel's column; ``across`` from a channel to the next, ``along`` from pixel
+            to pixel.
+        channels, lines: of the blocks.
+        threshold, rms: the test.
+        keep: uint8 ``[W]``.
+    """
+    width, any_kept = keep.shape[0], False
     for left in range(0, width, BLOCK):
-        right = min(left + BLOCK, width)
+        right, size = min(left + BLOCK, width), _ZERO
         pixels = np.float32(lines * (right - left))
-        size = _ZERO
         for c in range(channels):
-            mean = _ZERO
-            for x in range(left, right):
-                mean += sums[c, x]
+            at = c * across + left * along
+            if right - left == BLOCK:  # written out: so short a loop is no vector's
+                mean = (((sums[at] + sums[at + along])
+                         + (sums[at + 2 * along] + sums[at + 3 * along]))
+                        + ((sums[at + 4 * along] + sums[at + 5 * along])
+                           + (sums[at + 6 * along] + sums[at + 7 * along])))
+            else:
+                mean = _ZERO
+                for x in range(right - left):
+                    mean += sums[at + x * along]
             mean /= pixels
             size = size + mean * mean if rms else max(size, abs(mean))
         size = np.sqrt(size / np.float32(channels)) if rms else size
         changed = not (size <= threshold)
-        for i in range(lines):
-            for x in range(left, right):
-                changed = changed or over[i, x] != 0
-        if not changed:
-            for i in range(lines):
-                marks[start + i * width + left:start + i * width + right] = 0
+        any_kept = any_kept or changed
+        for x in range(left, right):
+            keep[x] = np.uint8(255) if changed else np.uint8(0)
+    return any_kept
+
+
+@loop
+def keep_beyond(frame, start, strides, value, value_start, value_step, channels, lines, cap, rms,
+                keep):
+    """Set ``keep`` in blocks of which a pixel's norm exceeds the cap."""
+    width = keep.shape[0]
+    for i in range(lines):
+        for x in range(width):
+            size = _ZERO
+            for c in range(channels):
+                difference = (load(frame, start + i * strides[2] + x * strides[3] + c * strides[1])
+                              - load(value, value_start + (i * width + x) * value_step + c))
+                size = (size + difference * difference if rms
+                        else max(size, abs(difference)))
+            size = np.sqrt(size / np.float32(channels)) if rms else size
+            if not (size <= cap):
+                left = x // BLOCK * BLOCK
+                keep[left:min(left + BLOCK, width)] = 255
 
 
 @loop

@@ -12,14 +12,13 @@ from numba import types
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3, layout, read
 from deltaconvert.backends.cpu.reduction import PIXELS, Largest, Summed, Weighted
 from deltaconvert.backends.cpu.rows import head_of, list_scratch
-from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.backends.cpu.stencil import (
     FOUND,
     Stencil,
@@ -28,6 +27,7 @@ from deltaconvert.backends.cpu.stencil import (
     rows_with_room,
     stencil_of,
 )
+from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Description, Slot
@@ -121,7 +121,7 @@ def max_parts(task, worker):
         for first in range(0, taken.shape[0], batch):
             pixels = taken[first:first + batch]
             max_rows(task, pixels, runs, new)
-            finish_rows(new, pixels, task.ending, worker)
+            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)
 
 
 @entry
@@ -147,7 +147,7 @@ def mean_parts(task, worker):
         for first in range(0, taken.shape[0], batch):
             pixels = taken[first:first + batch]
             mean_rows(task, pixels, runs, new)
-            finish_rows(new, pixels, task.ending, worker)
+            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)
 
 
 @entry
@@ -173,7 +173,7 @@ def weigh_parts(task, worker):
         for first in range(0, taken.shape[0], batch):
             pixels = taken[first:first + batch]
             weighted_rows(task, pixels, runs, new)
-            finish_rows(new, pixels, task.ending, worker)
+            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)
 
 
 MAX, MEAN, WEIGH = Entries(_max, _max16), Entries(_mean, _mean16), Entries(_weigh, _weigh16)

@@ -255,6 +255,43 @@ def _load_row(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> A
     return types.void(like, *[types.intp] * 3), codegen
 
 
+def _load_other(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
+    """Write every other number of a map to a row."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, new, channels = args
+        row = Row(builder, channels, signature.args[0].dtype)
+        # Of the pixel's ``2 channels - 1`` numbers from the first that is taken to the last.
+        pixel = Row(builder, builder.sub(builder.mul(channels, _INT(2)), _INT(1)),
+                    signature.args[0].dtype)
+        even = ir.Constant(ir.VectorType(_INDEX, WIDTH), list(range(0, 2 * WIDTH, 2)))
+
+        def body(first: Any, mask: Any) -> None:
+            at = builder.mul(first, _INT(2))
+            halves = []
+            for half in range(2):
+                here = builder.add(at, _INT(half * WIDTH))
+                left = everywhere(builder, builder.sub(pixel.channels, here), WIDTH)
+                halves.append(pixel.load_stored(source, here,
+                                                builder.icmp_signed("<", _LANES, left)))
+            row.store(builder.shuffle_vector(*halves, even), new, first, mask)
+
+        row.each(body)
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 3), codegen
+
+
+def _fetch_row(typing: Any, like: Any, source: Any, channels: Any) -> Any:
+    """Fetch a map's numbers into the caches."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, channels = args
+        row = Row(builder, channels, signature.args[0].dtype)
+        row.each(lambda first, mask: row.prefetch(source, first))
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 2), codegen
+
+
 def _multiply_row(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
     """Multiply a row with a map's numbers."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -291,6 +328,8 @@ def _add_row(typing: Any, like: Any, source: Any, factor: Any, new: Any, channel
 
 compare_row: Any = intrinsic(_compare)
 load_row: Any = intrinsic(_load_row)
+load_other: Any = intrinsic(_load_other)
+fetch_row: Any = intrinsic(_fetch_row)
 multiply_row: Any = intrinsic(_multiply_row)
 add_row: Any = intrinsic(_add_row)
 write_row: Any = intrinsic(_write)

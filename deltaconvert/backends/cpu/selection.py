@@ -14,14 +14,14 @@ from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import elementwise, pooling
 from deltaconvert.backends.cpu.elementwise import place_of
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Ints, layout, read
+from deltaconvert.backends.cpu.row import load_other, load_row
 from deltaconvert.backends.cpu.rows import head_of
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
-from deltaconvert.backends.cpu.row import load_row
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.nodes import DeltaNode
@@ -66,7 +66,8 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     steps = np.unique(np.diff(channels))
     apart = 1 if len(channels) == 1 else int(steps[0]) if len(steps) == 1 else 0
     rows = cached_rows(out.channels)
-    head = head_of(node, buffers, engine, 0.3 * out.channels + 20, rows)
+    head = head_of(node, buffers, engine, 0.3 * out.channels + 20,
+                   buffers.output.mask.numel())
     task = Selection(
         head.parts, ending_of(node, buffers, head, engine),
         taps_of(source, node.about.footprints[0]), channels.astype(np.int32), apart,
@@ -91,26 +92,26 @@ SELECT = Entries(_select, _select16)
 def select_parts(task, worker):
     """Compute and finish parts until all are taken."""
     new, channels, data = task.new[worker], task.channels, task.taps.data
+    batch, base = new.shape[0], data.ctypes.data + data.itemsize * channels[0]
     while True:
-        pixels = take_pixels(task.parts, worker)
-        if pixels.shape[0] == 0:
+        taken = take_pixels(task.parts, worker)
+        if taken.shape[0] == 0:
             return
-        for i in range(pixels.shape[0]):
-            start = place_of(task.taps, np.int64(pixels[i]))
-            if task.apart == 1:
-                load_row(data, data.ctypes.data + data.itemsize * (start + channels[0]),
-                         new[i].ctypes.data, channels.shape[0])
-            else:
-                copy_channels(data, start, channels, task.apart, new[i])
-        finish_rows(new, pixels, task.ending, worker)
+        for first in range(0, taken.shape[0], batch):
+            last = min(first + batch, taken.shape[0])
+            for i in range(first, last):
+                start, row = place_of(task.taps, np.int64(taken[i])), new[i - first]
+                if task.apart == 1:
+                    load_row(data, base + data.itemsize * start, row.ctypes.data, row.shape[0])
+                elif task.apart == 2:
+                    load_other(data, base + data.itemsize * start, row.ctypes.data, row.shape[0])
+                else:
+                    copy_channels(data, start, channels, row)
+            finish_batch(new, taken, first, last, task.ending, worker)
 
 
 @loop
-def copy_channels(data, start, channels, apart, row):
+def copy_channels(data, start, channels, row):
     """Write some channels of a pixel to a row."""
-    if apart != 0:
-        for c in range(channels.shape[0]):
-            row[c] = load(data, start + channels[0] + c * apart)
-    else:
-        for c in range(channels.shape[0]):
-            row[c] = load(data, start + channels[c])
+    for c in range(channels.shape[0]):
+        row[c] = load(data, start + channels[c])
