@@ -18,9 +18,9 @@ from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, layout, read
-from deltaconvert.backends.cpu.row import add_row, fetch_row, load_row, multiply_row
+from deltaconvert.backends.cpu.row import add_row, load_row, multiply_row
 from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch, whole_refusal
-from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, row_scratch
+from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.nodes import DeltaNode, Slot
@@ -78,7 +78,7 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     """Return the list of candidates and the rows of a chunk."""
     assert node.about.output.shape is not None
     channels = node.about.output.shape[1]
-    return [*list_scratch(node), row_scratch("new", cached_rows(channels), channels, workers)]
+    return [*list_scratch(node), row_scratch("new", chunk_rows(channels), channels, workers)]
 
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
@@ -87,7 +87,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     assert about.operator is not None
     out = flat_map(buffers.output.value)
     channels = out.channels
-    rows = cached_rows(channels)
+    rows = chunk_rows(channels)
     head = head_of(node, buffers, engine, 0.1 * channels + 20, buffers.output.mask.numel())
     alone = about.operator.is_activation
     activation = _activation(node) if alone else about.params.get("activation")
@@ -141,7 +141,7 @@ def combine_parts(task, worker):
             return
         for first in range(0, taken.shape[0], batch):
             last = min(first + batch, taken.shape[0])
-            load_rows(task.x, task.x_channels, task.x_constant, taken, first, last, new)
+            load_rows(task.x, task.x_channels, task.x_constant, taken[first:last], new)
             if task.code != _COPY:
                 combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant,
                              taken[first:last], new)
@@ -154,18 +154,20 @@ def place_of(taps, pixel):
     if taps.same:
         return pixel * taps.step
     height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
+    plane = height_out * width_out
+    if taps.height * taps.width == 1:  # a gate
+        return pixel // plane * taps.step if pixel >= plane else 0
     y, x = pixel // width_out % height_out, pixel % width_out
-    line = pixel // (width_out * height_out) * taps.height + taps.rows[y, 0]
+    line = pixel // plane * taps.height + taps.rows[y, 0]
     return (line * taps.width + taps.cols[x, 0]) * taps.step
 
 
 @loop
-def load_rows(taps, channels, constant, pixels, first, last, new):
-    """Write an operand's pixels to rows; those of the rows behind the last are fetched."""
+def load_rows(taps, channels, constant, pixels, new):
+    """Write an operand's pixels to rows."""
     data, size = taps.data.ctypes.data, taps.data.itemsize
-    behind, end = last - first, pixels.shape[0] - 1
-    for i in range(first, last):
-        row = new[i - first]
+    for i in range(pixels.shape[0]):
+        row = new[i]
         if taps.data.shape[0] == 0:
             row[:] = constant
         elif channels == 1:
@@ -173,8 +175,6 @@ def load_rows(taps, channels, constant, pixels, first, last, new):
         else:
             load_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), row.ctypes.data,
                      channels)
-            later = np.int64(pixels[min(i + behind, end)])
-            fetch_row(taps.data, data + size * place_of(taps, later), channels)
 
 
 @loop

@@ -48,8 +48,8 @@ FOUND, WRITTEN, FRAMES, ALL_FOUND, ALL_WRITTEN = range(5)
 LEDGER = 5
 # Of the rows that a worker takes, so that one that comes late leaves little undone.
 _PARTS_OF_A_WORKER = 2
-# Numbers of `Parts.progress`. Behind them, in a cache line for each worker, lies its share: the next
-# candidate that nobody has taken, and the end.
+# Numbers of `Parts.progress`. Behind them, in a cache line for each worker, lies its share: the
+# next candidate that nobody has taken, and the end.
 TAKEN, ROWS, WORKERS, GROUPS, DONE = range(5)
 _LINE = 8
 _NEXT, _END = 0, 1

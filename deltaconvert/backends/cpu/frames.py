@@ -18,8 +18,6 @@ from deltaconvert.backends.cpu.storage import load, store
 BLOCK = 8
 _ZERO = np.float32(0)
 _LARGEST = np.finfo(np.float32).max
-# What may be seen in a line.
-_NOT_FINITE, _BEYOND = np.uint8(1), np.uint8(2)
 
 
 @loop
@@ -93,12 +91,13 @@ def compare_interleaved(new, old, threshold, rms, marks):
 
 
 @loop
-def add_three(red, green, blue, old, cap, rms, marks, sums):
-    """Compare one line of three planes for the test of blocks; return what was `_SEEN`.
+def add_three(red, green, blue, old, cap, rms, marks, over, sums):
+    """Compare one line of three planes for the test of blocks; return whether all is finite.
 
-    As `compare_line`, with a threshold of 0; ``sums`` is float32 ``[3, W]``.
+    As `compare_line`, with a threshold of 0; ``over`` keeps what is set in it, and ``sums`` is
+    float32 ``[3, W]``.
     """
-    bad, over = np.uint8(0), np.uint8(0)
+    bad = np.uint8(0)
     first, second, third, three = sums[0], sums[1], sums[2], np.float32(3)
     for x in range(marks.shape[0]):
         r, g, b = load(red, x), load(green, x), load(blue, x)
@@ -110,24 +109,24 @@ def add_three(red, green, blue, old, cap, rms, marks, sums):
         third[x] += w
         marks[x] = np.uint8(u != _ZERO) | np.uint8(v != _ZERO) | np.uint8(w != _ZERO)
         if rms:
-            over |= np.uint8(not (np.sqrt((u * u + v * v + w * w) / three) <= cap))
+            over[x] |= np.uint8(not (np.sqrt((u * u + v * v + w * w) / three) <= cap))
         else:
-            over |= np.uint8(not (abs(u) <= cap)) | np.uint8(not (abs(v) <= cap)) | np.uint8(
+            over[x] |= np.uint8(not (abs(u) <= cap)) | np.uint8(not (abs(v) <= cap)) | np.uint8(
                 not (abs(w) <= cap))
-    return bad * _NOT_FINITE | over * _BEYOND
+    return bad == 0
 
 
 @loop
-def add_flat(new, old, cap, sums):
-    """Do the same for numbers that lie alike; the largest of a pixel is no less than its norm."""
-    bad, over = np.uint8(0), np.uint8(0)
+def add_flat(new, old, cap, over, sums):
+    """Do the same for numbers that lie alike, one by one; a pixel is within if all of it is."""
+    bad = np.uint8(0)
     for i in range(sums.shape[0]):
         number = load(new, i)
         difference = number - load(old, i)
         bad |= np.uint8(not (abs(number) <= _LARGEST))
-        over |= np.uint8(not (abs(difference) <= cap))
+        over[i] |= np.uint8(not (abs(difference) <= cap))
         sums[i] += difference
-    return bad * _NOT_FINITE | over * _BEYOND
+    return bad == 0
 
 
 @loop
@@ -193,33 +192,41 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
     block_rows = (height + BLOCK - 1) // BLOCK
     alike = strides[1] == 1 and strides[3] == channels and value_step == channels
     finite = True
-    keep, over = np.empty(width, np.uint8), np.empty(width, np.uint8)
+    keep, line_over = np.empty(width, np.uint8), np.empty(width, np.uint8)
+    numbers = channels if alike else 1  # of a pixel, that are marked one by one
+    over = np.empty(width * numbers, np.uint8)
     sums = np.empty((channels, width), np.float32)
     across, along = (1, channels) if alike else (width, 1)  # to the next channel, and pixel
     for block_row in range(first, last):
         lane, top = block_row // block_rows, block_row % block_rows * BLOCK
         lines, start = min(BLOCK, height - top), lane * strides[0] + top * strides[2]
-        pixel, seen = (lane * height + top) * width, np.uint8(0)
+        pixel = (lane * height + top) * width
         sums[:] = _ZERO
+        over[:] = 0
         for i in range(lines):
             new, old = frame[start + i * strides[2]:], value[(pixel + i * width) * value_step:]
             out = marks[pixel + i * width:pixel + (i + 1) * width]
             if alike:
-                seen |= add_flat(new, old, cap, sums.reshape(-1))
+                ok = add_flat(new, old, cap, over, sums.reshape(-1))
             elif channels == 3 and value_step == 3 and strides[3] == 1:
-                seen |= add_three(new, new[strides[1]:], new[2 * strides[1]:], old, cap, rms, out,
-                                  sums)
+                ok = add_three(new, new[strides[1]:], new[2 * strides[1]:], old, cap, rms, out,
+                               over, sums)
             else:
                 ok = compare_line(new, 0, strides[1], strides[3], old, 0, value_step, channels,
-                                  _ZERO, cap, rms, out, over, sums, width)
-                seen |= np.uint8(not ok) * _NOT_FINITE | over.max() * _BEYOND
-        finite = finite and seen & _NOT_FINITE == 0
+                                  _ZERO, cap, rms, out, line_over, sums, width)
+                over |= line_over
+            finite = finite and ok
         any_kept = find_changed(sums.reshape(-1), across, along, channels, lines, threshold, rms,
                                 keep)
-        if seen & _BEYOND:
-            keep_beyond(frame, start, strides, value, pixel * value_step, value_step, channels,
-                        lines, cap, rms, keep)
-            any_kept = True
+        if over.max() != 0:
+            for left in range(0, width, BLOCK):
+                right = min(left + BLOCK, width)
+                if keep[left] == 0 and over[left * numbers:right * numbers].max() != 0 and (
+                        not alike or not rms or pixel_exceeds(
+                            frame, start, strides, value, pixel, width, channels, lines, left,
+                            right, cap)):
+                    keep[left:right] = 255
+                    any_kept = True
         for i in range(lines):
             out = marks[pixel + i * width:pixel + (i + 1) * width]
             if alike and any_kept:
@@ -267,22 +274,18 @@ def find_changed(sums, across, along, channels, lines, threshold, rms, keep):
 
 
 @loop
-def keep_beyond(frame, start, strides, value, value_start, value_step, channels, lines, cap, rms,
-                keep):
-    """Set ``keep`` in blocks of which a pixel's norm exceeds the cap."""
-    width = keep.shape[0]
+def pixel_exceeds(frame, start, strides, value, pixel, width, channels, lines, left, right, cap):
+    """Return whether a pixel of a block differs by more than the cap; RMS, for what lies alike."""
     for i in range(lines):
-        for x in range(width):
+        for x in range(left, right):
             size = _ZERO
+            new, old = start + i * strides[2] + x * channels, (pixel + i * width + x) * channels
             for c in range(channels):
-                difference = (load(frame, start + i * strides[2] + x * strides[3] + c * strides[1])
-                              - load(value, value_start + (i * width + x) * value_step + c))
-                size = (size + difference * difference if rms
-                        else max(size, abs(difference)))
-            size = np.sqrt(size / np.float32(channels)) if rms else size
-            if not (size <= cap):
-                left = x // BLOCK * BLOCK
-                keep[left:min(left + BLOCK, width)] = 255
+                difference = load(frame, new + c) - load(value, old + c)
+                size += difference * difference
+            if not (np.sqrt(size / np.float32(channels)) <= cap):
+                return True
+    return False
 
 
 @loop

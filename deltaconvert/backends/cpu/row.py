@@ -281,17 +281,6 @@ def _load_other(typing: Any, like: Any, source: Any, new: Any, channels: Any) ->
     return types.void(like, *[types.intp] * 3), codegen
 
 
-def _fetch_row(typing: Any, like: Any, source: Any, channels: Any) -> Any:
-    """Fetch a map's numbers into the caches."""
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, source, channels = args
-        row = Row(builder, channels, signature.args[0].dtype)
-        row.each(lambda first, mask: row.prefetch(source, first))
-        return context.get_dummy_value()
-
-    return types.void(like, *[types.intp] * 2), codegen
-
-
 def _multiply_row(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
     """Multiply a row with a map's numbers."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -329,7 +318,6 @@ def _add_row(typing: Any, like: Any, source: Any, factor: Any, new: Any, channel
 compare_row: Any = intrinsic(_compare)
 load_row: Any = intrinsic(_load_row)
 load_other: Any = intrinsic(_load_other)
-fetch_row: Any = intrinsic(_fetch_row)
 multiply_row: Any = intrinsic(_multiply_row)
 add_row: Any = intrinsic(_add_row)
 write_row: Any = intrinsic(_write)

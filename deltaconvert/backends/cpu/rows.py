@@ -86,7 +86,8 @@ def head_of(node: DeltaNode, buffers: Buffers, engine: Engine, row_ns: float, mo
         plane, buffers.state.fresh, parts, flat(buffers.scratch["cpu.marks"])[:total],
         flat(buffers.output.mask), buffers.output.tally,
         np.zeros((engine.workers.threads, lanes), np.int64),
-        max(int((_SHARED_WORK_NS - fixed_ns) / row_ns) + 1, 1), grain, most, np.zeros(LEDGER, np.int64))
+        max(int((_SHARED_WORK_NS - fixed_ns) / row_ns) + 1, 1), grain, most,
+        np.zeros(LEDGER, np.int64))
 
 
 def _input(edge: Edge, footprint: Footprint) -> Input:
