@@ -47,8 +47,8 @@ def chunk_rows(numbers: int) -> int:
 
 
 def cached_rows(numbers: int) -> int:
-    """Return how many rows of so many numbers stay in the first cache."""
-    return max(_CACHED_NUMBERS // max(numbers, 1), 4)
+    """Return how many rows of so many numbers stay in the first cache; no more than of a chunk."""
+    return min(max(_CACHED_NUMBERS // max(numbers, 1), 4), _FEWEST_ROWS)
 
 
 def row_scratch(name: str, rows: int, numbers: int, workers: int) -> Scratch:
