@@ -97,7 +97,8 @@ def _input(edge: Edge, footprint: Footprint) -> Input:
 
 def _windows(cols: np.ndarray) -> tuple[np.ndarray, int]:
     """Return `Input.windows` and its stride; 0 where the columns are no windows."""
-    windows, strides = np.zeros((cols.shape[1], 3), np.int64), set()
+    windows = np.zeros((cols.shape[1], 3), np.int64)
+    strides: set[int] = set()
     for tap, column in enumerate(cols.T):
         there = np.flatnonzero(column >= 0)
         if len(there):
