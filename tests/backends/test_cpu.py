@@ -87,6 +87,15 @@ CASES = {
     "depthwise": (conv(weights(24, 1, 3, 3), groups=24, activation=("relu6",)), [MAP]),
     "depthwise 5x5 stride 2": (
         conv(weights(24, 1, 5, 5), groups=24, padding=(2, 2), stride=(2, 2)), [MAP]),
+    "depthwise of many channels": (
+        conv(weights(72, 1, 3, 3), groups=72, activation=("hardswish",)), [(LANES, 72, 9, 11)]),
+    "depthwise, some channels computed twice": (
+        conv(weights(120, 1, 5, 5), groups=120, padding=(2, 2)), [(LANES, 120, 7, 13)]),
+    "depthwise, dilated, of two vectors": (
+        conv(weights(40, 1, 3, 3), groups=40, dilation=(2, 3), padding=(2, 1)),
+        [(LANES, 40, 9, 17)]),
+    "depthwise, larger than the map": (
+        conv(weights(24, 1, 5, 5), groups=24, padding=(2, 2)), [(LANES, 24, 2, 3)]),
     "depthwise, multiplied": (conv(weights(48, 1, 3, 3), groups=24), [MAP]),
     "transposed": (deconv(weights(16, 12, 4, 4)), [MAP16]),
     "transposed, output padding": (
@@ -97,6 +106,7 @@ CASES = {
     "transposed, depthwise": (deconv(weights(16, 1, 4, 4), groups=16), [MAP16]),
     "max pool": (pool("max_pool2d", dilation=(1, 1)), [MAP]),
     "max pool, dilated, ceil": (pool("max_pool2d", dilation=(2, 1), ceil_mode=True), [MAP]),
+    "max pool of many channels": (pool("max_pool2d", dilation=(1, 1)), [(LANES, 120, 9, 12)]),
     "mean pool": (pool("avg_pool2d", **AVERAGE), [MAP]),
     "mean pool, ceil": (
         pool("avg_pool2d", **{**AVERAGE, "ceil_mode": True, "stride": (3, 4)}), [MAP]),
@@ -130,6 +140,11 @@ CASES = {
                                                   "rows": None, "cols": None}), [MAP]),
     "one channel": (("select", (Slot(0),), {"channels": (7,), "rows": None, "cols": None}),
                     [MAP]),
+    "every other of many channels": (("select", (Slot(0),), {
+        "channels": tuple(range(0, 96, 2)), "rows": None, "cols": None}), [(LANES, 96, 7, 9)]),
+    "resize to nearest": (("resize_nearest", (Slot(0),), {
+        "size": (20, 33), "scale_factor": None, "exact": False,
+        "recompute_scale_factor": None}), [MAP]),
     "softmax": (("softmax", (Slot(0),), {"dim": 1}), [MAP]),
     "bilinear": (resizing(size=(26, 36)), [MAP]),
     "bilinear by odd factors, corners aligned": (
@@ -137,6 +152,7 @@ CASES = {
     "bilinear, antialiased": (resizing(size=(7, 40), antialias=True), [MAP]),
     "bilinear of a pixel": (resizing(size=(9, 11)), [(LANES, 24, 1, 1)]),
     "bicubic": (resizing(scale_factor=(1.7, 0.6), mode="bicubic"), [MAP]),
+    "softmax of many channels": (("softmax", (Slot(0),), {"dim": 1}), [(LANES, 80, 7, 9)]),
 }
 ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",),
                ("hardsigmoid",), ("elu", 1.5)]

@@ -33,6 +33,7 @@ class Source(NamedTuple):
         lines: a segment is a line of taps; else a single tap.
         channels: that a tap reads.
         zeros: of the map's type, as long as a segment.
+        same: each output pixel reads the one at its own place.
     """
 
     data: Numbers
@@ -45,6 +46,7 @@ class Source(NamedTuple):
     lines: bool
     channels: int
     zeros: Numbers
+    same: bool
 
 
 def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.ndarray],
@@ -55,7 +57,7 @@ def source_of(value: FlatMap, footprint: Footprint, taps: tuple[np.ndarray, np.n
     longest = max(cols.shape[1], 1) * value.channels if lines else value.channels
     return Source(value.data, value.step, value.height, value.width, rows, cols,
                   side_by_side(cols, value), lines, value.channels,
-                  np.zeros(longest, value.data.dtype))
+                  np.zeros(longest, value.data.dtype), not lines and footprint.is_identity)
 
 
 @loop
@@ -68,7 +70,11 @@ def find_rows(source, pixels, copies, addresses):
         copies: of the map's type, ``[M, numbers]``: for lines of taps that have to be copied.
         addresses: int64 ``[blocks, segments, BLOCK]``; behind the last row, those of zeros.
     """
-    if source.lines:
+    if source.same:
+        base, pixel = source.data.ctypes.data, source.data.itemsize * source.step
+        for i in range(pixels.shape[0]):
+            addresses[i // BLOCK, 0, i % BLOCK] = base + pixel * np.int64(pixels[i])
+    elif source.lines:
         _find_lines(source, pixels, copies, addresses)
     else:
         _find_taps(source, pixels, addresses)

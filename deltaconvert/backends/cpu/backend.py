@@ -16,6 +16,7 @@ from deltaconvert.backends.cpu import (
     pooling,
     selection,
     shuffle,
+    softmax,
     sparsify,
     union,
     whole,
@@ -54,6 +55,7 @@ _KINDS: dict[str, Kind] = {
     "adaptive_max_pool2d": pooling,
     "adaptive_avg_pool2d": pooling,
     "pixel_shuffle": shuffle,
+    "softmax": softmax,
 }
 # Those that read whole lanes.
 _WHOLE: dict[str, Kind] = {
@@ -140,10 +142,10 @@ def _kind(node: DeltaNode) -> Kind | None:
     if operator is None:
         return None
     if node.about.rule != "local":
-        return _WHOLE.get(operator.name)
+        return elementwise if operator.is_activation else _WHOLE.get(operator.name)
     if operator.name in _KINDS:
         return _KINDS[operator.name]
-    if operator.name == "select" and selection.refusal(node) is None:
+    if operator.name in ("select", "resize_nearest") and selection.refusal(node) is None:
         return selection
     if operator.weights:
         return pooling

@@ -34,11 +34,12 @@ from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import (
     DONE,
     GROUPS,
-    PROGRESS,
     ROWS,
     TAKEN,
     Head,
     Parts,
+    divide,
+    progress_of,
     take_pixels,
 )
 from deltaconvert.backends.cpu.jit import entry, loop
@@ -59,12 +60,14 @@ from deltaconvert.backends.cpu.native import (
     take,
 )
 from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch
-from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
-from deltaconvert.backends.cpu.taps import taps_of
+from deltaconvert.backends.cpu.stencil import rows_with_room, stencil_of
+from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Slot
 
 MULTIPLY_ADDS_A_NS = 50
+# What a worker reads of a filter that no cache near to it holds.
+_FILTER_BYTES_A_NS = 14
 # A product of so few rows is bound by reading its weights, so workers share its columns.
 MOST_ROWS_BY_COLUMNS = 96
 # Numbers that a chunk of rows and its results take, of the second cache's quarter of a million.
@@ -100,7 +103,7 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     assert shape is not None
     if is_depthwise(node):
         return [*list_scratch(node),
-                row_scratch("new", chunk_rows(shape[1]), shape[1], workers)]
+                row_scratch("new", rows_with_room(shape[1]), shape[1], workers)]
     rows = product_rows(shape[1])
     segments, copied = row_size(node)
     scratch = [*list_scratch(node), row_scratch("new", rows, shape[1] + PANEL, workers),
@@ -175,7 +178,8 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
         return _bind_depthwise(node, filters.depthwise, filters.bias, buffers, engine)
     out = flat_map(buffers.output.value)
     head = head_of(node, buffers, engine, node.about.multiply_adds / MULTIPLY_ADDS_A_NS + 20,
-                   product_rows(out.channels), BLOCK)
+                   product_rows(out.channels), BLOCK,
+                   sum(phase.filters.nbytes for phase in filters.phases) / _FILTER_BYTES_A_NS)
     several = len(filters.phases) > 1
     order = ints(buffers.scratch["cpu.phases"], out.lanes * out.pixels) if several else _NONE
     phases = [engine.keep(_product(node, phase, buffers, engine, head.parts, order)).address
@@ -199,15 +203,17 @@ def _tiling(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine)
 
 def _bind_depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffers: Buffers,
                     engine: Engine) -> CompiledStep:
-    source = node.about.args[0].index
-    taps = taps_of(flat_map(buffers.inputs[source].value), node.about.footprints[source])
-    channels = weight.shape[1]
-    rows = chunk_rows(channels)
-    head = head_of(node, buffers, engine, 0.05 * weight.numel() + 20, rows)
-    new = rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels)
-    task = Depthwise(head.parts, _ending(node, bias, buffers, head, engine), taps, flat(weight),
+    source, channels = node.about.args[0].index, weight.shape[1]
+    footprint = node.about.footprints[source]
+    stencil = stencil_of(flat_map(buffers.inputs[source].value), footprint,
+                         4 * channels * footprint.taps[1], 4 * channels)
+    head = head_of(node, buffers, engine, 0.02 * weight.numel() + 20,
+                   buffers.output.mask.numel())
+    new = rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows_with_room(channels),
+                  channels)
+    task = Depthwise(head.parts, _ending(node, bias, buffers, head, engine), stencil, flat(weight),
                      new)
-    return CompiledStep(node, engine, head, FILTER.of(taps.data), task)
+    return CompiledStep(node, engine, head, FILTER.of(stencil.data), task)
 
 
 def _ending(node: DeltaNode, bias: Tensor | None, buffers: Buffers, head: Head,
@@ -224,7 +230,7 @@ def _product(node: DeltaNode, phase: Phase, buffers: Buffers, engine: Engine, pa
     source, channels = node.about.args[0].index, flat_map(buffers.output.value).channels
     rows, threads = product_rows(channels), engine.workers.threads
     if len(order):
-        parts = Parts(order, np.zeros(1, np.int64), np.zeros(PROGRESS, np.int64))
+        parts = Parts(order, np.zeros(1, np.int64), progress_of(threads))
     copied = phase.segments * phase.numbers if phase.lines else 0
     return Product(
         parts,
@@ -283,8 +289,7 @@ def share(task, kind, workers):
     for phase in range(phases):
         parts = read(task.phases[phase], kind).parts
         parts.listed[0] = bounds[phase + 1]
-        parts.progress[TAKEN] = bounds[phase]
-        parts.progress[ROWS] = whole.progress[ROWS]
+        divide(parts, bounds[phase], bounds[phase + 1], whole.progress[ROWS], workers)
 
 
 @loop
@@ -319,7 +324,7 @@ def by_rows(product, ending, worker):
     """Compute and finish rows until all are taken."""
     new, addresses, copies = product.new[worker], product.addresses[worker], product.copies[worker]
     while True:
-        pixels = take_pixels(product.parts)
+        pixels = take_pixels(product.parts, worker)
         if pixels.shape[0] == 0:
             return
         find_rows(product.source, pixels, copies, addresses)

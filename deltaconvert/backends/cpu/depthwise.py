@@ -1,4 +1,4 @@
-"""Depthwise convolutions: a loop over pixels and taps, vectorised over the channels."""
+"""Depthwise convolutions: sums over taps, a few pixels and vectors of channels at a time."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (the compiled loops: Numba infers their types)
@@ -10,14 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from deltaconvert.backends.cpu.finish import Ending, finish_rows
+from deltaconvert.backends.cpu.finish import Ending, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
-from deltaconvert.backends.cpu.storage import load
-from deltaconvert.backends.cpu.taps import Taps, list_taps
+from deltaconvert.backends.cpu.reduction import PIXELS, Filtered
+from deltaconvert.backends.cpu.stencil import FOUND, Stencil, Weights, reducer
 
-_ZERO = np.float32(0)
+filter_rows = reducer(Filtered())
+
 
 
 class Depthwise(NamedTuple):
@@ -25,14 +26,14 @@ class Depthwise(NamedTuple):
 
     Args:
         parts, ending: of its step.
-        taps: what a pixel reads.
+        stencil: what a pixel reads.
         weight: float32, flat ``[taps, C]``.
-        new: float32 ``[workers, rows, C]``.
+        new: float32 ``[workers, rows, C]``, see `stencil.rows_with_room`.
     """
 
     parts: Parts
     ending: Ending
-    taps: Taps
+    stencil: Stencil
     weight: Floats
     new: Floats3
 
@@ -57,51 +58,14 @@ FILTER = Entries(_filter, _filter16)
 def filter_parts(task, worker):
     """Compute and finish parts until all are taken."""
     new = task.new[worker]
+    batch = new.shape[0] - PIXELS
+    runs = np.empty((batch, FOUND), np.int64)
+    weights = Weights(task.weight.ctypes.data, 0, 0, 0)
     while True:
-        pixels = take_pixels(task.parts)
-        if pixels.shape[0] == 0:
+        taken = take_pixels(task.parts, worker)
+        if taken.shape[0] == 0:
             return
-        filter_rows(task.taps, task.weight, pixels, new)
-        finish_rows(new, pixels, task.ending, worker)
-
-
-@loop
-def filter_rows(taps, weight, pixels, out):
-    """Sum weight times input over the taps of each pixel."""
-    channels = out.shape[1]
-    starts = np.empty(taps.rows.shape[1] * taps.cols.shape[1], np.int64)
-    places = np.empty_like(starts)
-    for i in range(pixels.shape[0]):
-        count = list_taps(taps, np.int64(pixels[i]), starts, places)
-        for tap in range(count):
-            places[tap] *= channels
-        sum_taps(taps.data, weight, starts[:count], places[:count], out[i])
-
-
-@loop
-def sum_taps(data, weight, sources, filters, row):
-    """Write the sum over taps to a row; four taps a sweep, to touch the row less often."""
-    channels = row.shape[0]
-    taps = sources.shape[0]
-    for c in range(channels):
-        row[c] = _ZERO
-    tap = 0
-    while tap + 4 <= taps:
-        a = data[sources[tap]:sources[tap] + channels]
-        b = data[sources[tap + 1]:sources[tap + 1] + channels]
-        d = data[sources[tap + 2]:sources[tap + 2] + channels]
-        e = data[sources[tap + 3]:sources[tap + 3] + channels]
-        u = weight[filters[tap]:filters[tap] + channels]
-        v = weight[filters[tap + 1]:filters[tap + 1] + channels]
-        w = weight[filters[tap + 2]:filters[tap + 2] + channels]
-        z = weight[filters[tap + 3]:filters[tap + 3] + channels]
-        for c in range(channels):
-            row[c] += ((load(a, c) * u[c] + load(b, c) * v[c])
-                       + (load(d, c) * w[c] + load(e, c) * z[c]))
-        tap += 4
-    while tap < taps:
-        a = data[sources[tap]:sources[tap] + channels]
-        u = weight[filters[tap]:filters[tap] + channels]
-        for c in range(channels):
-            row[c] += load(a, c) * u[c]
-        tap += 1
+        for first in range(0, taken.shape[0], batch):
+            pixels = taken[first:first + batch]
+            filter_rows(task.stencil, weights, pixels, runs, new)
+            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)

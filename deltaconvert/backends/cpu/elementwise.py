@@ -13,12 +13,13 @@ from numba import types
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.activations import compiled_activation
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, layout, read
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.row import add_row, load_row, multiply_row
+from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
@@ -61,6 +62,8 @@ def refusal(node: DeltaNode) -> str | None:
     """Return why this node must run by its pixelwise function."""
     about = node.about
     assert about.operator is not None
+    if about.rule != "local" and (reason := whole_refusal(node)):
+        return reason
     if about.operator.is_activation:
         known = compiled_activation(_activation(node))
         return None if known else "the loops do not have this activation"
@@ -85,7 +88,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     out = flat_map(buffers.output.value)
     channels = out.channels
     rows = chunk_rows(channels)
-    head = head_of(node, buffers, engine, 0.3 * channels + 20, rows)
+    head = head_of(node, buffers, engine, 0.1 * channels + 20, buffers.output.mask.numel())
     alone = about.operator.is_activation
     activation = _activation(node) if alone else about.params.get("activation")
     operands = [_operand(node, buffers, a) for a in ((about.args[0], 0.0) if alone else about.args)]
@@ -108,9 +111,9 @@ def _activation(node: DeltaNode) -> tuple[Any, ...]:
 def _operand(node: DeltaNode, buffers: Buffers, argument: Any) -> tuple[Taps, int, np.float32]:
     if not isinstance(argument, Slot):
         nowhere, nothing = np.zeros((1, 1), np.int32), flat_map(buffers.output.value).data[:0]
-        return Taps(nothing, 0, 0, 0, nowhere, nowhere), 1, np.float32(argument)
+        return Taps(nothing, 0, 0, 0, nowhere, nowhere, False), 1, np.float32(argument)
     source = flat_map(buffers.inputs[argument.index].value)
-    return (taps_of(source, node.about.footprints[argument.index]), source.channels,
+    return (taps_of(source, footprints_of(node)[argument.index]), source.channels,
             np.float32(0))
 
 
@@ -131,46 +134,53 @@ COMBINE = Entries(_combine, _combine16)
 def combine_parts(task, worker):
     """Compute and finish parts until all are taken."""
     new = task.new[worker]
+    batch = new.shape[0]
     while True:
-        pixels = take_pixels(task.parts)
-        if pixels.shape[0] == 0:
+        taken = take_pixels(task.parts, worker)
+        if taken.shape[0] == 0:
             return
-        load_rows(task.x, task.x_channels, task.x_constant, pixels, new)
-        if task.code != _COPY:
-            combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant, pixels,
-                         new)
-        finish_rows(new, pixels, task.ending, worker)
+        for first in range(0, taken.shape[0], batch):
+            last = min(first + batch, taken.shape[0])
+            load_rows(task.x, task.x_channels, task.x_constant, taken[first:last], new)
+            if task.code != _COPY:
+                combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant,
+                             taken[first:last], new)
+            finish_batch(new, taken, first, last, task.ending, worker)
 
 
 @loop
 def place_of(taps, pixel):
     """Return where the numbers of the one pixel lie that an output pixel reads."""
+    if taps.same:
+        return pixel * taps.step
     height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
+    plane = height_out * width_out
+    if taps.height * taps.width == 1:  # a gate
+        return pixel // plane * taps.step if pixel >= plane else 0
     y, x = pixel // width_out % height_out, pixel % width_out
-    line = pixel // (width_out * height_out) * taps.height + taps.rows[y, 0]
+    line = pixel // plane * taps.height + taps.rows[y, 0]
     return (line * taps.width + taps.cols[x, 0]) * taps.step
 
 
 @loop
 def load_rows(taps, channels, constant, pixels, new):
     """Write an operand's pixels to rows."""
+    data, size = taps.data.ctypes.data, taps.data.itemsize
     for i in range(pixels.shape[0]):
         row = new[i]
         if taps.data.shape[0] == 0:
             row[:] = constant
-            continue
-        start = place_of(taps, np.int64(pixels[i]))
-        if channels == 1:
-            row[:] = load(taps.data, start)
+        elif channels == 1:
+            row[:] = load(taps.data, place_of(taps, np.int64(pixels[i])))
         else:
-            other = taps.data[start:start + channels]
-            for c in range(row.shape[0]):
-                row[c] = load(other, c)
+            load_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), row.ctypes.data,
+                     channels)
 
 
 @loop
 def combine_rows(code, factor, taps, channels, constant, pixels, new):
     """Add a multiple of an operand's pixels to rows, or multiply rows with them."""
+    data, size = taps.data.ctypes.data, taps.data.itemsize
     for i in range(pixels.shape[0]):
         row = new[i]
         if taps.data.shape[0] == 0 or channels == 1:
@@ -179,9 +189,9 @@ def combine_rows(code, factor, taps, channels, constant, pixels, new):
                 one = load(taps.data, place_of(taps, np.int64(pixels[i])))
             for c in range(row.shape[0]):
                 row[c] = row[c] + factor * one if code == _ADD else row[c] * one
+        elif code == _ADD:
+            add_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), factor,
+                    row.ctypes.data, channels)
         else:
-            start = place_of(taps, np.int64(pixels[i]))
-            other = taps.data[start:start + channels]
-            for c in range(row.shape[0]):
-                number = load(other, c)
-                row[c] = row[c] + factor * number if code == _ADD else row[c] * number
+            multiply_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])),
+                         row.ctypes.data, channels)

@@ -124,24 +124,33 @@ def finish_rows(new, pixels, ending, worker):
 
     Args:
         new: float32 ``[M, C]`` or wider; overwritten.
-        pixels: int32 ``[m]``: the candidates, one a row.
+        pixels: int32 ``[m]``, ascending: the candidates, one a row.
         ending: an `Ending`.
         worker: who calls.
     """
+    finish_batch(new, pixels, 0, pixels.shape[0], ending, worker)
+
+
+@loop
+def finish_batch(new, pixels, first, last, ending, worker):
+    """Do the same for some of the pixels; those behind them are fetched, as they come next."""
     channels, counts = ending.channels, ending.counts[worker]
     bias, adds = ending.bias.ctypes.data, ending.added.shape[0] != 0
     out, added = ending.out.ctypes.data, ending.added.ctypes.data
     if ending.call != 0:
-        _call_back(new, pixels, ending, worker)
+        _call_back(new, pixels[first:last], ending, worker)
         bias, adds = ending.zeros.ctypes.data, False
-    ahead, size = _FETCHED_NUMBERS // channels + 1, ending.out.itemsize
-    for i in range(pixels.shape[0]):
+    ahead, size, end = _FETCHED_NUMBERS // channels + 1, ending.out.itemsize, pixels.shape[0] - 1
+    lane, lane_end = np.int64(-1), np.int64(-1)
+    for i in range(first, last):
         pixel = np.int64(pixels[i])
-        later = np.int64(pixels[min(i + ahead, pixels.shape[0] - 1)])
-        row = new.ctypes.data + 4 * i * new.shape[1]
+        later = np.int64(pixels[min(i + ahead, end)])
+        if pixel >= lane_end:
+            lane = pixel // ending.plane
+            lane_end = (lane + 1) * ending.plane
+        row = new.ctypes.data + 4 * (i - first) * new.shape[1]
         old = out + size * pixel * ending.step
         residual = added + size * pixel * ending.added_step if adds else 0
-        lane = pixel // ending.plane
         exceeds = compare_row(
             ending.out, row, old, bias, residual, channels, ending.code, ending.slope,
             np.float32(ending.thresholds[lane]), ending.rms, out + size * later * ending.step,

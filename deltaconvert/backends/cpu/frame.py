@@ -48,9 +48,11 @@ FOUND, WRITTEN, FRAMES, ALL_FOUND, ALL_WRITTEN = range(5)
 LEDGER = 5
 # Of the rows that a worker takes, so that one that comes late leaves little undone.
 _PARTS_OF_A_WORKER = 2
-# Numbers of `Parts.progress`.
+# Numbers of `Parts.progress`. Behind them, in a cache line for each worker, lies its share: the
+# next candidate that nobody has taken, and the end.
 TAKEN, ROWS, WORKERS, GROUPS, DONE = range(5)
-PROGRESS = 5
+_LINE = 8
+_NEXT, _END = 0, 1
 
 
 class Input(NamedTuple):
@@ -61,6 +63,10 @@ class Input(NamedTuple):
         tally: see `Edge.tally`.
         rows, cols: int32 ``[H_out, taps_y]`` and ``[W_out, taps_x]``, or -1.
         height, width: of the input.
+        windows: int64 ``[taps_x, 3]``: the first output column whose tap exists, the one behind
+            the last, and the tap's column at the first; used where columns ``stride`` apart are
+            read, as windows do.
+        stride: of the windows; 0 where the columns are something else.
     """
 
     mask: Bytes
@@ -69,6 +75,8 @@ class Input(NamedTuple):
     cols: Ints2
     height: int
     width: int
+    windows: Longs2
+    stride: int
 
 
 class Parts(NamedTuple):
@@ -78,13 +86,18 @@ class Parts(NamedTuple):
         pixels: int32, flat indices ``(lane * height + y) * width + x``, ascending.
         listed: int64 ``[1 + inputs]``: how many, and the versions of the inputs' masks that
             they were derived from; shared, as ``pixels``, by all readers of equal footprints.
-        progress: int64 ``[PROGRESS]``: how many are taken, the rows of a part, the workers, and
-            what `convolution.prepare` adds.
+        progress: see `progress_of`: the rows of a part, the workers, their shares, and what other
+            ways to share take.
     """
 
     pixels: Ints
     listed: Longs
     progress: Longs
+
+
+def progress_of(threads: int) -> np.ndarray:
+    """Return `Parts.progress` for so many workers."""
+    return np.zeros(_LINE * (threads + 1), np.int64)
 
 
 class Head(NamedTuple):
@@ -224,10 +237,8 @@ def begin(head, threads):
     parts = workers * _PARTS_OF_A_WORKER if workers > 1 else 1
     rows = (found + parts - 1) // parts
     rows = (rows + head.grain - 1) // head.grain * head.grain
-    progress = head.parts.progress
-    progress[TAKEN] = 0
-    progress[ROWS] = min(rows, head.most)
-    progress[WORKERS] = workers
+    head.parts.progress[TAKEN] = 0
+    divide(head.parts, 0, found, min(rows, head.most), workers)
     return workers
 
 
@@ -250,11 +261,35 @@ def end(head):
 
 
 @loop
-def take_pixels(parts):
-    """Return the next candidates that nobody has taken; none at the end."""
-    total, rows = parts.listed[0], parts.progress[ROWS]
-    start = min(take(parts.progress.ctypes.data, rows), total)
-    return parts.pixels[start:min(start + rows, total)]
+def divide(parts, first, last, rows, workers):
+    """Give each worker a share of the candidates, and settle the rows of a part."""
+    progress = parts.progress
+    progress[ROWS], progress[WORKERS] = rows, workers
+    pieces = (last - first + rows - 1) // rows
+    for worker in range(workers):
+        line = _LINE * (worker + 1)
+        progress[line + _NEXT] = min(first + pieces * worker // workers * rows, last)
+        progress[line + _END] = min(first + pieces * (worker + 1) // workers * rows, last)
+
+
+@loop
+def take_pixels(parts, worker):
+    """Return the next candidates that nobody has taken; none at the end.
+
+    A worker begins with its own share, about the same part of the picture in every step, which it
+    finds in its own cache, and then takes from the others'.
+    """
+    progress = parts.progress
+    rows, workers = progress[ROWS], progress[WORKERS]
+    for k in range(workers):
+        whose = worker + k if worker + k < workers else worker + k - workers
+        line = _LINE * (whose + 1)
+        end = progress[line + _END]
+        if progress[line + _NEXT] < end:
+            start = take(progress.ctypes.data + 8 * (line + _NEXT), rows)
+            if start < end:
+                return parts.pixels[start:min(start + rows, end)]
+    return parts.pixels[:0]
 
 
 @loop
@@ -322,11 +357,32 @@ def mark(source, lanes, marks):
                 continue
             start = (lane * height_out + y) * width_out
             out = marks[start:start + width_out]
+            if source.stride != 0:
+                for tap in range(cols.shape[1]):
+                    mark_window(out, line, source.windows[tap], source.stride)
+                continue
             for tap in range(cols.shape[1]):
                 for x in range(width_out):
                     column = cols[x, tap]
                     if column >= 0:
                         out[x] |= line[column]
+
+
+@loop
+def mark_window(out, line, window, stride):
+    """Set the marks of a row whose tap, a window's, is set; a loop that becomes vectors."""
+    count = window[1] - window[0]
+    marked = out[window[0]:window[1]]
+    read = line[window[2]:window[2] + (count - 1) * stride + 1]
+    if stride == 1:
+        for x in range(count):
+            marked[x] |= read[x]
+    elif stride == 2:
+        for x in range(count):
+            marked[x] |= read[2 * x]
+    else:
+        for x in range(count):
+            marked[x] |= read[stride * x]
 
 
 @loop

@@ -91,28 +91,52 @@ def compare_interleaved(new, old, threshold, rms, marks):
 
 
 @loop
-def add_three(red, green, blue, step, old, cap, rms, marks, over, sums):
-    """Compare one line of three planes, or of pixels ``step`` apart, for the test of blocks.
+def add_three(red, green, blue, old, cap, rms, marks, over, sums):
+    """Compare one line of three planes for the test of blocks; return whether all is finite.
 
-    As `compare_line`, with a threshold of 0; ``sums`` is float32 ``[3, W]``.
+    As `compare_line`, with a threshold of 0; ``over`` keeps what is set in it, and ``sums`` is
+    float32 ``[3, W]``.
     """
     bad = np.uint8(0)
     first, second, third, three = sums[0], sums[1], sums[2], np.float32(3)
     for x in range(marks.shape[0]):
-        r, g, b = load(red, step * x), load(green, step * x), load(blue, step * x)
+        r, g, b = load(red, x), load(green, x), load(blue, x)
         u, v, w = r - load(old, 3 * x), g - load(old, 3 * x + 1), b - load(old, 3 * x + 2)
         bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
             not (abs(b) <= _LARGEST))
         first[x] += u
         second[x] += v
         third[x] += w
+        marks[x] = np.uint8(u != _ZERO) | np.uint8(v != _ZERO) | np.uint8(w != _ZERO)
         if rms:
-            size = np.sqrt((u * u + v * v + w * w) / three)
+            over[x] |= np.uint8(not (np.sqrt((u * u + v * v + w * w) / three) <= cap))
         else:
-            size = max(abs(u), max(abs(v), abs(w)))
-        marks[x] = np.uint8(not (size <= _ZERO))
-        over[x] = np.uint8(not (size <= cap))
+            over[x] |= np.uint8(not (abs(u) <= cap)) | np.uint8(not (abs(v) <= cap)) | np.uint8(
+                not (abs(w) <= cap))
     return bad == 0
+
+
+@loop
+def add_flat(new, old, cap, over, sums):
+    """Do the same for numbers that lie alike, one by one; a pixel is within if all of it is."""
+    bad = np.uint8(0)
+    for i in range(sums.shape[0]):
+        number = load(new, i)
+        difference = number - load(old, i)
+        bad |= np.uint8(not (abs(number) <= _LARGEST))
+        over[i] |= np.uint8(not (abs(difference) <= cap))
+        sums[i] += difference
+    return bad == 0
+
+
+@loop
+def mark_flat(new, old, channels, marks):
+    """Mark the pixels of a line that differ at all."""
+    for x in range(marks.shape[0]):
+        changed = np.uint8(0)
+        for at in range(x * channels, (x + 1) * channels):
+            changed |= np.uint8(load(new, at) != load(old, at))
+        marks[x] = changed
 
 
 @loop
@@ -166,54 +190,102 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
     """
     channels, height, width = shape[1], shape[2], shape[3]
     block_rows = (height + BLOCK - 1) // BLOCK
+    alike = strides[1] == 1 and strides[3] == channels and value_step == channels
     finite = True
-    over = np.empty((BLOCK, width), np.uint8)
+    keep, line_over = np.empty(width, np.uint8), np.empty(width, np.uint8)
+    numbers = channels if alike else 1  # of a pixel, that are marked one by one
+    over = np.empty(width * numbers, np.uint8)
     sums = np.empty((channels, width), np.float32)
+    across, along = (1, channels) if alike else (width, 1)  # to the next channel, and pixel
     for block_row in range(first, last):
-        lane = block_row // block_rows
-        top = block_row % block_rows * BLOCK
-        lines = min(BLOCK, height - top)
+        lane, top = block_row // block_rows, block_row % block_rows * BLOCK
+        lines, start = min(BLOCK, height - top), lane * strides[0] + top * strides[2]
+        pixel = (lane * height + top) * width
         sums[:] = _ZERO
+        over[:] = 0
         for i in range(lines):
-            line = lane * height + top + i
-            start = lane * strides[0] + (top + i) * strides[2]
-            out, old = marks[line * width:(line + 1) * width], value[line * width * value_step:]
-            if channels == 3 and value_step == 3 and strides[3] == 1:
-                ok = add_three(frame[start:], frame[start + strides[1]:],
-                               frame[start + 2 * strides[1]:], 1, old, cap, rms, out, over[i], sums)
-            elif channels == 3 and value_step == 3 and strides[3] == 3 and strides[1] == 1:
-                ok = add_three(frame[start:], frame[start + 1:], frame[start + 2:], 3, old, cap,
-                               rms, out, over[i], sums)
+            new, old = frame[start + i * strides[2]:], value[(pixel + i * width) * value_step:]
+            out = marks[pixel + i * width:pixel + (i + 1) * width]
+            if alike:
+                ok = add_flat(new, old, cap, over, sums.reshape(-1))
+            elif channels == 3 and value_step == 3 and strides[3] == 1:
+                ok = add_three(new, new[strides[1]:], new[2 * strides[1]:], old, cap, rms, out,
+                               over, sums)
             else:
-                ok = compare_line(frame, start, strides[1], strides[3], old, 0, value_step,
-                                  channels, _ZERO, cap, rms, out, over[i], sums, width)
+                ok = compare_line(new, 0, strides[1], strides[3], old, 0, value_step, channels,
+                                  _ZERO, cap, rms, out, line_over, sums, width)
+                over |= line_over
             finite = finite and ok
-        hold_blocks(sums, over, lines, (lane * height + top) * width, threshold, rms, marks)
+        any_kept = find_changed(sums.reshape(-1), across, along, channels, lines, threshold, rms,
+                                keep)
+        if over.max() != 0:
+            for left in range(0, width, BLOCK):
+                right = min(left + BLOCK, width)
+                if keep[left] == 0 and over[left * numbers:right * numbers].max() != 0 and (
+                        not alike or not rms or pixel_exceeds(
+                            frame, start, strides, value, pixel, width, channels, lines, left,
+                            right, cap)):
+                    keep[left:right] = 255
+                    any_kept = True
+        for i in range(lines):
+            out = marks[pixel + i * width:pixel + (i + 1) * width]
+            if alike and any_kept:
+                mark_flat(frame[start + i * strides[2]:], value[(pixel + i * width) * channels:],
+                          channels, out)
+            for x in range(width):
+                out[x] = out[x] & keep[x] if any_kept else np.uint8(0)
     return finite
 
 
 @loop
-def hold_blocks(sums, over, lines, start, threshold, rms, marks):
-    """Clear the marks of the blocks in a row of blocks that do not exceed the threshold."""
-    channels, width = sums.shape
+def find_changed(sums, across, along, channels, lines, threshold, rms, keep):
+    """Set ``keep`` to 255 in blocks whose mean exceeds the threshold, else to 0; whether any does.
+
+    Args:
+        sums: of each pixel's column; ``across`` from a channel to the next, ``along`` from pixel
+            to pixel.
+        channels, lines: of the blocks.
+        threshold, rms: the test.
+        keep: uint8 ``[W]``.
+    """
+    width, any_kept = keep.shape[0], False
     for left in range(0, width, BLOCK):
-        right = min(left + BLOCK, width)
+        right, size = min(left + BLOCK, width), _ZERO
         pixels = np.float32(lines * (right - left))
-        size = _ZERO
         for c in range(channels):
-            mean = _ZERO
-            for x in range(left, right):
-                mean += sums[c, x]
+            at = c * across + left * along
+            if right - left == BLOCK:  # written out: so short a loop is no vector's
+                mean = (((sums[at] + sums[at + along])
+                         + (sums[at + 2 * along] + sums[at + 3 * along]))
+                        + ((sums[at + 4 * along] + sums[at + 5 * along])
+                           + (sums[at + 6 * along] + sums[at + 7 * along])))
+            else:
+                mean = _ZERO
+                for x in range(right - left):
+                    mean += sums[at + x * along]
             mean /= pixels
             size = size + mean * mean if rms else max(size, abs(mean))
         size = np.sqrt(size / np.float32(channels)) if rms else size
         changed = not (size <= threshold)
-        for i in range(lines):
-            for x in range(left, right):
-                changed = changed or over[i, x] != 0
-        if not changed:
-            for i in range(lines):
-                marks[start + i * width + left:start + i * width + right] = 0
+        any_kept = any_kept or changed
+        for x in range(left, right):
+            keep[x] = np.uint8(255) if changed else np.uint8(0)
+    return any_kept
+
+
+@loop
+def pixel_exceeds(frame, start, strides, value, pixel, width, channels, lines, left, right, cap):
+    """Return whether a pixel of a block differs by more than the cap; RMS, for what lies alike."""
+    for i in range(lines):
+        for x in range(left, right):
+            size = _ZERO
+            new, old = start + i * strides[2] + x * channels, (pixel + i * width + x) * channels
+            for c in range(channels):
+                difference = load(frame, new + c) - load(value, old + c)
+                size += difference * difference
+            if not (np.sqrt(size / np.float32(channels)) <= cap):
+                return True
+    return False
 
 
 @loop

@@ -118,7 +118,7 @@ def compute_parts(task, worker):
     """Have parts computed, and finish them, until all are taken."""
     new = task.new[worker]
     while True:
-        pixels = take_pixels(task.parts)
+        pixels = take_pixels(task.parts, worker)
         if pixels.shape[0] == 0:
             return
         task.chunk[worker, 0] = pixels.ctypes.data

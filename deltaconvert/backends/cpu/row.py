@@ -28,7 +28,7 @@ _BITS, _SHORTS = ir.VectorType(_INDEX, WIDTH), ir.VectorType(ir.IntType(16), WID
 _FUSE = ("contract",)
 
 
-class _Row:
+class Row:
     """Generates a loop over a row's numbers, whole vectors and a masked rest.
 
     Args:
@@ -160,7 +160,7 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (_, new, old, bias, added, channels, code, slope, threshold, rms, old_ahead,
          added_ahead) = args
-        row = _Row(builder, channels, like.dtype)
+        row = Row(builder, channels, like.dtype)
         square = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, None))
         beyond = cgutils.alloca_once_value(builder, ir.Constant(_MASK, None))
         slopes, limit = (everywhere(builder, n, WIDTH) for n in (slope, threshold))
@@ -235,7 +235,7 @@ def _write(typing: Any, like: Any, new: Any, old: Any, channels: Any) -> Any:
     """Write a row that was compared over the old one."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, new, old, channels = args
-        row = _Row(builder, channels, like.dtype)
+        row = Row(builder, channels, like.dtype)
         row.each(lambda first, mask: row.store_stored(row.load(new, first, mask), old, first,
                                                       mask))
         return context.get_dummy_value()
@@ -243,5 +243,81 @@ def _write(typing: Any, like: Any, new: Any, old: Any, channels: Any) -> Any:
     return types.void(like, *[types.intp] * 3), codegen
 
 
+def _load_row(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
+    """Write a map's numbers to a row; addresses of both."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, new, channels = args
+        row = Row(builder, channels, signature.args[0].dtype)
+        row.each(lambda first, mask: row.store(row.load_stored(source, first, mask), new, first,
+                                               mask))
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 3), codegen
+
+
+def _load_other(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
+    """Write every other number of a map to a row."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, new, channels = args
+        row = Row(builder, channels, signature.args[0].dtype)
+        # Of the pixel's ``2 channels - 1`` numbers from the first that is taken to the last.
+        pixel = Row(builder, builder.sub(builder.mul(channels, _INT(2)), _INT(1)),
+                    signature.args[0].dtype)
+        even = ir.Constant(ir.VectorType(_INDEX, WIDTH), list(range(0, 2 * WIDTH, 2)))
+
+        def body(first: Any, mask: Any) -> None:
+            at = builder.mul(first, _INT(2))
+            halves = []
+            for half in range(2):
+                here = builder.add(at, _INT(half * WIDTH))
+                left = everywhere(builder, builder.sub(pixel.channels, here), WIDTH)
+                halves.append(pixel.load_stored(source, here,
+                                                builder.icmp_signed("<", _LANES, left)))
+            row.store(builder.shuffle_vector(*halves, even), new, first, mask)
+
+        row.each(body)
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 3), codegen
+
+
+def _multiply_row(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
+    """Multiply a row with a map's numbers."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, new, channels = args
+        row = Row(builder, channels, signature.args[0].dtype)
+
+        def body(first: Any, mask: Any) -> None:
+            number = builder.fmul(row.load(new, first, mask), row.load_stored(source, first, mask))
+            row.store(number, new, first, mask)
+
+        row.each(body)
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 3), codegen
+
+
+def _add_row(typing: Any, like: Any, source: Any, factor: Any, new: Any, channels: Any) -> Any:
+    """Add a multiple of a map's numbers to a row."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, factor, new, channels = args
+        row, factors = Row(builder, channels, signature.args[0].dtype), everywhere(
+            builder, factor, WIDTH)
+
+        def body(first: Any, mask: Any) -> None:
+            product = builder.fmul(factors, row.load_stored(source, first, mask), flags=_FUSE)
+            number = builder.fadd(row.load(new, first, mask), product, flags=_FUSE)
+            row.store(number, new, first, mask)
+
+        row.each(body)
+        return context.get_dummy_value()
+
+    return types.void(like, types.intp, types.float32, types.intp, types.intp), codegen
+
+
 compare_row: Any = intrinsic(_compare)
+load_row: Any = intrinsic(_load_row)
+load_other: Any = intrinsic(_load_other)
+multiply_row: Any = intrinsic(_multiply_row)
+add_row: Any = intrinsic(_add_row)
 write_row: Any = intrinsic(_write)

@@ -13,7 +13,7 @@ import numpy as np
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import LEDGER, PROGRESS, Head, Input, Parts
+from deltaconvert.backends.cpu.frame import LEDGER, Head, Input, Parts, progress_of
 from deltaconvert.backends.cpu.maps import flat, ints
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, EdgeSpec, Slot
@@ -60,7 +60,7 @@ def list_scratch(node: DeltaNode) -> list[Scratch]:
 
 
 def head_of(node: DeltaNode, buffers: Buffers, engine: Engine, row_ns: float, most: int,
-            grain: int = 1) -> Head:
+            grain: int = 1, fixed_ns: float = 0.0) -> Head:
     """Return what the frame needs of a node, to begin and end its step.
 
     Args:
@@ -70,13 +70,14 @@ def head_of(node: DeltaNode, buffers: Buffers, engine: Engine, row_ns: float, mo
         row_ns: about how long a candidate takes, to tell when sharing pays.
         most: rows of a part.
         grain: which these are a multiple of.
+        fixed_ns: about how long the step takes, however few candidates there are.
     """
     lanes, plane = node.about.output.mask_shape[0], node.about.output.pixels
     total = lanes * plane
     key = list_name(node)
     parts = Parts(ints(buffers.scratch[key], total),
                   engine.shared(key, lambda: np.full(1 + len(buffers.inputs), -1, np.int64)),
-                  np.zeros(PROGRESS, np.int64))
+                  progress_of(engine.workers.threads))
     footprints = footprints_of(node)
     inputs = [engine.keep(_input(edge, footprint)).address
               for edge, footprint in zip(buffers.inputs, footprints, strict=True)]
@@ -85,9 +86,24 @@ def head_of(node: DeltaNode, buffers: Buffers, engine: Engine, row_ns: float, mo
         plane, buffers.state.fresh, parts, flat(buffers.scratch["cpu.marks"])[:total],
         flat(buffers.output.mask), buffers.output.tally,
         np.zeros((engine.workers.threads, lanes), np.int64),
-        int(_SHARED_WORK_NS / row_ns) + 1, grain, most, np.zeros(LEDGER, np.int64))
+        max(int((_SHARED_WORK_NS - fixed_ns) / row_ns) + 1, 1), grain, most,
+        np.zeros(LEDGER, np.int64))
 
 
 def _input(edge: Edge, footprint: Footprint) -> Input:
     rows, cols = (np.array(t, np.int32, order="C") for t in (footprint.rows, footprint.cols))
-    return Input(flat(edge.mask), edge.tally, rows, cols, *footprint.size_in)
+    return Input(flat(edge.mask), edge.tally, rows, cols, *footprint.size_in, *_windows(cols))
+
+
+def _windows(cols: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return `Input.windows` and its stride; 0 where the columns are no windows."""
+    windows = np.zeros((cols.shape[1], 3), np.int64)
+    strides: set[int] = set()
+    for tap, column in enumerate(cols.T):
+        there = np.flatnonzero(column >= 0)
+        if len(there):
+            windows[tap] = there[0], there[-1] + 1, column[there[0]]
+            strides.update(np.diff(column[there[0]:there[-1] + 1]).tolist() or [1])
+    if len(strides) != 1 or min(strides) < 1:
+        return windows, 0
+    return windows, int(strides.pop())

@@ -1,4 +1,4 @@
-"""Selections: crops, flips, and channels taken, split or shuffled."""
+"""Selections: crops, flips, nearest resizing, and channels taken, split or shuffled."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (the compiled loops: Numba infers their types)
@@ -11,21 +11,22 @@ import numpy as np
 from numba import types
 
 from deltaconvert.backends.base import Buffers
-from deltaconvert.backends.cpu import pooling
+from deltaconvert.backends.cpu import elementwise, pooling
 from deltaconvert.backends.cpu.elementwise import place_of
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Ints, layout, read
+from deltaconvert.backends.cpu.row import load_other, load_row
 from deltaconvert.backends.cpu.rows import head_of
-from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows
+from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.nodes import DeltaNode
 
-plan = pooling.plan
+plan = elementwise.plan
 
 
 class Selection(NamedTuple):
@@ -64,8 +65,9 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     channels = np.arange(source.channels) if chosen is None else np.array(chosen)
     steps = np.unique(np.diff(channels))
     apart = 1 if len(channels) == 1 else int(steps[0]) if len(steps) == 1 else 0
-    rows = chunk_rows(out.channels)
-    head = head_of(node, buffers, engine, 0.3 * out.channels + 20, rows)
+    rows = cached_rows(out.channels)
+    head = head_of(node, buffers, engine, 0.3 * out.channels + 20,
+                   buffers.output.mask.numel())
     task = Selection(
         head.parts, ending_of(node, buffers, head, engine),
         taps_of(source, node.about.footprints[0]), channels.astype(np.int32), apart,
@@ -90,27 +92,26 @@ SELECT = Entries(_select, _select16)
 def select_parts(task, worker):
     """Compute and finish parts until all are taken."""
     new, channels, data = task.new[worker], task.channels, task.taps.data
+    batch, base = new.shape[0], data.ctypes.data + data.itemsize * channels[0]
     while True:
-        pixels = take_pixels(task.parts)
-        if pixels.shape[0] == 0:
+        taken = take_pixels(task.parts, worker)
+        if taken.shape[0] == 0:
             return
-        for i in range(pixels.shape[0]):
-            start = place_of(task.taps, np.int64(pixels[i]))
-            copy_channels(data, start, channels, task.apart, new[i])
-        finish_rows(new, pixels, task.ending, worker)
+        for first in range(0, taken.shape[0], batch):
+            last = min(first + batch, taken.shape[0])
+            for i in range(first, last):
+                start, row = place_of(task.taps, np.int64(taken[i])), new[i - first]
+                if task.apart == 1:
+                    load_row(data, base + data.itemsize * start, row.ctypes.data, row.shape[0])
+                elif task.apart == 2:
+                    load_other(data, base + data.itemsize * start, row.ctypes.data, row.shape[0])
+                else:
+                    copy_channels(data, start, channels, row)
+            finish_batch(new, taken, first, last, task.ending, worker)
 
 
 @loop
-def copy_channels(data, start, channels, apart, row):
+def copy_channels(data, start, channels, row):
     """Write some channels of a pixel to a row."""
-    first, count = start + channels[0], channels.shape[0]
-    if apart == 1:  # whole vectors
-        pixel = data[first:first + count]
-        for c in range(count):
-            row[c] = load(pixel, c)
-    elif apart != 0:
-        for c in range(count):
-            row[c] = load(data, first + c * apart)
-    else:
-        for c in range(count):
-            row[c] = load(data, start + channels[c])
+    for c in range(channels.shape[0]):
+        row[c] = load(data, start + channels[c])

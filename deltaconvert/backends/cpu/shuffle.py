@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from deltaconvert.backends.base import Buffers
-from deltaconvert.backends.cpu import pooling
+from deltaconvert.backends.cpu import elementwise, pooling
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
@@ -19,11 +19,11 @@ from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
 from deltaconvert.backends.cpu.rows import head_of
-from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows
+from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
 
-refusal, plan = pooling.refusal, pooling.plan
+refusal, plan = pooling.refusal, elementwise.plan
 
 
 class Shuffle(NamedTuple):
@@ -53,7 +53,7 @@ _SHUFFLE, _SHUFFLE16 = layout(Shuffle), layout(Shuffle, types.uint16)
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a pixel shuffle."""
     source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
-    rows = chunk_rows(out.channels)
+    rows = cached_rows(out.channels)
     head = head_of(node, buffers, engine, 0.3 * out.channels + 20, rows)
     task = Shuffle(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
                    node.about.params["factor"], out.height, out.width,
@@ -80,7 +80,7 @@ def shuffle_parts(task, worker):
     """Compute and finish parts until all are taken."""
     new = task.new[worker]
     while True:
-        pixels = take_pixels(task.parts)
+        pixels = take_pixels(task.parts, worker)
         if pixels.shape[0] == 0:
             return
         shuffle_rows(task.data, task.step, task.factor, task.height, task.width, pixels, new)

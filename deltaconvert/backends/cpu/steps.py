@@ -13,6 +13,8 @@ from deltaconvert.nodes import DeltaNode
 # Large enough to hide the calls of a chunk, small enough to be hot still when it is finished.
 _CHUNK_BYTES = 1536 * 1024
 _FEWEST_ROWS, _MOST_ROWS = 128, 2048
+# What is left in the first cache from one pass over rows to the next.
+_CACHED_NUMBERS = 4096
 
 
 class CompiledStep:
@@ -42,6 +44,11 @@ def chunk_rows(numbers: int) -> int:
     """Return how many rows of so many numbers make a chunk."""
     rows = _CHUNK_BYTES // (4 * max(numbers, 1)) // 64 * 64
     return min(max(rows, _FEWEST_ROWS), _MOST_ROWS)
+
+
+def cached_rows(numbers: int) -> int:
+    """Return how many rows of so many numbers stay in the first cache; no more than of a chunk."""
+    return min(max(_CACHED_NUMBERS // max(numbers, 1), 4), _FEWEST_ROWS)
 
 
 def row_scratch(name: str, rows: int, numbers: int, workers: int) -> Scratch:

@@ -49,7 +49,7 @@ def unite_parts(address, worker):
     """Set the mask at every candidate."""
     task = read(address, _UNION)
     while True:
-        pixels = take_pixels(task.parts)
+        pixels = take_pixels(task.parts, worker)
         if pixels.shape[0] == 0:
             return
         for i in range(pixels.shape[0]):

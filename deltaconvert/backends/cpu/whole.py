@@ -15,8 +15,17 @@ from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.jit import entry, loop
-from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats2, Numbers, layout, read, take
+from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
+from deltaconvert.backends.cpu.native import (
+    Bytes,
+    Entries,
+    Floats2,
+    Floats3,
+    Numbers,
+    layout,
+    read,
+    take,
+)
 from deltaconvert.backends.cpu.rows import head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.cpu.storage import load
@@ -33,6 +42,9 @@ class Mean(NamedTuple):
         parts, ending: of its step.
         data, step: of the map, see `FlatMap`.
         height, width, channels: of a lane.
+        mask: of the map, uint8, flat.
+        lines: float32 ``[lanes, H, C]``, kept from frame to frame: the sum of each line. One is
+            summed anew where its mask is set, so that no rounding adds up.
         new: float32 ``[lanes, C]``.
     """
 
@@ -43,6 +55,8 @@ class Mean(NamedTuple):
     height: int
     width: int
     channels: int
+    mask: Bytes
+    lines: Floats3
     new: Floats2
 
 
@@ -65,9 +79,17 @@ def refusal(node: DeltaNode) -> str | None:
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
-    """Return the list of lanes and their results."""
-    assert node.about.output.shape is not None
-    return [*list_scratch(node), Scratch("cpu.new", 4 * int(np.prod(node.about.output.shape)))]
+    """Return the list of lanes, their results, and the sums of lines."""
+    source, out = node.about.inputs[0].shape, node.about.output.shape
+    assert source is not None
+    assert out is not None
+    lines = int(np.prod((*source, 1, 1)[:3]))
+    return [*list_scratch(node), Scratch("cpu.new", 4 * int(np.prod(out))),
+            Scratch(_lines(node), 4 * lines)]
+
+
+def _lines(node: DeltaNode) -> str:
+    return f"cpu.{node.about.name}.lines"
 
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
@@ -75,7 +97,9 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
     head = head_of(node, buffers, engine, 0.1 * source.pixels * source.channels + 20, out.lanes)
     task = Mean(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
-                source.height, source.width, source.channels,
+                source.height, source.width, source.channels, flat(buffers.inputs[0].mask),
+                rows_of(buffers.scratch[_lines(node)], source.lanes, source.height,
+                        source.channels),
                 rows_of(buffers.scratch["cpu.new"], out.lanes, out.channels))
     return CompiledStep(node, engine, head, AVERAGE.of(source.data), task,
                         PREPARE.of(source.data))
@@ -123,28 +147,32 @@ def average(task, worker):
         first = group * _CHANNELS
         channels = min(_CHANNELS, task.channels - first)
         for i in range(lanes.shape[0]):
-            start = lanes[i] * task.height * task.width * task.step + first
-            average_channels(task.data[start:], task.step, task.height, task.width,
+            average_channels(task, np.int64(lanes[i]), first,
                              task.new[i, first:first + channels])
         if take(progress.ctypes.data + 8 * DONE, 1) == progress[GROUPS] - 1:
             finish_rows(task.new, lanes, task.ending, worker)
 
 
 @loop
-def average_channels(data, step, height, width, out):
-    """Write the means of some channels; lines are summed alone, so that sums stay short."""
-    channels = out.shape[0]
-    line = np.empty(channels, np.float32)
+def average_channels(task, lane, first, out):
+    """Write the means of some channels of a lane; sums the lines that changed."""
+    channels, width, step = out.shape[0], task.width, task.step
     out[:] = _ZERO
-    for y in range(height):
-        line[:] = _ZERO
+    for y in range(task.height):
+        at = (lane * task.height + y) * width
+        line = task.lines[lane, y, first:first + channels]
+        changed = np.uint8(0)
         for x in range(width):
-            start = (y * width + x) * step
-            pixel = data[start:start + channels]
-            for c in range(channels):
-                line[c] += load(pixel, c)
+            changed |= task.mask[at + x]
+        if changed != 0:
+            line[:] = _ZERO
+            for x in range(width):
+                start = (at + x) * step + first
+                pixel = task.data[start:start + channels]
+                for c in range(channels):
+                    line[c] += load(pixel, c)
         for c in range(channels):
             out[c] += line[c]
-    count = np.float32(height * width)
+    count = np.float32(task.height * width)
     for c in range(channels):
         out[c] /= count

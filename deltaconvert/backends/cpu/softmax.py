@@ -1,0 +1,148 @@
+"""Softmax over the channels of each pixel."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (the compiled loops: Numba infers their types)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.cpu import elementwise, pooling
+from deltaconvert.backends.cpu.activations import Numbers as Vector
+from deltaconvert.backends.cpu.activations import exp
+from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
+from deltaconvert.backends.cpu.frame import Parts, take_pixels
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.maps import flat_map, rows_of
+from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
+from deltaconvert.backends.cpu.product import WIDTH
+from deltaconvert.backends.cpu.row import Row, everywhere, load_row
+from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
+from deltaconvert.nodes import DeltaNode
+
+refusal, plan = pooling.refusal, elementwise.plan
+
+_VECTOR, _INDEX = ir.VectorType(ir.FloatType(), WIDTH), ir.IntType(32)
+
+
+class Softmax(NamedTuple):
+    """A softmax.
+
+    Args:
+        parts, ending: of its step.
+        data, step: of the map that is read, see `FlatMap`.
+        new: float32 ``[workers, rows, C]``.
+    """
+
+    parts: Parts
+    ending: Ending
+    data: Numbers
+    step: int
+    new: Floats3
+
+
+_SOFTMAX, _SOFTMAX16 = layout(Softmax), layout(Softmax, types.uint16)
+
+
+def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
+    """Return the step of a softmax."""
+    source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
+    head = head_of(node, buffers, engine, out.channels + 20, out.lanes * out.pixels)
+    task = Softmax(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
+                   rows_of(buffers.scratch["cpu.new"], engine.workers.threads,
+                           cached_rows(out.channels), out.channels))
+    return CompiledStep(node, engine, head, NORMALISE.of(source.data), task)
+
+
+@entry
+def _normalise(address, worker):
+    normalise_parts(read(address, _SOFTMAX), worker)
+
+
+@entry
+def _normalise16(address, worker):
+    normalise_parts(read(address, _SOFTMAX16), worker)
+
+
+NORMALISE = Entries(_normalise, _normalise16)
+
+
+@loop
+def normalise_parts(task, worker):
+    """Compute and finish parts until all are taken."""
+    new, data = task.new[worker], task.data
+    batch, channels = new.shape[0], new.shape[1]
+    pixel = data.itemsize * task.step
+    while True:
+        taken = take_pixels(task.parts, worker)
+        if taken.shape[0] == 0:
+            return
+        for first in range(0, taken.shape[0], batch):
+            last = min(first + batch, taken.shape[0])
+            for i in range(first, last):
+                row = new[i - first].ctypes.data
+                load_row(data, data.ctypes.data + pixel * np.int64(taken[i]), row, channels)
+                softmax_row(row, channels)
+            finish_batch(new, taken, first, last, task.ending, worker)
+
+
+def _softmax_row(typing: Any, new: Any, channels: Any) -> Any:
+    """Replace a row of float32 by its softmax; NaN anywhere makes all of it NaN."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        new, channels = args
+        row = Row(builder, channels, types.float32)
+        lowest = ir.Constant(_VECTOR, [float("-inf")] * WIDTH)
+        most = cgutils.alloca_once_value(builder, lowest)
+        total = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, None))
+        builder.store(lowest, most)
+        builder.store(ir.Constant(_VECTOR, None), total)
+
+        def compare(first: Any, mask: Any) -> None:
+            number, so_far = row.load(new, first, mask), builder.load(most)
+            if mask is not None:
+                number = builder.select(mask, number, lowest)
+            larger = builder.fcmp_ordered(">", number, so_far)
+            builder.store(builder.select(larger, number, so_far), most)
+
+        row.each(compare)
+        largest = _across(builder, builder.load(most), _larger)
+
+        def raise_e(first: Any, mask: Any) -> None:
+            number = Vector(builder, row.load(new, first, mask)) - Vector(builder, largest)
+            power = exp(number).value
+            row.store(power, new, first, mask)
+            if mask is not None:
+                power = builder.select(mask, power, ir.Constant(_VECTOR, None))
+            builder.store(builder.fadd(builder.load(total), power), total)
+
+        row.each(raise_e)
+        whole = _across(builder, builder.load(total), lambda b, x, y: b.fadd(x, y))
+        row.each(lambda first, mask: row.store(
+            builder.fdiv(row.load(new, first, mask), whole), new, first, mask))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def _across(builder: Any, vector: Any, combine: Any) -> Any:
+    """Combine the numbers of a vector; return a vector with the result everywhere."""
+    result = builder.extract_element(vector, _INDEX(0))
+    for i in range(1, WIDTH):
+        result = combine(builder, result, builder.extract_element(vector, _INDEX(i)))
+    return everywhere(builder, result, WIDTH)
+
+
+softmax_row: Any = intrinsic(_softmax_row)
