@@ -6,6 +6,7 @@ import numpy as np
 
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import Description
+from deltaconvert.operators.conv2d import pair
 
 
 def divisors_of(about: Description, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
@@ -22,8 +23,8 @@ def divisors_of(about: Description, footprint: Footprint) -> tuple[np.ndarray, n
     if params.get("count_include_pad"):
         return tuple(  # type: ignore[return-value]
             _padded_taps(*of_side) for of_side in zip(
-                footprint.size_out, footprint.size_in, params["kernel_size"], params["stride"],
-                params["padding"], strict=True))
+                footprint.size_out, footprint.size_in, pair(params["kernel_size"]),
+                pair(params["stride"]), params["padding"], strict=True))
     return tuple((table >= 0).sum(1).astype(np.float32)  # type: ignore[return-value]
                  for table in (footprint.rows, footprint.cols))
 

@@ -19,8 +19,8 @@ from deltaconvert.operators.registry import (
 
 def _footprints(shapes: Shapes) -> list[Footprint]:
     params = shapes.params
-    return [window(shapes.size_in(), shapes.size_out, params["kernel_size"],
-                   params["stride"], params["padding"])]
+    return [window(shapes.size_in(), shapes.size_out, pair(params["kernel_size"]),
+                   pair(params["stride"]), params["padding"])]
 
 
 @operator(footprints=_footprints)

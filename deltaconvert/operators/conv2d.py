@@ -6,11 +6,10 @@ What pads with something else than zeros becomes a `pad` with a convolution behi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from deltaconvert.footprint import Footprint, identity, window
 from deltaconvert.operators.epilogue import Activation, finish
@@ -27,8 +26,13 @@ from deltaconvert.operators.registry import (
 )
 
 
-def pair(value: int | Sequence[int]) -> Pair:
-    """Return a setting of height and width as PyTorch spells it, as a pair."""
+def pair(value: Any) -> Any:
+    """Return a setting of height and width as PyTorch spells it, as a pair.
+
+    What is computed from a frame's size (``x.size()[2:]``) stays a node until that is known.
+    """
+    if isinstance(value, fx.Node):
+        return value
     if isinstance(value, int):
         return value, value
     if len(value) == 1:

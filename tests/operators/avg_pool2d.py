@@ -29,3 +29,7 @@ FOOTPRINTS = [Tried(nn.AvgPool2d(kernel, stride, pad, ceil_mode=up, count_includ
               for up in (False, True)
               for kernel, stride, pad, shape in [(3, 2, 1, (1, 2, 7, 8)), (2, 3, 1, (1, 1, 7, 5)),
                                                  ((1, 4), 1, 0, (1, 1, 3, 5))]]
+FOOTPRINTS += [Tried(Call(pool), [(1, 2, 5, 5)]) for pool in (
+    lambda self, x: F.avg_pool2d(x, x.size()[2:]),
+    lambda self, x: F.avg_pool2d(x, x.size(3)),
+    lambda self, x: F.avg_pool2d(x, (x.shape[2], 3), 1))]
