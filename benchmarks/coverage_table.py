@@ -24,6 +24,8 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,7 @@ def _run(case: Case) -> dict[str, Any]:
     row = measure(case)
     RESULTS.mkdir(parents=True, exist_ok=True)
     _file(case).write_text(json.dumps(row, indent=1))
+    gc.collect()  # streams and graphs are full of references to each other
     return row
 
 
@@ -258,14 +261,17 @@ def _result(case: Case) -> dict[str, Any]:
 
 def run(chosen: list[Case], jobs: int) -> None:
     """Run cases in processes of their own; print a line for each as it is done, and the costs."""
-    start = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=12) as pool:
-        for row in pool.imap_unordered(_run, sorted(chosen, key=order)):
-            error = "" if row["error"] is None else f" {row['error']:.1e}"
-            print(f"{row['name']:55} {row['seconds']:6.1f} s, CPU {row['cpu_seconds']:6.1f} s  "
-                  f"{row['converts']}; {row['agrees']}{error}", flush=True)
-        pool.close()
-        pool.join()
+    start, context = time.perf_counter(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=12) as pool:
+        waiting = [pool.submit(_run, case) for case in sorted(chosen, key=order)]
+        try:
+            for row in (future.result() for future in as_completed(waiting)):
+                error = "" if row["error"] is None else f" {row['error']:.1e}"
+                print(f"{row['name']:55} {row['seconds']:6.1f} s, CPU {row['cpu_seconds']:6.1f} s"
+                      f"  {row['converts']}; {row['agrees']}{error}", flush=True)
+        except BrokenProcessPool:
+            sys.exit("a process was killed, most likely for want of memory. Results so far are "
+                     "kept: run the rest with --missing --jobs 1")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{len(chosen)} rows took {used.ru_utime + used.ru_stime:.0f} s of CPU time, imports "
           f"included, in {time.perf_counter() - start:.0f} s by {jobs} processes; the largest held "
