@@ -5,6 +5,9 @@ Before: ``scores = matmul(q, k); biased = add_bias(scores)``, where ``add_bias``
 After: the same, but ``add_bias`` is called on copies, and who reads ``scores`` behind it
 reads ``biased``.
 
+A function that returns nothing of use, ``add_bias(scores, bias)``, is made to return what it wrote
+into. So nobody may drop it before that is known: `drop_unused`.
+
 The last part of `functionalize`, which cannot look into such a function: PyTorch counts the
 writes into each tensor, so `infer` sees them when it makes the call. Values that are kept from
 frame to frame must not be written into by their readers.
@@ -28,13 +31,21 @@ def versions(node: fx.Node) -> dict[fx.Node, int]:
             if isinstance(n.meta["value"], Tensor) and not n.meta["value"].is_inference()}
 
 
-def settle_writes(node: fx.Node, before: dict[fx.Node, int], value: Any) -> None:
+def drop_unused(graph: fx.Graph) -> None:
+    """Drop what nobody reads, but for functions kept whole: they may write into arguments."""
+    graph.eliminate_dead_code(lambda node: node.is_impure() or "whole" in node.meta)
+
+
+def settle_writes(node: fx.Node, before: dict[fx.Node, int], value: Any) -> Any:
     """Let a call that wrote into its arguments work on copies, and later readers see the write.
 
     Args:
         node: the call.
         before: `versions` before it was made.
         value: what it returned.
+
+    Returns:
+        What it returns from now on.
 
     Raises:
         UnsupportedError: what was written into is read later, and is not what it returned.
@@ -45,11 +56,14 @@ def settle_writes(node: fx.Node, before: dict[fx.Node, int], value: Any) -> None
             continue
         node.meta["writes"] = True
         later = set(_behind(node))
+        if source in node.args and ("returns" in node.meta or not node.users):
+            value, node.meta["returns"] = written, node.args.index(source)
         if value is written:
             source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
         for relative in _before(node):
             if _share(relative.meta["value"], written) and later & set(relative.users):
                 raise UnsupportedError(_advice(node, source, relative))
+    return value
 
 
 def _advice(node: fx.Node, source: fx.Node, relative: fx.Node) -> str:
@@ -76,9 +90,13 @@ def _share(one: Any, other: Tensor) -> bool:
         one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
-def on_copies(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that gives ``function`` copies of its tensors."""
+def on_copies(function: Callable[..., Any], returns: int | None = None) -> Callable[..., Any]:
+    """Return a function that gives ``function`` copies of its tensors.
+
+    With ``returns``, the argument in that place is returned, as it is afterwards.
+    """
     def called(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
-        return function(*args, **kwargs)
+        value = function(*args, **kwargs)
+        return value if returns is None else args[returns]
     return functools.update_wrapper(called, function)

@@ -23,6 +23,7 @@ from torch.fx import GraphModule
 from deltaconvert.operators.batch_norm import batch_norm
 from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.operators.conv_transpose2d import conv_transpose2d
+from deltaconvert.passes.find_writes import drop_unused
 from deltaconvert.passes.functionalize import is_shape_read
 from deltaconvert.passes.result import PassResult
 
@@ -41,7 +42,7 @@ def fold_batch_norm(graph_module: GraphModule) -> PassResult:
         assert isinstance(convolution, fx.Node)
         result.changed.append(f"{node.name}: into {convolution.name}")
         _fold(graph, convolution, node)
-    graph.eliminate_dead_code()
+    drop_unused(graph)
     graph_module.recompile()
     return result
 

@@ -111,7 +111,7 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
     written = versions(node)
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         value = _run(graph_module, node, None if constant else mode)
-    settle_writes(node, written, value)
+    value = settle_writes(node, written, value)
     constant = constant or not has_tensor(value)
     node.meta.update(value=value, constant=constant,
                      multiply_adds=counter.get_total_flops() // 2)

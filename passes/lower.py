@@ -128,7 +128,9 @@ class _Lowering:
 
     def _function(self, node: fx.Node) -> Any:
         function = self._as_written(node)
-        return on_copies(function) if node.meta.get("writes") else function
+        if not node.meta.get("writes"):
+            return function
+        return on_copies(function, node.meta.get("returns"))
 
     def _as_written(self, node: fx.Node) -> Any:
         if node.op == "call_module":

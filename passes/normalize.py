@@ -19,6 +19,7 @@ from deltaconvert.operators import registry
 from deltaconvert.operators.registry import Call, Refusal
 from deltaconvert.passes.emit import emit
 from deltaconvert.passes.find_weight import WeightFinder
+from deltaconvert.passes.find_writes import drop_unused
 from deltaconvert.passes.functionalize import (
     functionalize,
     out_of_place,
@@ -49,7 +50,7 @@ def normalize(graph_module: GraphModule) -> PassResult:
             node.meta["reason"] = reason
         else:
             _replace(graph_module.graph, node, meaning, result)
-    graph_module.graph.eliminate_dead_code()
+    drop_unused(graph_module.graph)
     graph_module.recompile()
     return result
 

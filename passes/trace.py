@@ -147,7 +147,8 @@ def _run(tracer: Tracer, model: nn.Module) -> fx.Graph:
     for node in graph.nodes:
         # Of `torch.fx.wrap`: the generated code would register the function's name for the
         # whole process, whatever the node has become by then. Nothing is traced again.
-        node.meta.pop("is_wrapped", None)
+        if node.meta.pop("is_wrapped", False):
+            node.meta["whole"] = True
     return graph
 
 

@@ -55,6 +55,20 @@ def test_later_readers_see_what_was_written():
             torch.testing.assert_close(found, wanted)
 
 
+def test_what_is_written_by_a_function_that_returns_nothing_of_use_is_not_lost():
+    def forward(self, x):
+        y = self.conv(x)
+        shifted_silently(y, 1.0)
+        shifted_silently(torch.relu(x), 1.0)  # read by nobody
+        return y * 2
+    model, _ = converted(forward)
+    delta = deltaconvert.convert(model)
+    for frame in frames_like(1, 3, 8, 8):
+        torch.testing.assert_close(delta(frame), model(frame))
+    assert [n.about.name for n in program_of(delta).nodes] == [
+        "x", "conv", "shifted_silently", "mul"]
+
+
 def silently(self, x):
     y = self.conv(x)
     return shifted_silently(y, 1.0) + y
