@@ -9,6 +9,9 @@ from torch import fx
 
 from deltaconvert.operators.registry import Call
 
+# What `find_writes` knows of a function that was kept whole, not of what is written beside it.
+OF_A_FUNCTION = ("whole", "writes", "returns")
+
 
 def emit(graph: fx.Graph, before: fx.Node, argument: Any, meta: Mapping[str, Any],
          made: list[fx.Node]) -> Any:
@@ -26,6 +29,6 @@ def emit(graph: fx.Graph, before: fx.Node, argument: Any, meta: Mapping[str, Any
     args = tuple(emit(graph, before, a, meta, made) for a in argument.args)
     with graph.inserting_before(before):
         node = graph.call_function(argument.function, args, argument.params)
-    node.meta.update(meta)
+    node.meta.update((key, value) for key, value in meta.items() if key not in OF_A_FUNCTION)
     made.append(node)
     return node
