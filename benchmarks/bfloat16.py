@@ -51,6 +51,7 @@ def measure(clip: list[Tensor], every: int, threshold: float) -> Iterator[dict[s
 
 
 def main() -> None:
+    """Run what is asked for, print it and write it."""
     options = parse()
     check_writable(options.json)
     torch.set_num_threads(options.threads)
@@ -68,6 +69,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--every", type=int, default=50)

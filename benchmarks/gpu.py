@@ -78,6 +78,7 @@ def networks(deadline: float) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Run what is asked for, print it and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="bench-gpu.json")
     options = parser.parse_args()

@@ -35,6 +35,7 @@ NETWORKS = {
 
 
 def main() -> None:
+    """Run what is asked for, print it and write it."""
     options = parse()
     check_writable(options.json, options.plot)
     torch.set_num_threads(options.threads)
@@ -72,6 +73,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", action="append", choices=NETWORKS, help="repeats")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

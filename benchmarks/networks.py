@@ -123,6 +123,7 @@ NETWORKS = {
 
 
 def main() -> None:
+    """Run what is asked for, print it and write it."""
     options = parse()
     check_writable(options.json)
     if options.plots:
@@ -242,6 +243,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], folder: Path) -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", action="append", choices=NETWORKS, help="repeats")
     parser.add_argument("--active", type=float, nargs="+",

@@ -31,7 +31,7 @@ from deltaconvert.law import as_inputs
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.report import count, jsonable, text_table
-from deltaconvert.validate import StoredModel
+from deltaconvert.validate import StoredModel, evaluating
 from deltaconvert.work import Work, ratio, scale_order, scales
 
 # Standard deviations. The lowest is far under what any network notices; each step of the
@@ -138,7 +138,8 @@ def tune(delta: DeltaModule, frames: Iterable[Frame], *, error: float = 0.01,
             too where no threshold is set.
         frames: of a clip, each what the model takes; they are kept.
         error: the most that a frame may be off, relative RMS.
-        model: the dense model; ``None`` takes the dense graph inside ``delta``.
+        model: the dense model, evaluated in eval mode and left in the mode it was in; ``None``
+            takes the dense graph inside ``delta``.
         judge: what an error is, and how much is allowed, in the place of ``error``: boxes that
             agree, say (`fidelity.Judge`).
         rounds: how often thresholds of groups are moved; 0 stays with one threshold for all.
@@ -155,8 +156,11 @@ def tune(delta: DeltaModule, frames: Iterable[Frame], *, error: float = 0.01,
     held = [as_inputs(frame) for frame in frames]
     _check(delta, held, error, rounds)
     delta.program(delta.signature(held[0]), held[0])  # refuses frames in words
-    truth = Truth(model or StoredModel(delta), held, error, of_frozen=math.inf)
-    config = delta.config.replace(threshold_unit="std", norm="rms")
+    dense = model or StoredModel(delta)
+    with evaluating(dense):
+        truth = Truth(dense, held, error, of_frozen=math.inf)
+    # In the model's own precision: what another rounds is no error of a threshold's.
+    config = delta.config.replace(threshold_unit="std", norm="rms", dtype=None)
     search = _at_the_best_door(delta, config, held, judge or truth, truth, say)
     for number in range(rounds if search.threshold else 0):
         say(f"round {number + 1}: what {count(len(search.groups), 'group')} of nodes cost and save")
@@ -181,9 +185,10 @@ def _at_the_best_door(delta: DeltaModule, config: Config, frames: Sequence[tuple
                       judge: Judge, truth: Truth, say: Say) -> _Search:
     """Try larger and larger input thresholds in both tests for as long as they save work."""
     best = _Search(delta, config, frames, judge, truth, say)
-    if config.input_threshold:
+    size = max((float(frame.float().std(correction=0)) for frame in frames[0]
+                if frame.is_floating_point()), default=0.0)
+    if config.input_threshold or not size:
         return best
-    size = max(float(frame.std()) for frame in frames[0] if frame.is_floating_point())
     for test in get_args(InputTest):
         for door in (float(f"{part * size:.2g}") for part in DOORS):
             say(f"input threshold {door:g} by {test}")
@@ -307,7 +312,8 @@ class _Search:
     def tuning(self) -> Tuning:
         """Return what was found, as settings."""
         own = {name: NodeConfig(threshold=t) for name, t in self.thresholds.items()}
-        config = self.config.replace(threshold=self.threshold, nodes=own | dict(self.config.nodes))
+        config = self.config.replace(threshold=self.threshold, dtype=self.delta.config.dtype,
+                                     nodes=own | dict(self.config.nodes))
         groups = [Group(scale, names, self.thresholds[names[0]]) for scale, names in self.groups]
         return Tuning(self.delta.with_config(config), self.judge.goal, self.judge.allowed,
                       self.threshold, self.single, self.best, groups, self.tried)

@@ -97,14 +97,14 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
     if law_every < 1:
         raise InputError(f"law_every={law_every}: give 1 to check the law in every frame, or more.")
     run = _Run(model or _stored(delta), delta, tolerance, max_abs, law_every)
-    with _evaluating(run.model), torch.no_grad():
+    with evaluating(run.model), torch.no_grad():
         for frame in frames:
             run.take(as_inputs(frame))
     return run.report()
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module into eval mode, and back into the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -82,6 +82,23 @@ def test_what_the_user_said_of_a_node_stays(delta, frames, tuning):
     assert found.delta.config.nodes["3"] == NodeConfig(threshold=0.25)
 
 
+def test_another_precision_takes_the_thresholds_of_the_models_own(delta, frames, tuning):
+    stored = delta.with_config(delta.config.replace(dtype="bfloat16"))
+    found = tune(stored, frames, error=ERROR)
+    assert found.delta.config.dtype == "bfloat16"
+    assert found.delta.config.nodes == tuning.delta.config.nodes
+
+
+def test_a_dense_model_in_training_mode_is_evaluated_and_put_back(model, delta, frames, tuning):
+    model.train()
+    try:
+        found = tune(delta, frames, error=ERROR, model=model, rounds=0)
+        assert model.training
+    finally:
+        model.eval()
+    assert found.single.error == pytest.approx(tuning.single.error, rel=1e-3)
+
+
 def test_the_given_module_is_left_alone(delta, frames, tuning):
     assert delta.config.threshold == 0
     fresh = deltaconvert.convert(delta._root, frames[0], backend="reference")

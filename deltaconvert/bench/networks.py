@@ -205,10 +205,8 @@ def measure(case: Case, *, judge: Judge | None = None, tuning_rounds: int = 2,
     delta, search, rounding = case.delta, None, _dense_rounding(case)
     if judge is not None:
         say("searching for thresholds")
-        own = delta.with_config(delta.config.replace(dtype=None))
-        search = tune(own, case.frames, judge=judge, rounds=tuning_rounds, say=say)
-        delta = delta.with_config(search.delta.config.replace(dtype=delta.config.dtype))
-        tolerance = judge.tolerance
+        search = tune(delta, case.frames, judge=judge, rounds=tuning_rounds, say=say)
+        delta, tolerance = search.delta, judge.tolerance
         if tolerance is not None and delta.config.dtype is not None:
             tolerance += allowed_rounding(rounding)
     say("checking")
