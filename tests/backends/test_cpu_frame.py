@@ -153,6 +153,24 @@ def test_python_in_a_step_runs_single_threaded_and_without_gradients() -> None:
     assert set(seen) == {(1, True)}
 
 
+def test_a_helper_that_is_late_stays_out_of_a_table_that_has_grown() -> None:
+    workers, invited, left = Workers(2), [], []
+    workers.invite = invited.append  # nobody comes before the test says so
+    engine = Engine(workers)
+    add_count(engine)
+    engine.run(0, 1)
+
+    def come_late(worker: int) -> None:
+        late = threading.Thread(target=invited[0], args=(1,), daemon=True)
+        late.start()
+        late.join(20)
+        left.append(not late.is_alive())
+
+    engine.add(None, call_back, Call(engine.callback(come_late)))
+    engine.run(0, 2)
+    assert left == [True]
+
+
 class Two(NamedTuple):
     """Fields of several types."""
 

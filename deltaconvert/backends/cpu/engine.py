@@ -32,7 +32,6 @@ class Engine:
         self._rows: list[tuple[int, int, int, int]] = []
         self._kept: list[Any] = []
         self._shared: dict[str, Any] = {}
-        self._gate = np.zeros(GATE + 8, np.int64)
         self._session: Kept | None = None
 
     def keep(self, value: Any) -> Kept:
@@ -62,6 +61,15 @@ class Engine:
         self._session = None
         return len(self._rows) - 1
 
+    def _begin(self) -> Kept:
+        """Return a session of the table as it is now.
+
+        Its gate is its own: a helper that is late to leave an older one must not come in with that
+        one's table. The older one lives for as long as a helper holds it.
+        """
+        table = np.array(self._rows, np.int64).reshape(-1, 4)
+        return Kept(Session(table, np.zeros(GATE + 8, np.int64), self.workers.threads))
+
     def callback(self, function: Callable[[int], None]) -> int:
         """Return the address of an entry that calls Python with the number of the worker."""
         def call(worker: int, _: int) -> None:
@@ -83,18 +91,18 @@ class Engine:
             first, last: places in the table.
             share: whether there is work for helpers.
         """
-        session = self._session = self._session or Kept(Session(
-            np.array(self._rows, np.int64).reshape(-1, 4), self._gate, self.workers.threads))
+        session = self._session = self._session or self._begin()
+        gate = session.value.gate
         before = torch.get_num_threads()
         try:
             if share:
-                self._gate[OVER] = 0  # before anybody looks: who finds it over is gone
+                gate[OVER] = 0  # before anybody looks: who finds it over is gone
                 self.workers.invite(lambda worker: serve(session.address, worker))
             if self.calls_python and before != 1:
                 torch.set_num_threads(1)  # the workers are threads enough
             run_steps(session.address, first << 32 | last)
         finally:  # an interrupt may come at any line
-            self._gate[OVER] = 1
+            gate[OVER] = 1
             if self.calls_python and before != 1:
                 torch.set_num_threads(before)
         if self.errors:
