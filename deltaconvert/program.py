@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,16 +69,19 @@ class Program:
         buffers, scratch, masks = self._allocate()
         state = State(self.lanes, np.ones(self.lanes, np.bool_),
                       self.config.threshold_unit == "std", masks)
+        # What the state keeps does not keep it: a stream's memory is free with the stream, not
+        # when the garbage collector comes by.
+        bound: State = weakref.proxy(state)
         for node in self.nodes:
             spec = node.about.output
             value, mask = buffers[spec.name]
             edge = Edge(spec, value, mask, node.about.threshold)
             state.edges[spec.name] = edge
             inputs = tuple(state.edges[e.name] for e in node.about.inputs)
-            state.steps[spec.name] = self._bind(node, Buffers(inputs, edge, state, scratch))
+            state.steps[spec.name] = self._bind(node, Buffers(inputs, edge, bound, scratch))
         for backend in self.backends.values():
             if make_runner := getattr(backend, "runner", None):
-                state.runner = make_runner(self.graph_module, self.nodes, state)
+                state.runner = make_runner(self.graph_module, self.nodes, bound)
         return state
 
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -474,3 +476,25 @@ def test_what_is_truncated_is_never_lost(backend):
         assert abs(outputs[-1] - 2 * float(x[0, 0, 0, 0])) <= 0.5 * 2 + 1e-5
     assert len(set(outputs)) < 12, "something was held back"
     assert outputs[-1] >= 3
+
+
+# Memory
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "paper"])
+def test_the_memory_of_a_stream_is_free_with_it(backend):
+    delta = deltaconvert.convert(net(), frame(), backend=backend)
+    stream = delta.new_stream()
+    gc.collect()
+    gc.disable()
+    try:
+        held = []
+        for size in ((2, 3, 8, 9), (2, 3, 9, 10)):
+            for seed in range(2):
+                stream(frame(*size, seed=seed))
+            held.append(weakref.ref(stream._state))
+        assert [state() is None for state in held] == [True, False]
+        del stream
+        assert held[1]() is None
+    finally:
+        gc.enable()
