@@ -24,6 +24,7 @@ from deltaconvert.backends.cpu.filters import (
     PIECE,
     Filters,
     Phase,
+    Tiled,
     argument,
     is_depthwise,
     is_transposed,
@@ -55,6 +56,7 @@ from deltaconvert.backends.cpu.native import (
     Longs4,
     Numbers,
     Numbers3,
+    call,
     layout,
     read,
     take,
@@ -156,6 +158,7 @@ class Convolution(NamedTuple):
         height, width: of a lane of the output.
         sorted: int32, the candidates phase by phase; empty where there is one phase.
         tiling: address of a `winograd.Tiling`, where tiles are a way to compute; else 0.
+        prepare, work: addresses of entries: the other way.
     """
 
     parts: Parts
@@ -166,6 +169,8 @@ class Convolution(NamedTuple):
     width: int
     sorted: Ints
     tiling: int
+    prepare: int
+    work: int
 
 
 _PRODUCT, _PRODUCT16 = layout(Product), layout(Product, types.uint16)
@@ -184,21 +189,22 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
     order = ints(buffers.scratch["cpu.phases"], out.lanes * out.pixels) if several else _NONE
     phases = [engine.keep(_product(node, phase, buffers, engine, head.parts, order)).address
               for phase in filters.phases]
+    prepare, work, tiling = PREPARE.of(out.data), CONVOLVE.of(out.data), 0
+    if filters.tiled is not None:
+        prepare, work = _prepare_tiles, _convolve_tiles
+        tiling = _tiling(node, filters.tiled, filters.phases[0], buffers, engine)
     task = Convolution(
         head.parts, _ending(node, filters.bias, buffers, head, engine),
         np.array(phases, np.int64), np.array(filters.period, np.int64), out.height, out.width,
-        order, _tiling(node, filters, buffers, engine))
-    return CompiledStep(node, engine, head, CONVOLVE.of(out.data), task, PREPARE.of(out.data))
+        order, tiling, PREPARE.of(out.data).address, CONVOLVE.of(out.data).address)
+    return CompiledStep(node, engine, head, work, task, prepare)
 
 
-def _tiling(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> int:
-    if filters.tiled is None:
-        return 0
-    (phase,) = filters.phases
+def _tiling(node: DeltaNode, tiled: Tiled, phase: Phase, buffers: Buffers, engine: Engine) -> int:
     index = node.about.args[0].index
     source = source_of(flat_map(buffers.inputs[index].value), node.about.footprints[index],
                        phase.taps, phase.lines)
-    return winograd.bind(filters.tiled, phase, source, buffers, engine).address
+    return winograd.bind(tiled, phase, source, buffers, engine).address
 
 
 def _bind_depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffers: Buffers,
@@ -245,11 +251,7 @@ def _product(node: DeltaNode, phase: Phase, buffers: Buffers, engine: Engine, pa
 
 @entry
 def _prepare(address, workers):
-    task = read(address, _CONVOLUTION)
-    if task.tiling != 0 and winograd.begin(task.tiling, task.parts, workers):
-        task.parts.progress[GROUPS] = _TILES
-        return
-    share(task, _PRODUCT, workers)
+    share(read(address, _CONVOLUTION), _PRODUCT, workers)
 
 
 @entry
@@ -259,16 +261,30 @@ def _prepare16(address, workers):
 
 @entry
 def _convolve(address, worker):
-    task = read(address, _CONVOLUTION)
-    if task.parts.progress[GROUPS] == _TILES:
-        winograd.convolve_tiles(task.tiling, task.ending, worker)
-        return
-    multiply_phases(task, _PRODUCT, worker)
+    multiply_phases(read(address, _CONVOLUTION), _PRODUCT, worker)
 
 
 @entry
 def _convolve16(address, worker):
     multiply_phases(read(address, _CONVOLUTION16), _PRODUCT16, worker)
+
+
+@entry
+def _prepare_tiles(address, workers):
+    task = read(address, _CONVOLUTION)
+    if winograd.begin(task.tiling, task.parts, workers):
+        task.parts.progress[GROUPS] = _TILES
+    else:
+        call(task.prepare, address, workers)
+
+
+@entry
+def _convolve_tiles(address, worker):
+    task = read(address, _CONVOLUTION)
+    if task.parts.progress[GROUPS] == _TILES:
+        winograd.convolve_tiles(task.tiling, task.ending, worker)
+    else:
+        call(task.work, address, worker)
 
 
 PREPARE, CONVOLVE = Entries(_prepare, _prepare16), Entries(_convolve, _convolve16)
