@@ -1,4 +1,4 @@
-"""3x3 convolutions by tiles of two by two pixels: where they lie, and what they come to."""
+"""Convolutions by tiles of two by two pixels: where they lie, and what they come to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltaconvert.backends.cpu.frame import GROUPS
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.config import Config
 from deltaconvert.nodes import Slot
-from tests.backends.test_cpu import LANES, Stream, conv, make_node
+from tests.backends.test_cpu import LANES, Stream, conv, deconv, make_node
 
 TILES, PIXELS = lambda *channels: math.inf, lambda *channels: 0.0
 
@@ -42,6 +42,16 @@ def exact_stream(channels: tuple[int, int], size: tuple[int, int], lanes: int = 
     case = conv(weight, bias=False, **params), [(lanes, channels[0], *size)]
     stream = Stream(make_node(case), Config(threads=threads))
     assert (tiling_of(stream) is not None) == (min(channels) >= filters.FEW_CHANNELS)
+    return stream
+
+
+def transposed_stream(channels: tuple[int, int], size: tuple[int, int], lanes: int = 2,
+                      threads: int = 1, **params: Any) -> Stream:
+    weight = integers(channels[0], channels[1] // params.get("groups", 1), 4, 4)
+    name, (x, *_), settings = deconv(weight, **params)
+    case = (name, (x, weight, None, None), settings), [(lanes, channels[0], *size)]
+    stream = Stream(make_node(case), Config(threads=threads))
+    assert tiling_of(stream) is not None
     return stream
 
 
@@ -124,6 +134,62 @@ def test_every_candidate_is_in_one_tile_of_its_lane(height: int, width: int,
 @pytest.mark.usefixtures("tiled")
 def test_is_exact(channels: tuple[int, int], size: tuple[int, int]) -> None:
     run_frames(exact_stream(channels, size))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 5), (8, 8)])
+@pytest.mark.parametrize("channels", [(16, 16), (23, 17), (64, 80)])
+@pytest.mark.usefixtures("tiled")
+def test_transposed_is_exact(channels: tuple[int, int], size: tuple[int, int]) -> None:
+    stream = transposed_stream(channels, size)
+    run_frames(stream)
+    assert went_by_tiles(stream)
+
+
+@pytest.mark.parametrize("padding, more", [((0, 0), (0, 0)), ((0, 1), (1, 0)), ((2, 2), (1, 1)),
+                                           ((3, 0), (0, 1))])
+@pytest.mark.usefixtures("tiled")
+def test_transposed_with_any_padding(padding: tuple[int, int], more: tuple[int, int]) -> None:
+    run_frames(transposed_stream((16, 16), (5, 6), padding=padding, output_padding=more))
+
+
+@pytest.mark.parametrize("channels, groups", [((34, 60), 2), ((64, 32), 16)])
+@pytest.mark.usefixtures("tiled")
+def test_transposed_in_groups(channels: tuple[int, int], groups: int) -> None:
+    run_frames(transposed_stream(channels, (5, 7), groups=groups))
+
+
+@pytest.mark.parametrize("channels, size", [((48, 40), (20, 28)), ((512, 384), (5, 12)),
+                                            ((272, 272), (5, 80))], ids=str)
+@pytest.mark.usefixtures("tiled")
+def test_transposed_by_two_workers_comes_to_the_same(channels: tuple[int, int],
+                                                     size: tuple[int, int]) -> None:
+    shared = run_frames(transposed_stream(channels, size, lanes=1, threads=2))
+    assert torch.equal(shared, run_frames(transposed_stream(channels, size, lanes=1)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3.4e38])
+@pytest.mark.usefixtures("tiled")
+def test_transposed_what_is_not_finite_reaches_its_readers_alone(value: float) -> None:
+    node = transposed_stream((16, 16), (6, 7)).node
+    node.about.args[1].abs_().add_(4)
+    stream = Stream(node, Config(threads=1))
+    x = integers(2, 16, 6, 7)
+    x[1, 5, 3, 4] = value
+    put(stream, torch.ones(2, 6, 7), x)
+    stream.step()
+    torch.testing.assert_close(stream.output.value, node.evaluate(x), equal_nan=True)
+
+
+def test_transposed_frames_choose_between_tiles_and_pixels() -> None:
+    stream = transposed_stream((64, 64), (16, 16), lanes=1)
+    run_frames(stream)
+    assert went_by_tiles(stream)
+    single = torch.zeros(1, 16, 16)
+    single[0, 0, 0] = 1
+    put(stream, single, stream.inputs[0].value + 1)
+    stream.step()
+    assert torch.equal(stream.output.value, stream.node.evaluate(stream.inputs[0].value))
+    assert not went_by_tiles(stream)
 
 
 @pytest.mark.parametrize("channels", [(1, 16), (3, 64), (7, 7), (64, 1)])

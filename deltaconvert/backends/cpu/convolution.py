@@ -55,6 +55,7 @@ from deltaconvert.backends.cpu.native import (
     Longs4,
     Numbers,
     Numbers3,
+    call,
     layout,
     read,
     take,
@@ -155,7 +156,8 @@ class Convolution(NamedTuple):
         period: int64 ``[2]``, of the phases in height and width.
         height, width: of a lane of the output.
         sorted: int32, the candidates phase by phase; empty where there is one phase.
-        tiling: address of a `winograd.Tiling`, where tiles are a way to compute; else 0.
+        tilings: addresses of `winograd.Tiling`, one a phase, where tiles are a way to compute.
+        prepare, work: addresses of entries: the other way.
     """
 
     parts: Parts
@@ -165,7 +167,9 @@ class Convolution(NamedTuple):
     height: int
     width: int
     sorted: Ints
-    tiling: int
+    tilings: Longs
+    prepare: int
+    work: int
 
 
 _PRODUCT, _PRODUCT16 = layout(Product), layout(Product, types.uint16)
@@ -184,21 +188,15 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
     order = ints(buffers.scratch["cpu.phases"], out.lanes * out.pixels) if several else _NONE
     phases = [engine.keep(_product(node, phase, buffers, engine, head.parts, order)).address
               for phase in filters.phases]
+    prepare, work, tilings = PREPARE.of(out.data), CONVOLVE.of(out.data), np.zeros(0, np.int64)
+    if filters.tiled:
+        prepare, work = _prepare_tiles, _convolve_tiles
+        tilings = winograd.bind(node, filters, buffers, engine)
     task = Convolution(
         head.parts, _ending(node, filters.bias, buffers, head, engine),
         np.array(phases, np.int64), np.array(filters.period, np.int64), out.height, out.width,
-        order, _tiling(node, filters, buffers, engine))
-    return CompiledStep(node, engine, head, CONVOLVE.of(out.data), task, PREPARE.of(out.data))
-
-
-def _tiling(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> int:
-    if filters.tiled is None:
-        return 0
-    (phase,) = filters.phases
-    index = node.about.args[0].index
-    source = source_of(flat_map(buffers.inputs[index].value), node.about.footprints[index],
-                       phase.taps, phase.lines)
-    return winograd.bind(filters.tiled, phase, source, buffers, engine).address
+        order, tilings, PREPARE.of(out.data).address, CONVOLVE.of(out.data).address)
+    return CompiledStep(node, engine, head, work, task, prepare)
 
 
 def _bind_depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffers: Buffers,
@@ -245,11 +243,7 @@ def _product(node: DeltaNode, phase: Phase, buffers: Buffers, engine: Engine, pa
 
 @entry
 def _prepare(address, workers):
-    task = read(address, _CONVOLUTION)
-    if task.tiling != 0 and winograd.begin(task.tiling, task.parts, workers):
-        task.parts.progress[GROUPS] = _TILES
-        return
-    share(task, _PRODUCT, workers)
+    share(read(address, _CONVOLUTION), _PRODUCT, workers)
 
 
 @entry
@@ -259,11 +253,7 @@ def _prepare16(address, workers):
 
 @entry
 def _convolve(address, worker):
-    task = read(address, _CONVOLUTION)
-    if task.parts.progress[GROUPS] == _TILES:
-        winograd.convolve_tiles(task.tiling, task.ending, worker)
-        return
-    multiply_phases(task, _PRODUCT, worker)
+    multiply_phases(read(address, _CONVOLUTION), _PRODUCT, worker)
 
 
 @entry
@@ -271,7 +261,40 @@ def _convolve16(address, worker):
     multiply_phases(read(address, _CONVOLUTION16), _PRODUCT16, worker)
 
 
+@entry
+def _prepare_tiles(address, workers):
+    task = read(address, _CONVOLUTION)
+    if begin_tiles(task, workers):
+        task.parts.progress[GROUPS] = _TILES
+    else:
+        call(task.prepare, address, workers)
+
+
+@entry
+def _convolve_tiles(address, worker):
+    task = read(address, _CONVOLUTION)
+    if task.parts.progress[GROUPS] == _TILES:
+        for phase in range(task.tilings.shape[0]):
+            winograd.convolve_tiles(task.tilings[phase], task.ending, worker)
+    else:
+        call(task.work, address, worker)
+
+
 PREPARE, CONVOLVE = Entries(_prepare, _prepare16), Entries(_convolve, _convolve16)
+
+
+@loop
+def begin_tiles(task, workers):
+    """Find the tiles of each phase; return whether they are to be computed."""
+    pixels, phases = task.parts.pixels[:task.parts.listed[0]], task.tilings.shape[0]
+    bounds = np.zeros(phases + 1, np.int64)
+    bounds[phases] = pixels.shape[0]
+    if phases > 1:
+        bounds[phases] = 0
+        sort_by_phase(pixels, task.height, task.width, task.period[0], task.period[1],
+                      task.sorted, bounds)
+        pixels = task.sorted
+    return winograd.begin(task.tilings, pixels, bounds, workers)
 
 
 @loop

@@ -27,9 +27,8 @@ NARROWEST_GROUP = 16
 PIECE = 512
 # Taps of fewer channels lie side by side in the map, and are taken as one.
 FEW_CHANNELS = 16
-# Winograd's F(2x2, 3x3): places of a transformed filter, and the transform along a side.
-PLACES = 16
-_TRANSFORM = ((1, 0, 0), (.5, .5, .5), (.5, -.5, .5), (0, 0, 1))
+# Winograd's F(2, 3) and F(2, 2): the transform of so many taps along a side, to one place more.
+_TRANSFORMS = {3: ((1, 0, 0), (.5, .5, .5), (.5, -.5, .5), (0, 0, 1)), 2: ((1, 0), (1, 1), (0, 1))}
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Tiled:
-    """A transformed filter, see `winograd`.
+    """A phase's transformed filter, see `winograd`.
 
     Args:
+        side: places along a side of it.
         channels: of a group, in and out.
         bounds, filters, panels: see `winograd.Layer`.
     """
 
+    side: int
     channels: tuple[int, int]
     bounds: np.ndarray
     filters: np.ndarray
@@ -76,14 +77,14 @@ class Filters:
 
     Args:
         phases: for the product; empty for a depthwise convolution.
-        tiled: the same for tiles of pixels, where the convolution can be computed so.
+        tiled: the same for tiles of pixels; empty where the convolution cannot be computed so.
         period: of the phases, in height and width.
         depthwise: ``[taps, channels]``, where every channel has one filter of its own.
         bias: float32 ``[C_out]`` or nothing.
     """
 
     phases: list[Phase]
-    tiled: Tiled | None
+    tiled: list[Tiled]
     period: tuple[int, int]
     depthwise: Tensor | None
     bias: Tensor | None
@@ -142,18 +143,18 @@ def fold(node: DeltaNode) -> Filters:
     depthwise = None
     if is_depthwise(node):
         depthwise = taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1).float().contiguous()
-    merged = _merge(taps)
+    cuts = [] if depthwise is not None else _cut(_merge(taps), params, period, transposed)
+    tiled = [_tile(part) for _, _, part in cuts] if tiled_channels(node) else []
     return Filters(
-        [] if depthwise is not None else _phases(merged, params, period),
-        None if tiled_channels(node) is None else _tile(merged), period, depthwise,
-        None if bias is None else bias.detach().float().contiguous())
+        [_phase(*cut) for cut in cuts], [t for t in tiled if t] if all(tiled) else [], period,
+        depthwise, None if bias is None else bias.detach().float().contiguous())
 
 
 def fold_matrix(node: DeltaNode) -> Filters:
     """Derive the matrix of a linear layer, the 1x1 filter of a map that is one pixel."""
     weight, bias, first = node.about.args[1], argument(node, 2), np.zeros(1, np.int64)
     phase = _phase((0, 0), (first, first), weight.detach().t()[None, None, None])
-    return Filters([phase], None, (1, 1), None,
+    return Filters([phase], [], (1, 1), None,
                    None if bias is None else bias.detach().float().contiguous())
 
 
@@ -161,7 +162,8 @@ def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
     """Return a group's channels in and out, as multiplied, where tiles are a way to compute."""
     weight, params = node.about.args[1], node.about.params
     settings = *weight.shape[2:], *params["stride"], *params["dilation"]
-    if is_transposed(node) or is_depthwise(node) or settings != (3, 3, 1, 1, 1, 1):
+    expected = (4, 4, 2, 2, 1, 1) if is_transposed(node) else (3, 3, 1, 1, 1, 1)
+    if is_depthwise(node) or settings != expected:
         return None
     if weight.dtype != torch.float32:
         return None  # the transformed numbers would need bits that bfloat16 has not
@@ -172,8 +174,8 @@ def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
 
 
 def _tile(taps: Tensor) -> Tiled | None:
-    """Transform ``[groups, 3, 3, channels_in, channels_out]``, rounding once."""
-    side = torch.tensor(_TRANSFORM, dtype=torch.float64)
+    """Transform ``[groups, taps, taps, channels_in, channels_out]``, rounding once."""
+    side = torch.tensor(_TRANSFORMS[taps.shape[1]], dtype=torch.float64)
     places = torch.einsum("ya,gabio,xb->gyxio", side, taps.double(), side).float()
     if not bool(places.isfinite().all()):
         return None  # no tile's result would be
@@ -181,7 +183,7 @@ def _tile(taps: Tensor) -> Tiled | None:
     parts = max(round(channels / PIECE), 1)
     bounds = np.array([channels * i // parts for i in range(parts + 1)], np.int64)
     filters, panels = _panels(places.flatten(1, 2))
-    return Tiled((channels, taps.shape[4]), bounds, filters, panels)
+    return Tiled(len(side), (channels, taps.shape[4]), bounds, filters, panels)
 
 
 def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:
@@ -213,15 +215,18 @@ def _together(groups: int, channels_in: int, channels_out: int) -> int:
     return together
 
 
-def _phases(taps: Tensor, params: dict[str, Any], period: tuple[int, int]) -> list[Phase]:
-    phases = []
+def _cut(taps: Tensor, params: dict[str, Any], period: tuple[int, int], transposed: bool
+         ) -> list[tuple[tuple[int, int], tuple[np.ndarray, np.ndarray], Tensor]]:
+    """Return each phase's place, its taps in the order of the input's pixels, and their weights."""
+    cuts = []
     for y in range(period[0]):
         for x in range(period[1]):
             rows, cols = (
                 _taps_of(place, size, params["padding"][d], params["dilation"][d], period[d])
+                [::-1 if transposed else 1].copy()
                 for d, (place, size) in enumerate(((y, taps.shape[1]), (x, taps.shape[2]))))
-            phases.append(_phase((y, x), (rows, cols), taps[:, rows][:, :, cols]))
-    return phases
+            cuts.append(((y, x), (rows, cols), taps[:, rows][:, :, cols]))
+    return cuts
 
 
 def _takes_lines(groups: int, width: int, channels: int) -> bool:

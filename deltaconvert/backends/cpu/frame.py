@@ -31,6 +31,7 @@ from deltaconvert.backends.cpu.native import (
     read,
     replace,
     take,
+    word_at,
     yield_processor,
 )
 
@@ -411,9 +412,9 @@ def collect(marks, plane, lanes, pixels):
     for lane in range(lanes):
         start = lane * plane
         lane_marks = marks[start:start + plane]
-        words = lane_marks[:plane // 8 * 8].view(np.uint64)
-        for word in range(words.shape[0]):
-            if words[word] != 0:  # most of a quiet scene is skipped eight at a time
+        for word in range(plane // 8):
+            # most of a quiet scene is skipped eight at a time
+            if word_at(lane_marks.ctypes.data + 8 * word) != 0:
                 for at in range(word * 8, word * 8 + 8):
                     pixels[total] = start + at
                     total += lane_marks[at] != 0

@@ -218,10 +218,10 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
             finite = finite and ok
         any_kept = find_changed(sums.reshape(-1), across, along, channels, lines, threshold, rms,
                                 keep)
-        if over.max() != 0:
+        if any_set(over):
             for left in range(0, width, BLOCK):
                 right = min(left + BLOCK, width)
-                if keep[left] == 0 and over[left * numbers:right * numbers].max() != 0 and (
+                if keep[left] == 0 and any_set(over[left * numbers:right * numbers]) and (
                         not alike or not rms or pixel_exceeds(
                             frame, start, strides, value, pixel, width, channels, lines, left,
                             right, cap)):
@@ -235,6 +235,15 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
             for x in range(width):
                 out[x] = out[x] & keep[x] if any_kept else np.uint8(0)
     return finite
+
+
+@loop
+def any_set(marks):
+    """Return whether any mark is set."""
+    found = np.uint8(0)
+    for i in range(marks.shape[0]):
+        found |= marks[i]
+    return found != 0
 
 
 @loop

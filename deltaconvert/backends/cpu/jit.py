@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,25 +14,48 @@ from typing import Any, TypeVar
 
 import numba
 from numba import types
-from numba.core.ccallback import CFunc
+from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
 
-Loop = TypeVar("Loop", bound=Callable[..., Any])
+from deltaconvert.backends.cpu.library import EntryFunction
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SILENT_SECONDS = 1.0
 # No "nnan", no "ninf": a difference that is not a number must propagate.
 _REORDER = {"reassoc", "contract", "nsz"}
+_OPTIONS: dict[str, Any] = {"fastmath": _REORDER, "error_model": "numpy"}
+_Dispatcher: Any = CPUDispatcher
 
 
-def loop(function: Loop) -> Loop:
-    """Compile a loop that runs without the GIL; sums may be reordered, NaN stays NaN.
+class Loop(_Dispatcher):
+    """A loop for compiled code, which may be called from Python as well."""
 
-    Compiled code is kept in Numba's cache folder, so it is made once a machine.
+    @functools.cached_property
+    def _from_python(self) -> Any:
+        compiled: Any = numba.njit(nogil=True, cache=True, **_OPTIONS)(self.py_func)
+        _expire_together(compiled)
+        return compiled
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """Settle which code a call is of: not one for each number that is written out."""
+        return super().get_call_template([types.unliteral(a) for a in args],
+                                         {k: types.unliteral(a) for k, a in kws.items()})
+
+    def __call__(self, *args: Any) -> Any:
+        """Compile it by itself, which takes a while, and call it."""
+        return self._from_python(*args)
+
+
+def loop(function: Function) -> Function:
+    """Make a part of entries; sums may be reordered, NaN stays NaN.
+
+    It is compiled with each entry that calls it; see `library`.
     """
-    compile_it: Any = numba.njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")
-    compiled: Loop = compile_it(function)
-    _expire_together(compiled)
-    return compiled
+    made: Any = Loop(function, targetoptions={"nopython": True, "no_cpython_wrapper": True,
+                                              "no_cfunc_wrapper": True, **_OPTIONS})
+    part: Function = made
+    return part
 
 
 class Entry:
@@ -49,11 +73,11 @@ class Entry:
         with self._lock:
             if self._compiled is None:
                 signature = normalize_signature(types.void(types.intp, types.intp))
-                compiled: Any = CFunc(self.function, signature, locals={},
-                                      options={"error_model": "numpy"})
+                compiled: Any = EntryFunction(self.function, signature, locals={},
+                                              options={"error_model": "numpy"})
                 compiled.enable_caching()
                 _expire_together(compiled)
-                with _said_if_slow():
+                with _said_if_slow(), _no_garbage_collected():
                     compiled.compile()
                 self._compiled = compiled
             address: int = self._compiled.address
@@ -62,6 +86,18 @@ class Entry:
     def __call__(self, address: int, number: int) -> None:
         """Call it from Python; the GIL is released meanwhile."""
         SIGNATURE(self.address)(address, number)
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Leave garbage for later: a compiler makes so many objects that looking takes a fifth."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager

@@ -173,6 +173,14 @@ def _view(typing: Any, address: Any, size: Any, like: Any) -> Any:
     return found(types.intp, types.intp, like), codegen
 
 
+def _word_at(typing: Any, address: Any) -> Any:
+    """Read eight bytes from any address."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], _INT.as_pointer()), align=1)
+
+    return types.intp(types.intp), codegen
+
+
 def _call(typing: Any, function: Any, address: Any, number: Any) -> Any:
     """Call an `Entry` by its address."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -247,6 +255,7 @@ llvmlite.binding.add_symbol(_YIELD, ctypes.cast(_yielding, ctypes.c_void_p).valu
 
 read: Any = intrinsic(_read)
 view: Any = intrinsic(_view)
+word_at: Any = intrinsic(_word_at)
 call: Any = intrinsic(_call)
 take: Any = _atomic("add", "acq_rel")
 exchange: Any = _atomic("xchg", "seq_cst")

@@ -27,6 +27,7 @@ from deltaconvert.backends.cpu.native import (
     Doubles,
     Entries,
     Flags,
+    Ints,
     Longs,
     Numbers,
     layout,
@@ -53,14 +54,18 @@ class Comparison(NamedTuple):
     """A frame that is compared with the value.
 
     Args:
-        frame: int64 ``[1]``: the address of its numbers.
+        frame: int64 ``[2]``: the address of its numbers, and how many there are.
         strides, shape: int64 ``[4]``, of lane, channel, row and pixel.
         value, step: see `FlatMap`.
-        block, block_threshold, cap: the test of blocks, if so.
+        block_threshold, cap: of the test of blocks.
         thresholds, rms: the test of pixels, one a lane.
         marks: uint8, flat, written.
         taken: int64 ``[1]``: lines that are taken.
         finite: bool ``[workers]``, written.
+        fresh: one a lane.
+        mask: of the edge.
+        counts: int64 ``[lanes]``: the pixels that were replaced last.
+        pixels: int32, the list of marked pixels.
     """
 
     frame: Longs
@@ -68,7 +73,6 @@ class Comparison(NamedTuple):
     shape: Longs
     value: Numbers
     step: int
-    block: bool
     block_threshold: np.float32
     cap: np.float32
     thresholds: Doubles
@@ -76,45 +80,99 @@ class Comparison(NamedTuple):
     marks: Bytes
     taken: Longs
     finite: Flags
+    fresh: Flags
+    mask: Bytes
+    counts: Longs
+    pixels: Ints
 
 
 _COMPARISON, _COMPARISON16 = layout(Comparison), layout(Comparison, types.uint16)
 
 
 @entry
-def _compare(address, worker):
-    compare_parts(read(address, _COMPARISON), worker)
+def _compare_pixels(address, worker):
+    pixel_parts(read(address, _COMPARISON), worker)
 
 
 @entry
-def _compare16(address, worker):
-    compare_parts(read(address, _COMPARISON16), worker)
+def _compare_pixels16(address, worker):
+    pixel_parts(read(address, _COMPARISON16), worker)
 
 
-COMPARE = Entries(_compare, _compare16)
+@entry
+def _compare_blocks(address, worker):
+    block_parts(read(address, _COMPARISON), worker)
+
+
+@entry
+def _compare_blocks16(address, worker):
+    block_parts(read(address, _COMPARISON16), worker)
+
+
+@entry
+def _replace(address, worker):
+    replace_marked(read(address, _COMPARISON))
+
+
+@entry
+def _replace16(address, worker):
+    replace_marked(read(address, _COMPARISON16))
+
+
+COMPARE_PIXELS = Entries(_compare_pixels, _compare_pixels16)
+COMPARE_BLOCKS = Entries(_compare_blocks, _compare_blocks16)
+REPLACE = Entries(_replace, _replace16)
 
 
 @loop
-def compare_parts(task, worker):
-    """Mark what changed in the lines of the frame, or rows of blocks, until all are taken."""
-    numbers = 1 + ((task.shape - 1) * task.strides).sum()
-    frame = view(task.frame[0], numbers, task.value)
-    rows = (task.shape[2] + BLOCK - 1) // BLOCK if task.block else task.shape[2]
-    total, size = rows * task.shape[0], 2 if task.block else 2 * BLOCK
+def pixel_parts(task, worker):
+    """Mark what changed in the lines of the frame, until all are taken."""
+    frame = view(task.frame[0], task.frame[1], task.value)
+    total, size = task.shape[2] * task.shape[0], 2 * BLOCK
     while True:
         first = take(task.taken.ctypes.data, size)
         if first >= total:
             return
-        last = min(first + size, total)
-        if task.block:
-            finite = compare_blocks(
-                frame, task.strides, task.shape, task.value, task.step, task.block_threshold,
-                task.cap, task.rms, first, last, task.marks)
-        else:
-            finite = compare_pixels(
-                frame, task.strides, task.shape, task.value, task.step, task.thresholds,
-                task.rms, first, last, task.marks)
+        finite = compare_pixels(
+            frame, task.strides, task.shape, task.value, task.step, task.thresholds, task.rms,
+            first, min(first + size, total), task.marks)
         task.finite[worker] = task.finite[worker] and finite
+
+
+@loop
+def block_parts(task, worker):
+    """Mark what changed in the rows of blocks of the frame, until all are taken."""
+    frame = view(task.frame[0], task.frame[1], task.value)
+    total, size = (task.shape[2] + BLOCK - 1) // BLOCK * task.shape[0], 2
+    while True:
+        first = take(task.taken.ctypes.data, size)
+        if first >= total:
+            return
+        finite = compare_blocks(
+            frame, task.strides, task.shape, task.value, task.step, task.block_threshold, task.cap,
+            task.rms, first, min(first + size, total), task.marks)
+        task.finite[worker] = task.finite[worker] and finite
+
+
+@loop
+def replace_marked(task):
+    """Replace the pixels that are marked, and all of fresh lanes; publish what was replaced."""
+    lanes, plane = task.shape[0], task.shape[2] * task.shape[3]
+    for lane in range(lanes):
+        if task.fresh[lane]:
+            task.marks[lane * plane:(lane + 1) * plane] = 1
+    total = collect(task.marks, plane, lanes, task.pixels)
+    changed = total != 0
+    for lane in range(lanes):
+        changed = changed or task.counts[lane] != 0
+        task.counts[lane] = 0
+    if changed:
+        for i in range(task.mask.shape[0]):
+            task.mask[i] = task.marks[i]
+    for i in range(total):
+        task.counts[np.int64(task.pixels[i]) // plane] += 1
+    replace_pixels(view(task.frame[0], task.frame[1], task.value), task.strides, task.shape,
+                   task.pixels[:total], task.value, task.step)
 
 
 class CpuSparsify:
@@ -124,18 +182,20 @@ class CpuSparsify:
         """Resolve buffers and settings."""
         self.node, self.engine = node, engine
         self.edge, self.state = buffers.output, buffers.state
-        self.value = flat_map(self.edge.value)
-        self.mask = flat(self.edge.mask)
-        self.marks = flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:self.mask.size]
-        self.pixels = ints(buffers.scratch["cpu.sparsify"], self.mask.size)
+        value, mask = flat_map(self.edge.value), flat(self.edge.mask)
+        blocks = config.input_test == "block" and config.input_threshold > 0
         self.task = Comparison(
-            np.zeros(1, np.int64), np.zeros(4, np.int64),
-            np.array(self.edge.value.shape, np.int64), self.value.data, self.value.step,
-            config.input_test == "block" and config.input_threshold > 0,
+            np.zeros(2, np.int64), np.zeros(4, np.int64),
+            np.array(self.edge.value.shape, np.int64), value.data, value.step,
             np.float32(config.input_threshold), np.float32(config.cap), self.edge.threshold,
-            node.about.norm == "rms", self.marks, np.zeros(1, np.int64),
-            np.ones(engine.workers.threads, np.bool_))
-        self.place = engine.add(None, COMPARE.of(self.value.data), self.task)
+            node.about.norm == "rms",
+            flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:mask.size],
+            np.zeros(1, np.int64), np.ones(engine.workers.threads, np.bool_), self.state.fresh,
+            mask, np.zeros(value.lanes, np.int64),
+            ints(buffers.scratch["cpu.sparsify"], mask.size))
+        compare = COMPARE_BLOCKS if blocks else COMPARE_PIXELS
+        self.place = engine.add(None, compare.of(value.data), self.task)
+        engine.add(None, REPLACE.of(value.data), self.task)
 
     def examine(self, frame: Tensor) -> None:
         """Mark what changed, in memory of its own; change nothing else.
@@ -143,8 +203,8 @@ class CpuSparsify:
         Raises:
             NotFiniteError: naming the lane and how many numbers are not finite.
         """
-        numbers, self.task.strides[:] = flat_frame(frame)
-        self.task.frame[0], self.task.taken[0] = numbers.ctypes.data, 0
+        numbers = self._take(frame)
+        self.task.taken[0] = 0
         self.task.finite[:] = True
         self.engine.run(self.place, self.place + 1, numbers.size > SHARED_NUMBERS)
         if not self.task.finite.all():
@@ -152,19 +212,17 @@ class CpuSparsify:
 
     def __call__(self, frame: Tensor) -> Work:
         """Replace the pixels that `examine` marked; all of a fresh lane."""
-        pixels = self.value.pixels
-        for lane in self.state.fresh.nonzero()[0]:
-            self.marks[lane * pixels:(lane + 1) * pixels] = 1
-        total = collect(self.marks, pixels, self.value.lanes, self.pixels)
-        if total:
-            numbers, strides = flat_frame(frame)
-            replace_pixels(numbers, strides, self.task.shape, self.pixels[:total],
-                           self.value.data, self.value.step)
-        if total or self.edge.changed:
-            np.copyto(self.mask, self.marks)
-        self.edge.publish(self.mask.reshape(self.value.lanes, -1).sum(1, np.int64)
-                          if total else [0] * self.value.lanes)
-        return Work(self.mask.size, 0)
+        numbers = self._take(frame)
+        self.engine.run(self.place + 1, self.place + 2, share=False)
+        del numbers  # a copy, where the frame was scattered
+        self.edge.publish(self.task.counts.tolist())
+        return Work(self.task.mask.size, 0)
+
+    def _take(self, frame: Tensor) -> np.ndarray:
+        """Tell the task of a frame; return its numbers, to be kept meanwhile."""
+        numbers, self.task.strides[:] = flat_frame(frame)
+        self.task.frame[:] = numbers.ctypes.data, numbers.size
+        return numbers
 
 
 def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:

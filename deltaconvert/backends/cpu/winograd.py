@@ -1,4 +1,4 @@
-"""Convolutions of 3x3 taps by Winograd's F(2x2, 3x3), over the tiles that hold a candidate.
+"""Convolutions by Winograd's F(2x2, 3x3) and F(2x2, 2x2), over the tiles that hold a candidate.
 
 A tile is two by two output pixels. They read a patch ``d`` of four by four input pixels, and with
 the filter ``g``, for every pair of channels,
@@ -9,11 +9,17 @@ takes 16 multiply-adds for four pixels, where the definition takes 36 (Winograd 
 Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). Summed over the input's
 channels, each of the 16 places is a product of matrices: tiles times filters.
 
+So are computed 3x3 taps of stride 1. A transposed convolution of 4x4 taps and stride 2 is four
+convolutions of 2x2 taps, one for each phase: there a patch is three by three, and a tile takes 9
+multiply-adds instead of 16. Its tiles are two by two neighbours of a phase, in the *plane* of the
+phase's pixels alone.
+
 Tiles lie where candidates are: a pair of rows begins at the first row that holds one, and a tile
 at the first column. So blobs of a few pixels fill their tiles to 75 to 90 %.
 
 An output pixel depends on its own nine taps and on no other number of the patch, term by term:
-with ``y0 = m0 + m1 + m2`` and ``y1 = m1 - m2 - m3``, ``y0`` never meets ``d3``, nor ``y1`` ``d0``.
+with ``y0 = m0 + m1 + m2`` and ``y1 = m1 - m2 - m3``, ``y0`` never meets ``d3``, nor ``y1`` ``d0``
+(and with ``y0 = m0 + m1`` and ``y1 = m1 - m2``, ``y0`` never meets ``d2``, nor ``y1`` ``d0``).
 So its rounding error is one of its own neighbourhood, zeros all around give zero, and what is not
 a number stays with its readers. It may be another one though (infinity minus infinity), and large
 numbers may overflow on the way: tiles whose result is not finite are computed by the definition.
@@ -25,19 +31,15 @@ numbers may overflow on the way: tiles whose result is not finite are computed b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cpu.addresses import Source, find_rows
+from deltaconvert.backends.cpu.addresses import Source, find_rows, source_of
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.filters import PLACES, Phase, Tiled, tiled_channels
+from deltaconvert.backends.cpu.filters import Filters, Phase, Tiled, is_transposed, tiled_channels
 from deltaconvert.backends.cpu.finish import finish_rows
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, WIDTH, multiply_block, multiply_rows
@@ -48,7 +50,6 @@ from deltaconvert.backends.cpu.native import (
     Floats2,
     Floats3,
     Ints2,
-    Kept,
     Longs,
     Longs2,
     Longs3,
@@ -56,11 +57,12 @@ from deltaconvert.backends.cpu.native import (
     read,
     take,
 )
+from deltaconvert.backends.cpu.transforms import HELD, from_places, to_places
+from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode
 
 # Tiles that are transformed, multiplied and finished before the next: whole blocks.
 TILES = 4 * BLOCK
-HELD = 4  # pixels of a tile
 # Numbers from a place to the next differ from a multiple of a page by this, or the 16 places of a
 # tile would share a few lines of the first cache.
 APART, PAGE = 64, 1024
@@ -81,20 +83,25 @@ class Definition(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What does not change from frame to frame.
+    """A phase, as far as it does not change from frame to frame.
 
     Args:
-        source: the map, and the nine taps of every output pixel.
+        side: places along a side: 4, or 3.
+        source: the map, and the taps of every pixel of the plane.
+        phase: int64 ``[6]``: where the plane lies in the output: the first row and column, from a
+            row and a column to the next, and the output's height and width.
         channels: of the output.
         group_in, group_out: channels of a group.
         gain: of these.
         bounds: int64 ``[P + 1]``: where the filter is cut along a group's input channels.
-        filters, panels: transformed; a panel holds the 16 places one behind the other, each
+        filters, panels: transformed; a panel holds the places one behind the other, each
             ``[channels of a group, columns]``; ``panels`` as in `kernel.multiply_rows`.
         by_definition: the same for pixels one by one.
     """
 
+    side: int
     source: Source
+    phase: Longs
     channels: int
     group_in: int
     group_out: int
@@ -106,7 +113,7 @@ class Layer(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The results of chunks: of each worker's, or, where workers share a chunk, of each chunk.
+    """The results of chunks: of each worker's, and, where workers share chunks, of each phase's.
 
     Args:
         new: float32 ``[slots, 4 * TILES + BLOCK, C_out]`` and `PANEL` more columns: a row a
@@ -124,12 +131,12 @@ class Memory(NamedTuple):
     """What a worker has for itself.
 
     Args:
-        patches: float32, flat: ``[16, TILES, C_in]``, transformed, the places apart.
+        patches: float32, flat: ``[places, TILES, C_in]``, transformed, the places apart.
         patches_place, patches_row: bytes from a place to the next, and from a tile.
-        products: likewise ``[16, TILES, C_out]`` and a few more columns.
+        products: likewise ``[places, TILES, C_out]`` and a few more columns.
         products_place, products_row: the same of these.
         rows: int64 ``[TILES]``: addresses of the first place's patches.
-        table: int64 ``[16]``, addresses.
+        table: int64 ``[places]``, addresses.
         copies, addresses: see `addresses.find_rows`, for one block.
         slot: its own, of `Rows`.
     """
@@ -148,11 +155,12 @@ class Memory(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """A convolution by tiles.
+    """A phase of a convolution by tiles.
 
     Args:
         layer: what is computed.
         rows: where.
+        first_slot: of those that are its own, where workers share chunks.
         memory: addresses of `Memory`, one a worker.
         tiles: int32 ``[tiles, 2]``, see `find_tiles`.
         frame: int64 ``[4 + FEW_CHUNKS]``, what the workers share in a frame: the tiles, those of
@@ -162,6 +170,7 @@ class Tiling(NamedTuple):
 
     layer: Layer
     rows: Rows
+    first_slot: int
     memory: Longs
     tiles: Ints2
     frame: Longs
@@ -175,15 +184,22 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     """Return the memory for tiles, where a node may be computed by them."""
     if tiled_channels(node) is None:
         return []
-    lanes, height, width = node.about.output.mask_shape
     shape_in, shape_out = node.about.inputs[0].shape, node.about.output.shape
     assert shape_in is not None
     assert shape_out is not None
-    slots = max(workers, FEW_CHUNKS)
-    return [Scratch("cpu.tiles", 8 * lanes * -(-height // 2) * -(-width // 2)),
+    phases, places = (4, 9) if is_transposed(node) else (1, 16)
+    slots = workers + phases * FEW_CHUNKS
+    return [Scratch("cpu.tiles", 8 * phases * _most_tiles(node, phases)),
             Scratch("cpu.rows", 4 * slots * (HELD * TILES + BLOCK) * (shape_out[1] + PANEL)),
-            Scratch("cpu.patches", 4 * workers * PLACES * _place(shape_in[1])),
-            Scratch("cpu.products", 4 * workers * PLACES * _place(shape_out[1] + WIDTH))]
+            Scratch("cpu.patches", 4 * workers * places * _place(shape_in[1])),
+            Scratch("cpu.products", 4 * workers * places * _place(shape_out[1] + WIDTH))]
+
+
+def _most_tiles(node: DeltaNode, phases: int) -> int:
+    """Return how many tiles a phase may have."""
+    lanes, height, width = node.about.output.mask_shape
+    side = 4 if phases > 1 else 2  # of the output's pixels, from a tile to the next
+    return lanes * -(-height // side) * -(-width // side)
 
 
 def _place(columns: int) -> int:
@@ -192,82 +208,126 @@ def _place(columns: int) -> int:
     return numbers + (APART - numbers) % PAGE
 
 
-def bind(tiled: Tiled, phase: Phase, source: Source, buffers: Buffers, engine: Engine) -> Kept:
-    """Return a `Tiling`.
-
-    Args:
-        tiled: the transformed filter.
-        phase: the same by the definition.
-        source: of both.
-        buffers: the edges and memory.
-        engine: of the stream.
-    """
+def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> np.ndarray:
+    """Return the addresses of a `Tiling` for each phase."""
     out, scratch, threads = flat_map(buffers.output.value), buffers.scratch, engine.workers.threads
-    layer = Layer(source, out.channels, *tiled.channels, gain(*tiled.channels), tiled.bounds,
-                  tiled.filters, tiled.panels,
-                  Definition(phase.pieces, phase.filters, phase.panels))
-    most = out.lanes * -(-out.height // 2) * -(-out.width // 2)
-    slots = max(threads, FEW_CHUNKS)
+    index, phases = node.about.args[0].index, len(filters.phases)
+    value, footprint = flat_map(buffers.inputs[index].value), node.about.footprints[index]
+    slots, most = threads + phases * FEW_CHUNKS, _most_tiles(node, phases)
     rows = Rows(
         rows_of(scratch["cpu.rows"], slots, HELD * TILES + BLOCK, out.channels + PANEL),
         np.zeros((slots, HELD * TILES), np.int32), np.zeros((slots, TILES), np.uint8))
-    memory = [engine.keep(_memory(layer, scratch, worker, phase.segments)).address
-              for worker in range(threads)]
-    return engine.keep(Tiling(
-        layer, rows, np.array(memory, np.int64),
-        ints(scratch["cpu.tiles"], 2 * most).reshape(most, 2),
-        np.zeros(_DONE + FEW_CHUNKS, np.int64)))
+    tiles = ints(scratch["cpu.tiles"], 2 * phases * most).reshape(phases, most, 2)
+    memory = np.array([
+        engine.keep(_memory(filters.tiled[0], value.channels, out.channels, scratch, worker,
+                            filters.phases[0].segments)).address
+        for worker in range(threads)], np.int64)
+    made = []
+    for i, (phase, tiled) in enumerate(zip(filters.phases, filters.tiled, strict=True)):
+        source = source_of(value, _plane(footprint, phase, filters.period), phase.taps,
+                           phase.lines)
+        place = np.array([*phase.place, *filters.period, out.height, out.width], np.int64)
+        layer = Layer(tiled.side, source, place, out.channels, *tiled.channels,
+                      gain(*tiled.channels, tiled.side - 1), tiled.bounds, tiled.filters,
+                      tiled.panels, Definition(phase.pieces, phase.filters, phase.panels))
+        made.append(engine.keep(Tiling(layer, rows, threads + i * FEW_CHUNKS, memory, tiles[i],
+                                       np.zeros(_DONE + FEW_CHUNKS, np.int64))).address)
+    return np.array(made, np.int64)
 
 
-def _memory(layer: Layer, scratch: Mapping[str, Tensor], worker: int, segments: int) -> Memory:
-    patches = _places(scratch["cpu.patches"], worker, layer.source.channels)
-    products = _places(scratch["cpu.products"], worker, layer.channels + WIDTH)
+def _plane(footprint: Footprint, phase: Phase, period: tuple[int, int]) -> Footprint:
+    """Return what the pixels of one phase read."""
+    return Footprint(footprint.rows[phase.place[0]::period[0]],
+                     footprint.cols[phase.place[1]::period[1]], footprint.size_in)
+
+
+def _memory(tiled: Tiled, channels_in: int, channels_out: int, scratch: Mapping[str, Tensor],
+            worker: int, segments: int) -> Memory:
+    places = tiled.side * tiled.side
+    patches = _places(scratch["cpu.patches"], worker, places, channels_in)
+    products = _places(scratch["cpu.products"], worker, places, channels_out + WIDTH)
     rows = patches[0].ctypes.data + patches[2] * np.arange(TILES)
-    return Memory(*patches, *products, rows, np.zeros(PLACES, np.int64),
+    return Memory(*patches, *products, rows, np.zeros(places, np.int64),
                   np.zeros((BLOCK, 0), np.float32), np.zeros((1, segments, BLOCK), np.int64),
                   worker)
 
 
-def _places(scratch: Tensor, worker: int, columns: int) -> tuple[np.ndarray, int, int]:
+def _places(scratch: Tensor, worker: int, places: int, columns: int
+            ) -> tuple[np.ndarray, int, int]:
     """Return a worker's memory for the places of its tiles, and its steps in bytes."""
     place = _place(columns)
-    whole = rows_of(scratch, worker + 1, PLACES * place)
+    whole = rows_of(scratch, worker + 1, places * place)
     return whole[worker], 4 * place, 4 * columns
 
 
 @loop
-def begin(address, whole, workers):
+def begin(tilings, pixels, bounds, workers):
     """Take up a frame's candidates; return whether they are better computed by tiles.
 
     Args:
-        address: of a `Tiling`.
-        whole: the candidates, `frame.Parts`.
+        tilings: addresses of `Tiling`, one a phase.
+        pixels: int32, the candidates, phase by phase; those of several phases are overwritten.
+        bounds: int64 ``[phases + 1]``: where each phase's begin.
         workers: how many there will be.
     """
-    tiling = read(address, _TILING)
-    layer, frame = tiling.layer, tiling.frame
-    found = whole.listed[0]
-    total = find_tiles(whole.pixels[:found], layer.source.rows.shape[0],
-                       layer.source.cols.shape[0], tiling.tiles)
-    if total + _FILTER_ROWS >= layer.gain * (found + _FILTER_ROWS):
+    phases, total, found = tilings.shape[0], 0, bounds[tilings.shape[0]]
+    gain = 0.0
+    for i in range(phases):
+        tiling = read(tilings[i], _TILING)
+        layer, own = tiling.layer, pixels[bounds[i]:bounds[i + 1]]
+        gain = layer.gain
+        if phases > 1:
+            to_plane(layer, own)
+        tiling.frame[:] = 0
+        tiling.frame[_TOTAL] = find_tiles(own, layer.source.rows.shape[0],
+                                          layer.source.cols.shape[0], tiling.tiles)
+        total += tiling.frame[_TOTAL]
+    if total + phases * _FILTER_ROWS >= gain * (found + phases * _FILTER_ROWS):
         return False
-    frame[:] = 0
-    frame[_TOTAL] = total
-    frame[_COUNT], frame[_PARTS] = cut(layer, total, workers)
+    for i in range(phases):
+        tiling = read(tilings[i], _TILING)
+        tiling.frame[_COUNT], tiling.frame[_PARTS] = cut(tiling.layer, tiling.frame[_TOTAL],
+                                                         workers)
     return True
 
 
-def gain(channels_in: int, channels_out: int) -> float:
+@loop
+def to_plane(layer, pixels):
+    """Turn pixels of the output into those of the phase's plane."""
+    height, width = layer.source.rows.shape[0], layer.source.cols.shape[0]
+    down, across, height_out, width_out = (
+        layer.phase[2], layer.phase[3], layer.phase[4], layer.phase[5])
+    for i in range(pixels.shape[0]):
+        row, x = pixels[i] // width_out, pixels[i] % width_out
+        pixels[i] = (row // height_out * height + row % height_out // down) * width + x // across
+
+
+@loop
+def to_output(layer, pixels):
+    """Turn them back."""
+    height, width = layer.source.rows.shape[0], layer.source.cols.shape[0]
+    first_row, first_column, down, across, height_out, width_out = (
+        layer.phase[0], layer.phase[1], layer.phase[2], layer.phase[3], layer.phase[4],
+        layer.phase[5])
+    for i in range(pixels.shape[0]):
+        row, x = pixels[i] // width, pixels[i] % width
+        row = row // height * height_out + row % height * down + first_row
+        pixels[i] = row * width_out + x * across + first_column
+
+
+def gain(channels_in: int, channels_out: int, taps: int = 3) -> float:
     """Return how many tiles a candidate may be worth, where both are computed; see `begin`.
 
-    A tile is sixteen products where a candidate is nine, and its numbers are transformed: in and
-    back, that takes as long as 64 multiply-adds a number.
+    A tile is sixteen products where a candidate is nine (or nine where it is four), and its
+    numbers are transformed: in and back, that takes as long as four multiply-adds a number and
+    place.
 
     Args:
         channels_in, channels_out: of a group.
+        taps: along a side.
     """
     product = channels_in * channels_out
-    return 9 * product / (PLACES * (product + 4 * (channels_in + channels_out)))
+    return taps ** 2 * product / ((taps + 1) ** 2 * (product + 4 * (channels_in + channels_out)))
 
 
 @loop
@@ -310,15 +370,16 @@ def compute_next(tiling, memory):
         if start >= stop_tile:
             return 0, 0
         tiles = tiling.tiles[start:stop_tile]
-        slot = memory.slot if parts == 1 else chunk
+        slot = memory.slot if parts == 1 else tiling.first_slot + chunk
         first = panels.shape[1] * part // parts
         stop = panels.shape[1] * (part + 1) // parts
-        transform_patches(layer.source, tiles, memory)
+        transform_patches(layer, tiles, memory)
         multiply_places(layer, first, stop, tiles.shape[0], memory)
         channel = panels[0, first, 1]
         channels = (layer.channels if part + 1 == parts else panels[0, stop, 1]) - channel
-        transform_back(tiles, channel, channels, memory, rows.new[slot], rows.spoiled[slot])
-        if parts == 1 or take(frame.ctypes.data + 8 * (_DONE + slot), 1) == parts - 1:
+        transform_back(layer.side, tiles, channel, channels, memory, rows.new[slot],
+                       rows.spoiled[slot])
+        if parts == 1 or take(frame.ctypes.data + 8 * (_DONE + chunk), 1) == parts - 1:
             return slot, gather_candidates(layer, tiles, memory, rows, slot)
 
 
@@ -363,39 +424,37 @@ def find_tiles(pixels, height, width, tiles):
 
 
 @loop
-def transform_patches(source, tiles, memory):
+def transform_patches(layer, tiles, memory):
     """Write ``B^T d B`` of each tile's patch, channel by channel; see `Memory`."""
-    height_out, width_out = source.rows.shape[0], source.cols.shape[0]
-    whole, table = source.channels // WIDTH, memory.table
+    source, side, table = layer.source, layer.side, memory.table
+    height_out, width_out, last = source.rows.shape[0], source.cols.shape[0], layer.side - 1
     for i in range(tiles.shape[0]):
         pixel = np.int64(tiles[i, 0])
         x = pixel % width_out
         y = pixel // width_out % height_out
         first = pixel // (width_out * height_out) * source.height
-        for j in range(4):  # what lies below or beside the map is read by no pixel
+        for j in range(side):  # what lies below or beside the map is read by no pixel
             line = np.int32(-1)
-            if j < 3 or y + 1 < height_out:
-                line = source.rows[y + j // 3, j - j // 3]
-            for k in range(4):
+            if j < last or y + 1 < height_out:
+                line = source.rows[y + j // last, j - j // last]
+            for k in range(side):
                 column = np.int32(-1)
-                if k < 3 or x + 1 < width_out:
-                    column = source.cols[x + k // 3, k - k // 3]
+                if k < last or x + 1 < width_out:
+                    column = source.cols[x + k // last, k - k // last]
                 where = source.zeros.ctypes.data
                 if line >= 0 and column >= 0:
                     place = (first + line) * source.width + column
                     where = source.data.ctypes.data + 4 * source.step * place
-                table[4 * j + k] = where
-        out = memory.patches.ctypes.data + i * memory.patches_row
-        _to_places(table.ctypes.data, 0, whole, out, memory.patches_place)
-        _to_places_singly(table.ctypes.data, 4 * WIDTH * whole, source.channels - WIDTH * whole,
-                          out, memory.patches_place)
+                table[side * j + k] = where
+        to_places(side, table.ctypes.data, source.channels,
+                  memory.patches.ctypes.data + i * memory.patches_row, memory.patches_place)
 
 
 @loop
 def multiply_places(layer, first, stop, count, memory):
     """Multiply the transformed patches of some tiles with some panels, place by place."""
-    bounds, panels = layer.bounds, layer.panels
-    for place in range(PLACES):
+    bounds, panels, places = layer.bounds, layer.panels, layer.side * layer.side
+    for place in range(places):
         for group in range(panels.shape[0]):
             for part in range(bounds.shape[0] - 1):
                 for q in range(first, stop):
@@ -404,7 +463,7 @@ def multiply_places(layer, first, stop, count, memory):
                     ahead = piece
                     if q + 1 < stop:
                         ahead = _piece(layer, group, q + 1, place, part)
-                    elif place + 1 < PLACES:
+                    elif place + 1 < places:
                         ahead = _piece(layer, group, first, place + 1, part)
                     out = memory.products.ctypes.data + place * memory.products_place + 4 * column
                     for block in range((count + BLOCK - 1) // BLOCK):
@@ -426,10 +485,9 @@ def _piece(layer, group, q, place, part):
 
 
 @loop
-def transform_back(tiles, channel, channels, memory, new, spoiled):
+def transform_back(side, tiles, channel, channels, memory, new, spoiled):
     """Write some channels of ``A^T m A`` to the rows of the candidates; note spoiled tiles."""
-    table = memory.table
-    whole, at = channels // WIDTH, 0
+    table, at = memory.table, 0
     for i in range(tiles.shape[0]):
         for k in range(HELD):
             table[k] = new[new.shape[0] - 1, channel:].ctypes.data  # nobody's
@@ -437,10 +495,7 @@ def transform_back(tiles, channel, channels, memory, new, spoiled):
                 table[k] = new[at, channel:].ctypes.data
                 at += 1
         start = memory.products.ctypes.data + i * memory.products_row + 4 * channel
-        bad = _from_places(start, memory.products_place, 0, whole, table.ctypes.data)
-        bad |= _from_places_singly(start, memory.products_place, 4 * WIDTH * whole,
-                                   channels - WIDTH * whole, table.ctypes.data)
-        if bad:
+        if from_places(side, start, memory.products_place, channels, table.ctypes.data):
             spoiled[i] = 1
 
 
@@ -457,6 +512,8 @@ def gather_candidates(layer, tiles, memory, rows, slot):
         if rows.spoiled[slot, i]:
             rows.spoiled[slot, i] = 0
             compute_by_definition(layer, pixels[before:at], memory, rows.new[slot], before)
+    if layer.phase[2] > 1:
+        to_output(layer, pixels[:at])
     return at
 
 
@@ -471,96 +528,3 @@ def compute_by_definition(layer, pixels, memory, new, first):
     for i in range(pixels.shape[0]):
         for c in range(layer.channels):
             new[first + i, c] = beside[i, c]
-
-
-_FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-
-
-def _vector(width: int) -> Any:
-    return ir.VectorType(_FLOAT, width) if width > 1 else _FLOAT
-
-
-def _at(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
-    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
-
-
-def _addresses(builder: Any, table: Any, count: int) -> list[Any]:
-    return [builder.load(_at(builder, table, _INT(8 * i), _INT)) for i in range(count)]
-
-
-def _transform(width: int) -> Any:
-    """Make the loop over channels of ``B^T d B``, so many channels at a time.
-
-    In vector types, because no compiler vectorises a loop with 16 arrays in and 16 out.
-    """
-    kind = _vector(width)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table, first, count, out, place_step = args
-        taps = _addresses(builder, table, PLACES)
-
-        def along(d: list[Any]) -> list[Any]:
-            return [builder.fsub(d[0], d[2]), builder.fadd(d[1], d[2]),
-                    builder.fsub(d[2], d[1]), builder.fsub(d[1], d[3])]
-
-        with cgutils.for_range(builder, count) as over_channels:
-            offset = builder.add(first, builder.mul(over_channels.index, _INT(4 * width)))
-            d = [builder.load(_at(builder, tap, offset, kind), align=4) for tap in taps]
-            columns = [along(d[x::4]) for x in range(4)]
-            target = builder.add(out, offset)
-            for y in range(4):
-                for x, number in enumerate(along([column[y] for column in columns])):
-                    step = builder.mul(place_step, _INT(4 * y + x))
-                    builder.store(number, _at(builder, target, step, kind), align=4)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def transform(typing, table, first, count, out, place_step):
-        return types.void(*[types.intp] * 5), codegen
-
-    return transform
-
-
-def _transform_back(width: int) -> Any:
-    """Make the loop over channels of ``A^T m A``; it returns whether a number is not finite."""
-    kind = _vector(width)
-    zero = ir.Constant(kind, None) if width > 1 else _FLOAT(0.0)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        products, place_step, first, count, table = args
-        rows = _addresses(builder, table, HELD)
-        check = cgutils.alloca_once_value(builder, zero)
-
-        def along(m: list[Any]) -> list[Any]:
-            return [builder.fadd(m[0], builder.fadd(m[1], m[2])),
-                    builder.fsub(builder.fsub(m[1], m[2]), m[3])]
-
-        with cgutils.for_range(builder, count) as over_channels:
-            offset = builder.add(first, builder.mul(over_channels.index, _INT(4 * width)))
-            source = builder.add(products, offset)
-            m = [builder.load(_at(builder, source, builder.mul(place_step, _INT(i)), kind),
-                              align=4) for i in range(PLACES)]
-            columns = [along(m[x::4]) for x in range(4)]
-            numbers = [n for y in range(2) for n in along([column[y] for column in columns])]
-            total = builder.load(check)
-            for row, number in zip(rows, numbers, strict=True):
-                builder.store(number, _at(builder, row, offset, kind), align=4)
-                # 0, or NaN where the number is infinite or NaN
-                total = builder.fadd(total, builder.fmul(number, zero), flags=("contract",))
-            builder.store(total, check)
-        total = builder.load(check)
-        same = builder.fcmp_unordered("uno", total, total)
-        if width == 1:
-            return same
-        bits = builder.bitcast(same, ir.IntType(width))
-        return builder.icmp_unsigned("!=", bits, ir.IntType(width)(0))
-
-    @intrinsic
-    def transform(typing, products, place_step, first, count, table):
-        return types.boolean(*[types.intp] * 5), codegen
-
-    return transform
-
-
-_to_places, _to_places_singly = _transform(WIDTH), _transform(1)
-_from_places, _from_places_singly = _transform_back(WIDTH), _transform_back(1)

@@ -1,0 +1,73 @@
+"""Loops that are compiled with the entries that call them."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from numba.core.registry import cpu_target
+
+from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.library import Part
+from deltaconvert.backends.cpu.native import view
+
+
+@loop
+def add(numbers, amount):
+    """Add to each number."""
+    for i in range(numbers.shape[0]):
+        numbers[i] += amount
+
+
+@loop
+def add_twice(numbers, amount):
+    """Add a number that is known when this is compiled, and one that is not."""
+    add(numbers, 3)
+    add(numbers, amount)
+
+
+@entry
+def add_at(address, amount):
+    """Add to the three numbers at an address."""
+    add_twice(view(address, 3, np.empty(0, np.int64)), amount)
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch) -> Any:
+    """Compile the entry anew, in an empty cache."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    address: Any = add_at.address
+    assert address
+    return add_at
+
+
+def test_an_entry_runs_its_parts(compiled) -> None:
+    numbers = np.array([1, 2, 3])
+    compiled(numbers.ctypes.data, 4)
+    assert numbers.tolist() == [8, 9, 10]
+
+
+def test_parts_have_no_machine_code_of_their_own(compiled) -> None:
+    for part in (add, add_twice):
+        (overload,) = part.overloads.values()  # one for a number that is written out, too
+        assert isinstance(overload.library, Part)
+        assert overload.library.get_pointer_to_function(overload.fndesc.mangled_name) == 0
+
+
+def test_a_part_may_be_called_by_other_functions_and_from_python(compiled) -> None:
+    @numba.njit
+    def other(numbers):
+        add_twice(numbers, 1)
+
+    numbers = np.array([1, 2, 3])
+    other(numbers)
+    add_twice(numbers, 10)
+    assert numbers.tolist() == [18, 19, 20]
+
+
+def test_what_others_compile_is_as_ever(compiled) -> None:
+    assert "_library_class" not in vars(cpu_target.target_context.codegen())
