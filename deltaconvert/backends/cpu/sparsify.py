@@ -13,15 +13,14 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import collect
 from deltaconvert.backends.cpu.frames import (
     BLOCK,
     compare_blocks,
     compare_pixels,
-    replace_pixels,
+    replace_marked,
 )
 from deltaconvert.backends.cpu.jit import entry, loop
-from deltaconvert.backends.cpu.maps import flat, flat_map, ints
+from deltaconvert.backends.cpu.maps import flat, flat_map
 from deltaconvert.backends.cpu.native import (
     Bytes,
     Doubles,
@@ -44,9 +43,8 @@ SHARED_NUMBERS = 200_000
 
 
 def plan(node: DeltaNode) -> list[Scratch]:
-    """Return the marks of the frame under examination, and the list of its pixels."""
-    pixels = int(np.prod(node.about.output.mask_shape))
-    return [Scratch(f"cpu.{node.about.name}.marks", pixels), Scratch("cpu.sparsify", 4 * pixels)]
+    """Return the marks of the frame under examination."""
+    return [Scratch(f"cpu.{node.about.name}.marks", int(np.prod(node.about.output.mask_shape)))]
 
 
 class Comparison(NamedTuple):
@@ -127,7 +125,7 @@ class CpuSparsify:
         self.value = flat_map(self.edge.value)
         self.mask = flat(self.edge.mask)
         self.marks = flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:self.mask.size]
-        self.pixels = ints(buffers.scratch["cpu.sparsify"], self.mask.size)
+        self.counts = np.zeros(self.value.lanes, np.int64)
         self.task = Comparison(
             np.zeros(1, np.int64), np.zeros(4, np.int64),
             np.array(self.edge.value.shape, np.int64), self.value.data, self.value.step,
@@ -155,15 +153,12 @@ class CpuSparsify:
         pixels = self.value.pixels
         for lane in self.state.fresh.nonzero()[0]:
             self.marks[lane * pixels:(lane + 1) * pixels] = 1
-        total = collect(self.marks, pixels, self.value.lanes, self.pixels)
-        if total:
-            numbers, strides = flat_frame(frame)
-            replace_pixels(numbers, strides, self.task.shape, self.pixels[:total],
-                           self.value.data, self.value.step)
-        if total or self.edge.changed:
+        numbers, strides = flat_frame(frame)
+        replace_marked(numbers, strides, self.task.shape, self.marks, self.value.data,
+                       self.value.step, self.counts)
+        if self.edge.changed or self.counts.any():
             np.copyto(self.mask, self.marks)
-        self.edge.publish(self.mask.reshape(self.value.lanes, -1).sum(1, np.int64)
-                          if total else [0] * self.value.lanes)
+        self.edge.publish(self.counts.tolist())
         return Work(self.mask.size, 0)
 
 
