@@ -31,13 +31,17 @@ from deltaconvert.backends.cpu.native import (
     Numbers,
     call,
 )
-from deltaconvert.backends.cpu.row import compare_row, write_row
+from deltaconvert.backends.cpu.row import compare_row, trailing_zeros, write_row
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.operators import registry
 
 # How far ahead rows are fetched: numbers whose comparison takes as long as memory does.
 _FETCHED_NUMBERS = 512
+# Rows that are compared before those that exceed are written, a bit each: whether one does is no
+# guess of the processor's then, and one row need not wait for another. So few that they stay in
+# the first cache.
+_COMPARED_NUMBERS, _MOST_COMPARED = 2048, 64
 
 
 class Ending(NamedTuple):
@@ -141,24 +145,35 @@ def finish_batch(new, pixels, first, last, ending, worker):
         _call_back(new, pixels[first:last], ending, worker)
         bias, adds = ending.zeros.ctypes.data, False
     ahead, size, end = _FETCHED_NUMBERS // channels + 1, ending.out.itemsize, pixels.shape[0] - 1
-    lane, lane_end = np.int64(-1), np.int64(-1)
-    for i in range(first, last):
-        pixel = np.int64(pixels[i])
-        later = np.int64(pixels[min(i + ahead, end)])
-        if pixel >= lane_end:
-            lane = pixel // ending.plane
-            lane_end = (lane + 1) * ending.plane
+    group = min(max(_COMPARED_NUMBERS // channels, 1), _MOST_COMPARED)
+    i = first
+    while i < last:
+        lane = np.int64(pixels[i]) // ending.plane
+        stop = min(i + group, last)
+        while pixels[stop - 1] >= (lane + 1) * ending.plane:
+            stop -= 1
+        threshold = np.float32(ending.thresholds[lane])
         row = new.ctypes.data + 4 * (i - first) * new.shape[1]
-        old = out + size * pixel * ending.step
-        residual = added + size * pixel * ending.added_step if adds else 0
-        exceeds = compare_row(
-            ending.out, row, old, bias, residual, channels, ending.code, ending.slope,
-            np.float32(ending.thresholds[lane]), ending.rms, out + size * later * ending.step,
-            added + size * later * ending.added_step)
-        if exceeds or ending.fresh[lane]:
-            write_row(ending.out, row, old, channels)
+        exceeding = np.uint64(0)
+        for k in range(i, stop):
+            pixel, later = np.int64(pixels[k]), np.int64(pixels[min(k + ahead, end)])
+            exceeds = compare_row(
+                ending.out, row + 4 * (k - i) * new.shape[1], out + size * pixel * ending.step,
+                bias, added + size * pixel * ending.added_step if adds else 0, channels,
+                ending.code, ending.slope, threshold, ending.rms,
+                out + size * later * ending.step, added + size * later * ending.added_step)
+            exceeding |= np.uint64(exceeds) << np.uint64(k - i)
+        if ending.fresh[lane]:
+            exceeding = ~np.uint64(0) >> np.uint64(64 - (stop - i))
+        while exceeding != 0:
+            k = trailing_zeros(exceeding)
+            exceeding &= exceeding - np.uint64(1)
+            pixel = np.int64(pixels[i + k])
+            write_row(ending.out, row + 4 * k * new.shape[1], out + size * pixel * ending.step,
+                      channels)
             ending.mask[pixel] = 1
             counts[lane] += 1
+        i = stop
 
 
 @loop

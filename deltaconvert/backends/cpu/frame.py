@@ -106,7 +106,7 @@ class Head(NamedTuple):
 
     Args:
         inputs: addresses of `Input`.
-        alone: one input, read by each output pixel at its own place.
+        own: each output pixel reads the inputs' pixels at its own place.
         plane: output pixels of a lane.
         fresh: one a lane.
         parts: of the step.
@@ -119,7 +119,7 @@ class Head(NamedTuple):
     """
 
     inputs: Longs
-    alone: bool
+    own: bool
     plane: int
     fresh: Flags
     parts: Parts
@@ -321,7 +321,7 @@ def _list(head):
     fresh = False
     for lane in range(lanes):
         fresh = fresh or head.fresh[lane]
-    if head.alone and not fresh:
+    if head.own and head.inputs.shape[0] == 1 and not fresh:
         return collect(read(head.inputs[0], _INPUT).mask, head.plane, lanes, head.parts.pixels)
     marks = head.marks
     marks[:] = 0
@@ -330,7 +330,10 @@ def _list(head):
         changed = False
         for lane in range(lanes):
             changed = changed or source.tally[lane] != 0
-        if changed:
+        if changed and head.own:
+            for at in range(marks.shape[0]):
+                marks[at] |= source.mask[at]
+        elif changed:
             mark(source, lanes, marks)
     for lane in range(lanes):
         if head.fresh[lane]:

@@ -298,13 +298,27 @@ def pixel_exceeds(frame, start, strides, value, pixel, width, channels, lines, l
 
 
 @loop
-def replace_pixels(frame, strides, shape, pixels, value, value_step):
-    """Write the frame's numbers at some pixels to the value."""
+def replace_marked(frame, strides, shape, marks, value, value_step, counts):
+    """Write the frame's numbers at marked pixels to the value; count them, a lane.
+
+    Args:
+        frame, strides, shape, marks, value, value_step: as in `compare_pixels`.
+        counts: int64 ``[N]``, written.
+    """
     channels, height, width = shape[1], shape[2], shape[3]
-    for i in range(pixels.shape[0]):
-        pixel = np.int64(pixels[i])
-        line = pixel // width
-        start = (line // height * strides[0] + line % height * strides[2]
-                 + pixel % width * strides[3])
-        for c in range(channels):
-            store(value, pixel * value_step + c, load(frame, start + c * strides[1]))
+    counts[:] = 0
+    for line in range(shape[0] * height):
+        start = line // height * strides[0] + line % height * strides[2]
+        marked = marks[line * width:(line + 1) * width]
+        words = marked[:width // 8 * 8].view(np.uint64)
+        for first in range(0, width, 8):
+            if first + 8 <= width and words[first // 8] == 0:
+                continue  # most of a quiet scene is skipped eight at a time
+            for x in range(first, min(first + 8, width)):
+                counts[line // height] += marked[x]
+                new, old = start + x * strides[3], (line * width + x) * value_step
+                for c in range(channels):  # no branch: which pixels changed cannot be guessed
+                    kept, replaced = load(value, old + c), load(frame, new + c * strides[1])
+                    if marked[x] != 0:
+                        kept = replaced
+                    store(value, old + c, kept)

@@ -216,10 +216,10 @@ def _choose(builder: Any, code: Any, added: Any, loop: Callable[[int, bool], Non
 
 def _outside(builder: Any, squares: Any, channels: Any, threshold: Any) -> Any:
     """Whether the root of the squares' mean is not within the threshold."""
-    total = _FLOAT(0.0)
-    for i in range(WIDTH):
-        total = builder.fadd(total, builder.extract_element(squares, _INDEX(i)),
-                             flags=("reassoc", "contract"))
+    add = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR]),
+        f"llvm.vector.reduce.fadd.v{WIDTH}f32")
+    total = builder.call(add, [_FLOAT(0.0), squares], fastmath=("reassoc",))
     root = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_FLOAT, [_FLOAT]), "llvm.sqrt.f32")
     mean = builder.fdiv(total, builder.sitofp(channels, _FLOAT))
@@ -315,9 +315,18 @@ def _add_row(typing: Any, like: Any, source: Any, factor: Any, new: Any, channel
     return types.void(like, types.intp, types.float32, types.intp, types.intp), codegen
 
 
+def _trailing_zeros(typing: Any, bits: Any) -> Any:
+    """Return the place of the lowest bit that is set."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], _BIT(1))
+
+    return types.int64(types.uint64), codegen
+
+
 compare_row: Any = intrinsic(_compare)
 load_row: Any = intrinsic(_load_row)
 load_other: Any = intrinsic(_load_other)
 multiply_row: Any = intrinsic(_multiply_row)
 add_row: Any = intrinsic(_add_row)
+trailing_zeros: Any = intrinsic(_trailing_zeros)
 write_row: Any = intrinsic(_write)

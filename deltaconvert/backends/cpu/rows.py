@@ -82,7 +82,7 @@ def head_of(node: DeltaNode, buffers: Buffers, engine: Engine, row_ns: float, mo
     inputs = [engine.keep(_input(edge, footprint)).address
               for edge, footprint in zip(buffers.inputs, footprints, strict=True)]
     return Head(
-        np.array(inputs, np.int64), len(inputs) == 1 and footprints[0].is_identity,
+        np.array(inputs, np.int64), all(footprint.is_identity for footprint in footprints),
         plane, buffers.state.fresh, parts, flat(buffers.scratch["cpu.marks"])[:total],
         flat(buffers.output.mask), buffers.output.tally,
         np.zeros((engine.workers.threads, lanes), np.int64),

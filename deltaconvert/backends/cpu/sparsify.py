@@ -13,21 +13,19 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import collect
 from deltaconvert.backends.cpu.frames import (
     BLOCK,
     compare_blocks,
     compare_pixels,
-    replace_pixels,
+    replace_marked,
 )
 from deltaconvert.backends.cpu.jit import entry, loop
-from deltaconvert.backends.cpu.maps import flat, flat_map, ints
+from deltaconvert.backends.cpu.maps import flat, flat_map
 from deltaconvert.backends.cpu.native import (
     Bytes,
     Doubles,
     Entries,
     Flags,
-    Ints,
     Longs,
     Numbers,
     layout,
@@ -45,9 +43,8 @@ SHARED_NUMBERS = 200_000
 
 
 def plan(node: DeltaNode) -> list[Scratch]:
-    """Return the marks of the frame under examination, and the list of its pixels."""
-    pixels = int(np.prod(node.about.output.mask_shape))
-    return [Scratch(f"cpu.{node.about.name}.marks", pixels), Scratch("cpu.sparsify", 4 * pixels)]
+    """Return the marks of the frame under examination."""
+    return [Scratch(f"cpu.{node.about.name}.marks", int(np.prod(node.about.output.mask_shape)))]
 
 
 class Comparison(NamedTuple):
@@ -65,7 +62,6 @@ class Comparison(NamedTuple):
         fresh: one a lane.
         mask: of the edge.
         counts: int64 ``[lanes]``: the pixels that were replaced last.
-        pixels: int32, the list of marked pixels.
     """
 
     frame: Longs
@@ -83,7 +79,6 @@ class Comparison(NamedTuple):
     fresh: Flags
     mask: Bytes
     counts: Longs
-    pixels: Ints
 
 
 _COMPARISON, _COMPARISON16 = layout(Comparison), layout(Comparison, types.uint16)
@@ -111,12 +106,12 @@ def _compare_blocks16(address, worker):
 
 @entry
 def _replace(address, worker):
-    replace_marked(read(address, _COMPARISON))
+    replace(read(address, _COMPARISON))
 
 
 @entry
 def _replace16(address, worker):
-    replace_marked(read(address, _COMPARISON16))
+    replace(read(address, _COMPARISON16))
 
 
 COMPARE_PIXELS = Entries(_compare_pixels, _compare_pixels16)
@@ -155,24 +150,20 @@ def block_parts(task, worker):
 
 
 @loop
-def replace_marked(task):
-    """Replace the pixels that are marked, and all of fresh lanes; publish what was replaced."""
-    lanes, plane = task.shape[0], task.shape[2] * task.shape[3]
-    for lane in range(lanes):
+def replace(task):
+    """Replace the pixels that are marked, and all of fresh lanes; write the mask."""
+    plane, changed = task.shape[2] * task.shape[3], False
+    for lane in range(task.shape[0]):
+        changed = changed or task.counts[lane] != 0
         if task.fresh[lane]:
             task.marks[lane * plane:(lane + 1) * plane] = 1
-    total = collect(task.marks, plane, lanes, task.pixels)
-    changed = total != 0
-    for lane in range(lanes):
+    replace_marked(view(task.frame[0], task.frame[1], task.value), task.strides, task.shape,
+                   task.marks, task.value, task.step, task.counts)
+    for lane in range(task.shape[0]):
         changed = changed or task.counts[lane] != 0
-        task.counts[lane] = 0
     if changed:
         for i in range(task.mask.shape[0]):
             task.mask[i] = task.marks[i]
-    for i in range(total):
-        task.counts[np.int64(task.pixels[i]) // plane] += 1
-    replace_pixels(view(task.frame[0], task.frame[1], task.value), task.strides, task.shape,
-                   task.pixels[:total], task.value, task.step)
 
 
 class CpuSparsify:
@@ -191,8 +182,7 @@ class CpuSparsify:
             node.about.norm == "rms",
             flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:mask.size],
             np.zeros(1, np.int64), np.ones(engine.workers.threads, np.bool_), self.state.fresh,
-            mask, np.zeros(value.lanes, np.int64),
-            ints(buffers.scratch["cpu.sparsify"], mask.size))
+            mask, np.zeros(value.lanes, np.int64))
         compare = COMPARE_BLOCKS if blocks else COMPARE_PIXELS
         self.place = engine.add(None, compare.of(value.data), self.task)
         engine.add(None, REPLACE.of(value.data), self.task)
