@@ -328,6 +328,14 @@ def test_the_summary_names_nodes_rules_thresholds_and_bytes(backend):
     assert "100.0%" in text
 
 
+def test_a_node_that_runs_a_module_of_the_models_goes_by_its_type():
+    delta = deltaconvert.convert(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(216)).eval())
+    delta(FRAME)
+    node = delta.stream.program.nodes[-1]
+    assert node.extra_repr().startswith("BatchNorm1d, unknown")
+    assert " BatchNorm1d " in delta.summary()
+
+
 def test_other_settings_on_the_same_weights(backend):
     delta = deltaconvert.convert(net(), backend=backend)
     loose = delta.with_config(delta.config.replace(threshold=100.0))
