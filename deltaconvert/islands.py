@@ -156,6 +156,7 @@ class IslandsModule(nn.Module):
 class IslandsStream:
     """A past for every call of every island; callable like the model.
 
+    What the model's own code keeps from frame to frame is the model's: all streams share it.
     Two threads may run two streams; one stream takes one thread at a time.
     """
 

@@ -149,8 +149,8 @@ class DeltaNode(nn.Module):
         activation = about.params.get("activation")
         fused = ["residual"] * ("residual" in about.constants or _has_residual(about))
         fused += [str(activation[0])] if activation else []
-        return ", ".join([" + ".join([about.function_name, *fused]), about.rule, f"threshold={about.threshold:g}",
-                          f"{about.norm}", self.backend])
+        return ", ".join([" + ".join([about.function_name, *fused]), about.rule,
+                          f"threshold={about.threshold:g}", about.norm, self.backend])
 
 
 def _has_residual(about: Description) -> bool:

@@ -13,6 +13,7 @@ import linecache
 import operator
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -216,7 +217,7 @@ def source_line(stack_trace: str | None) -> str:
 
 
 def _is_ours(file: str) -> bool:
-    return file.startswith(__file__.removesuffix(".py")) or "/torch/" in file
+    return Path(file).parent == Path(__file__).parent or "/torch/" in file
 
 
 SHAPES_HELP = " If it branches on shapes alone, give convert its example_inputs."
