@@ -22,13 +22,15 @@ def partial_name(path: Path) -> Path:
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a name to write to; when the block ends, the file is moved to its place.
 
-    A link is followed: what it points to is replaced. Where the block raises, nothing is
+    A link is followed: what it points to is replaced. A device or a pipe is not: see
+    `check_place`. Where the block raises, nothing is
     left. A process that is killed leaves the file under its other name, which ends in
     ``.partial``, and its place as it was.
 
     Raises:
         WriteError: the folder is missing or not writable, or the disk is full.
     """
+    check_place(path)
     place = Path(os.path.realpath(path))
     partial = partial_name(place)
     try:
@@ -41,6 +43,19 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Refuse what is no file: in the place of ``/dev/null`` a file would stay for everybody.
+
+    Raises:
+        WriteError: saying what it is.
+    """
+    if path.is_dir():
+        raise WriteError(f"{path} cannot be written: it is a folder. Name a file in it.")
+    if path.exists() and not path.is_file():
+        raise WriteError(f"{path} cannot be written: it is a device or a pipe, and files appear "
+                         "whole or not at all. Name a file; --json - is standard output.")
 
 
 def unwritable(path: Path, error: OSError) -> WriteError:

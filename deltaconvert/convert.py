@@ -12,6 +12,7 @@ from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.module import DeltaModule
+from deltaconvert.passes.trace import unwrapped
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import compile_graph
 from deltaconvert.pt2 import from_program
@@ -49,7 +50,8 @@ def convert(model: nn.Module | ExportedProgram,
 
     Args:
         model: any ``nn.Module`` that can be traced, a program of ``torch.export``, or what
-            `read_program` read; it is copied and left untouched.
+            `read_program` read; it is copied and left untouched. Of ``torch.compile``,
+            ``DataParallel`` and other wrappers of PyTorch's, the model within is taken.
         example_inputs: frames like those to come, ``[N, C, H, W]``: shapes, rules and state
             bytes are then known at once (and ``strict`` answers at once). A model whose code
             branches on shapes needs them, and then takes frames of these shapes only.
@@ -73,13 +75,13 @@ def convert(model: nn.Module | ExportedProgram,
         ConfigError: for a setting that makes no sense.
         UnsupportedError: under ``strict``, with every such node.
     """
-    if isinstance(model, ExportedProgram):
-        model = from_program(model)
+    model = unwrapped(from_program(model) if isinstance(model, ExportedProgram) else model)
     if isinstance(model, (DeltaModule, IslandsModule)):
         raise InputError("this model is converted already; convert takes the dense model.")
     settings = (config or Config()).replace(**overrides)
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
-    if modules is None or (modules == "auto" and _is_whole(model, inputs)):
+    takes_tensors = all(isinstance(i, Tensor) for i in inputs)
+    if modules is None or (modules == "auto" and takes_tensors and _is_whole(model, inputs)):
         return _convert_whole(model, inputs, settings, strict, preprocessing)
     if preprocessing is not None:
         raise InputError("preprocessing is kept with a model that is converted whole; a model with "
@@ -90,7 +92,7 @@ def convert(model: nn.Module | ExportedProgram,
 def _is_whole(model: nn.Module, inputs: Sequence[Any]) -> bool:
     """Whether a model can be traced as it is, without islands."""
     try:
-        compile_graph(model, inputs if all(isinstance(i, Tensor) for i in inputs) else ())
+        compile_graph(model, inputs)
     except TraceError:
         return False
     return True

@@ -81,5 +81,4 @@ def advice_for(about: Description) -> str:
         return about.advice
     if about.rule == "global":
         return MAPS
-    name = getattr(about.function, "__name__", type(about.function).__name__)
-    return UNKNOWN.get(name, OWN_OPERATOR)
+    return UNKNOWN.get(about.function_name, OWN_OPERATOR)

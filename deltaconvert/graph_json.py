@@ -440,7 +440,7 @@ class _Writer:
         names = {str(n.target): n for n in inner.nodes if n.op == "placeholder"}
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         if len(node.args) > len(names) or set(given) != set(names):
-            raise _Unwritable("it is called with arguments that it does not need")
+            raise _Unwritable("it is called with more than the tensors it computes with")
         for name, part in names.items():
             self.refer[part] = _encode(given[name], self.refer)
 

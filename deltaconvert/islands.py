@@ -24,9 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.config import Config
-from deltaconvert.errors import ConfigError, FrameError, InputError, StreamBusyError, TraceError
+from deltaconvert.errors import (
+    ConfigError,
+    FrameError,
+    InputError,
+    StreamBusyError,
+    TraceError,
+    UnsupportedError,
+)
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.find_state import Attributes
 from deltaconvert.program import compile_graph
 from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream
@@ -104,6 +112,22 @@ class IslandsModule(nn.Module):
                    for path, island in self.islands.items()}
         return IslandsModule(self.model, islands, config)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> IslandsModule:
+        """Copy the model; streams of the copy start without a past."""
+        model = copy.deepcopy(self.model, memo)
+        return IslandsModule(model, {path: island._like(model.get_submodule(path), island.config)
+                                     for path, island in self.islands.items()}, self.config)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled.
+
+        Raises:
+            UnsupportedError: saying what to do instead.
+        """
+        raise UnsupportedError(
+            "a converted model is not pickled: keep the weights, delta.state_dict(), and convert "
+            "the model from its source in each process.")
+
     def summary(self) -> str:
         """Return a table of nodes for each call of an island in the last frame."""
         called = [f"{label}:\n{summarize(self.islands[_path(label)], stream)}"
@@ -132,6 +156,7 @@ class IslandsModule(nn.Module):
 class IslandsStream:
     """A past for every call of every island; callable like the model.
 
+    What the model's own code keeps from frame to frame is the model's: all streams share it.
     Two threads may run two streams; one stream takes one thread at a time.
     """
 
@@ -145,6 +170,10 @@ class IslandsStream:
         self._answered: list[str] = []
         self._relabelled: dict[tuple[str, DeltaNode], DeltaNode] = {}
         self.calls: dict[str, Stream] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IslandsStream:
+        """Return an empty stream of the copied module."""
+        return IslandsStream(copy.deepcopy(self.module, memo))
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Compute the model's answer to the next frame.
@@ -353,7 +382,8 @@ def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequ
             strict=strict, results=meta["results"], traced_for=meta["traced_for"])
     converted = IslandsModule(copied, islands, config)
     if inputs:
-        converted.new_stream()(*inputs)  # compiles; the programs stay
+        with _as_it_was(copied):
+            converted.new_stream()(*inputs)  # compiles; the programs stay
     return converted
 
 
@@ -456,7 +486,7 @@ def _seen(model: nn.Module, inputs: Sequence[Any]) -> dict[str, tuple[Tensor, ..
     handles = [module.register_forward_pre_hook(noting(path), with_kwargs=True)
                for path, module in model.named_modules() if path]
     try:
-        with torch.no_grad(), _own_random_numbers():
+        with torch.no_grad(), _as_it_was(model):
             model(*inputs)
     finally:
         for handle in handles:
@@ -465,9 +495,12 @@ def _seen(model: nn.Module, inputs: Sequence[Any]) -> dict[str, tuple[Tensor, ..
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Leave what a model keeps from frame to frame as it was, and the random numbers."""
+    attributes = Attributes(model)
     with torch.random.fork_rng(devices=[]):
         yield
+    attributes.restore(lambda value: True)
 
 
 def _check_settings(config: Config, paths: Sequence[str]) -> None:

@@ -177,7 +177,8 @@ def find_function(spec: str) -> Callable[..., Any]:
     if not (source and separator and name):
         raise InputError(f"a function is named package.module:function, got {spec!r}")
     with _current_folder_last():
-        found: Callable[..., Any] = _find_factory(_import_module(source), name, spec, "function")
+        module = _import_module(source, "Functions are named package.module:function")
+        found: Callable[..., Any] = _find_factory(module, name, spec, "function")
     return found
 
 
@@ -202,7 +203,7 @@ def _current_folder_last() -> Iterator[None]:
         sys.path[:] = before
 
 
-def _import_module(module: str) -> Any:
+def _import_module(module: str, forms: str = f"Models are named {SPEC_FORMS}") -> Any:
     if not all(part.isidentifier() for part in module.split(".")):
         dotted = re.sub(r"\.py$", "", module).strip("./\\").replace("/", ".").replace("\\", ".")
         raise InputError(
@@ -212,17 +213,17 @@ def _import_module(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise _module_not_found(module, error) from error
+        raise _module_not_found(module, error, forms) from error
     except (Exception, SystemExit) as error:  # a script without a main guard may exit
         raise InputError(f"importing {module} raised {_described(error)}") from error
 
 
-def _module_not_found(module: str, error: ModuleNotFoundError) -> InputError:
+def _module_not_found(module: str, error: ModuleNotFoundError, forms: str) -> InputError:
     missing = error.name or str(error)
     if module == missing or module.startswith(f"{missing}."):
         return InputError(
             f"no module {missing!r}: it is neither installed nor in the current folder "
-            f"({os.getcwd()}). Models are named {SPEC_FORMS}"
+            f"({os.getcwd()}). {forms}"
         )
     return InputError(f"{module} imports {missing!r}, which is not installed: pip install it")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,7 +112,24 @@ class DeltaModule(nn.Module):
 
     def with_config(self, config: Config) -> DeltaModule:
         """Return a module that shares these weights under other settings."""
-        made = DeltaModule(self._root, self.graph, self.out_spec, config, strict=self.strict,
+        return self._like(self._root, config)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DeltaModule:
+        """Copy the weights; streams of the copy start without a past."""
+        return self._like(copy.deepcopy(self._root, memo), self.config)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled.
+
+        Raises:
+            UnsupportedError: saying what to do instead.
+        """
+        raise UnsupportedError(
+            "a converted model is not pickled: deltaconvert.save(delta, path) writes it to a file, "
+            "and deltaconvert.load(path) reads it in any process.")
+
+    def _like(self, root: nn.Module, config: Config) -> DeltaModule:
+        made = DeltaModule(root, self.graph, self.out_spec, config, strict=self.strict,
                            results=self.results, traced_for=self.traced_for,
                            preprocessing=self.preprocessing)
         made.loaded_from = self.loaded_from
@@ -201,6 +219,10 @@ IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticErro
 
 
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
+    if isinstance(frame, (dict, list, tuple)):
+        raise FrameTypeError(f"input {name!r} is a {type(frame).__name__}, and a converted model "
+                             "takes tensors. Wrap the model in one whose forward names each of "
+                             "them, or convert its parts: modules='auto'.")
     if not isinstance(frame, Tensor):
         raise FrameTypeError(f"input {name!r} is a {type(frame).__name__}, not a tensor. Decode "
                              "and normalise the frame as for the dense model.")

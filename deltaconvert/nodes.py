@@ -111,6 +111,12 @@ class Description:
     constants: dict[str, Tensor] = field(default_factory=dict)
     advice: str = ""
 
+    @property
+    def function_name(self) -> str:
+        """The operator's name, or that of the model's own function or module."""
+        return self.operator.name if self.operator else getattr(
+            self.function, "__name__", type(self.function).__name__)
+
 
 class DeltaNode(nn.Module):
     """A node of the lowered graph: a `Description` that is called with a state."""
@@ -140,12 +146,11 @@ class DeltaNode(nn.Module):
     def extra_repr(self) -> str:
         """Say in one line what the node is, for ``print(graph_module)``."""
         about = self.about
-        what = about.operator.name if about.operator else getattr(about.function, "__name__", "?")
         activation = about.params.get("activation")
         fused = ["residual"] * ("residual" in about.constants or _has_residual(about))
         fused += [str(activation[0])] if activation else []
-        return ", ".join([" + ".join([what, *fused]), about.rule, f"threshold={about.threshold:g}",
-                          f"{about.norm}", self.backend])
+        return ", ".join([" + ".join([about.function_name, *fused]), about.rule,
+                          f"threshold={about.threshold:g}", about.norm, self.backend])
 
 
 def _has_residual(about: Description) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ class Stream:
         self._signature: Any = None
         self._lock = threading.Lock()
         self._observer: Observer | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
+        """Return an empty stream of the copied module."""
+        return Stream(copy.deepcopy(self._module, memo))
 
     def __call__(self, *frames: Tensor) -> Any:
         """Compute the outputs for the next frame.

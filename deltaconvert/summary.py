@@ -37,12 +37,10 @@ def operator_name(node: DeltaNode) -> str:
     about = node.about
     if about.rule == "sparsify":
         return "sparsify"
-    name = about.operator.name if about.operator else getattr(
-        about.function, "__name__", type(about.function).__name__)
     activation = about.params.get("activation")
     residual = " + residual" if about.operator and "residual" in about.operator.fuses and len(
         about.inputs) > 1 else ""
-    return name + residual + (f" + {activation[0]}" if activation else "")
+    return about.function_name + residual + (f" + {activation[0]}" if activation else "")
 
 
 def _row(node: DeltaNode, work: NodeStats) -> tuple[str, ...]:

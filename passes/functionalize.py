@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx import GraphModule
 
 from deltaconvert.passes.result import PassResult
@@ -27,6 +27,8 @@ OUT_OF_PLACE = {
     operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
     operator.ior: operator.or_, operator.ixor: operator.xor,
 }
+# Of a tensor of the model's own, which is no proxy and so is recorded by these names.
+IN_PLACE_METHODS = frozenset({"__setitem__", *(f"__{f.__name__}__" for f in OUT_OF_PLACE)})
 VIEW_METHODS = frozenset({
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
     "t", "chunk", "split", "narrow", "select", "unbind", "expand", "expand_as", "view_as",
@@ -92,7 +94,8 @@ def functionalize(graph_module: GraphModule) -> PassResult:
     families: dict[fx.Node, _Family] = {}
     shape_values: set[fx.Node] = set()
     in_place_modules = [m for m in graph_module.meta["root"].modules()
-                        if getattr(m, "inplace", False) is True]
+                        if getattr(m, "inplace", False) is True
+                        and not isinstance(m, torch.jit.ScriptModule)]
     for node in list(graph.nodes):
         receiver = _written(graph_module, node)
         written = families.get(receiver) if receiver is not None else None
@@ -119,7 +122,15 @@ def functionalize(graph_module: GraphModule) -> PassResult:
     return result
 
 
-def _written(graph_module: GraphModule, node: fx.Node) -> fx.Node | None:
+def written_into(model: nn.Module, node: fx.Node) -> fx.Node | None:
+    """Return the node whose tensor a call writes into; that of a view is the whole tensor's."""
+    receiver = _written(model, node)
+    while receiver is not None and (source := _view_of(receiver) or _written(model, receiver)):
+        receiver = source
+    return receiver
+
+
+def _written(model: nn.Module, node: fx.Node) -> fx.Node | None:
     """Return the node whose tensor this call writes into."""
     if isinstance(node.kwargs.get("out"), fx.Node):
         return node.kwargs["out"]  # type: ignore[return-value]
@@ -127,15 +138,15 @@ def _written(graph_module: GraphModule, node: fx.Node) -> fx.Node | None:
     if not isinstance(first, fx.Node):
         first = next((v for k, v in node.kwargs.items() if k in ("input", "x", "self")
                       and isinstance(v, fx.Node)), None)
-    return first if first is not None and _is_in_place(graph_module, node) else None
+    return first if first is not None and _is_in_place(model, node) else None
 
 
-def _is_in_place(graph_module: GraphModule, node: fx.Node) -> bool:
+def _is_in_place(model: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_method":
         name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
+        return name in IN_PLACE_METHODS or (name.endswith("_") and not name.endswith("__"))
     if node.op == "call_module":
-        return getattr(graph_module.get_submodule(str(node.target)), "inplace", False) is True
+        return getattr(model.get_submodule(str(node.target)), "inplace", False) is True
     if node.op != "call_function":
         return False
     if node.target in OUT_OF_PLACE or node.target is operator.setitem:

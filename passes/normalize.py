@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 from torch.fx import GraphModule
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -32,6 +33,9 @@ WRITES = {set_item: "an assignment to a part of a tensor",
           write_through: "a write into a tensor through a view of it",
           out_of_place: "an in-place method that has no other form"}
 
+# Memory that nobody has written yet: any numbers will do, but the same ones each time.
+UNWRITTEN = {torch.empty_like: torch.zeros_like, "new_empty": "new_zeros"}
+
 
 def normalize(graph_module: GraphModule) -> PassResult:
     """Rewrite the graph in place, in-place operators first."""
@@ -39,6 +43,7 @@ def normalize(graph_module: GraphModule) -> PassResult:
     for node in list(graph_module.graph.nodes):
         if node.op not in ("call_function", "call_method", "call_module"):
             continue
+        node.target = UNWRITTEN.get(node.target, node.target)
         adapter, reason = _adapter(graph_module, node)
         try:
             meaning = adapter(*node.args, **node.kwargs) if adapter else None

@@ -13,6 +13,7 @@ import linecache
 import operator
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.fx import GraphModule, Proxy
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import TraceError
+from deltaconvert.passes.find_state import KeepsState, find_state
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
             "__itruediv__": operator.itruediv, "__ifloordiv__": operator.ifloordiv,
@@ -61,6 +63,17 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> Proxy:
         return MutableProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Keep TorchScript as a call: there is no Python in it to follow."""
+        return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(
+            m, module_qualified_name)
+
+    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Call what a wrapper wraps in its place."""
+        inner = unwrapped(m)
+        return super().call_module(m, forward, args, kwargs) if inner is m else inner(
+            *args, **kwargs)
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool,
                              concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -103,32 +116,48 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
     if not isinstance(model, nn.Module):
         raise TraceError(f"convert takes an nn.Module, not a {type(model).__name__}. To convert a "
                          "checkpoint, build its model and load the weights first.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(f"{type(model).__name__} is TorchScript, which holds no Python to trace. "
+                         "Convert the nn.Module that it was made from, or a program of "
+                         "torch.export.")
     if taken := [n for n in ("graph", "code", "meta", "_graph", "_code") if n in {
             *model._modules, *model._parameters, *model._buffers}]:
         raise TraceError(f"{type(model).__name__}.{taken[0]} cannot keep its name, which torch.fx "
                          "takes for itself in every graph. Rename it, or convert the model as a "
                          "submodule of another.")
     copied = private_copy(model).eval()
-    tracer: Tracer = Tracer()
     shapes = None
     try:
-        graph = _run(tracer, copied)
+        graph, out_spec = _run(Tracer, copied)
+    except KeepsState as state:
+        raise TraceError(_explain_state(model, state)) from state
     except Exception as error:
         if not frames:
             raise TraceError(_explain(model, error, SHAPES_HELP)) from error
-        tracer, shapes = _with_shapes(frames), [tuple(f.shape) for f in frames]
+        shapes = [tuple(f.shape) for f in frames]
         try:
-            graph = _run(tracer, copied)
+            graph, out_spec = _run(lambda: _with_shapes(frames), copied)
+        except KeepsState as state:
+            raise TraceError(_explain_state(model, state)) from state
         except Exception as second:
             raise TraceError(_explain(model, second)) from second
     traced = GraphModule(copied, graph, class_name=type(model).__name__)
-    traced.meta.update(out_spec=tracer.out_spec, root=copied, traced_for=shapes)
+    traced.meta.update(out_spec=out_spec, root=copied, traced_for=shapes)
     for node in graph.nodes:
         node.meta["source"] = source_line(node.stack_trace)
         node.meta.pop("stack_trace", None)  # long, and said in "source"
         node.meta["path"] = _path(node)
         node.meta.pop("nn_module_stack", None)
     return traced
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model in ``torch.compile``, ``DataParallel``, ``AveragedModel`` and the like."""
+    while (type(model).__module__.startswith("torch.") and isinstance(model, nn.Module)
+           and not isinstance(model, torch.jit.ScriptModule)
+           and list(model._modules) in (["_orig_mod"], ["module"])):
+        model, = model.children()
+    return model
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -141,15 +170,24 @@ def private_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
-def _run(tracer: Tracer, model: nn.Module) -> fx.Graph:
-    with torch.no_grad():
-        graph = tracer.trace(model)
+def _run(make_tracer: Callable[[], Tracer], model: nn.Module) -> tuple[fx.Graph, Any]:
+    """Return the graph of a model, which is left as it was, and the tree of its outputs."""
+    tracers = []
+
+    def run() -> fx.Graph:
+        tracers.append(make_tracer())
+        with torch.no_grad():
+            return tracers[-1].trace(model)
+    graph = find_state(model, run)
+    attributes: dict[str, fx.Node] = {}
     for node in graph.nodes:
         # Of `torch.fx.wrap`: the generated code would register the function's name for the
         # whole process, whatever the node has become by then. Nothing is traced again.
         if node.meta.pop("is_wrapped", False):
             node.meta["whole"] = True
-    return graph
+        if node.op == "get_attr":  # one node a tensor: what writes into it, all its readers see
+            node.replace_all_uses_with(attributes.setdefault(str(node.target), node))
+    return graph, tracers[0].out_spec
 
 
 def _with_shapes(frames: Sequence[Tensor]) -> Tracer:
@@ -179,10 +217,16 @@ def source_line(stack_trace: str | None) -> str:
 
 
 def _is_ours(file: str) -> bool:
-    return file.startswith(__file__.removesuffix(".py")) or "/torch/" in file
+    return Path(file).parent == Path(__file__).parent or "/torch/" in file
 
 
 SHAPES_HELP = " If it branches on shapes alone, give convert its example_inputs."
+
+
+def _explain_state(model: nn.Module, state: KeepsState) -> str:
+    return (f"{type(model).__name__} cannot be converted whole: {state}, and a converted model has "
+            "only a past of its own. Take that as an input and return it, forward(x, state), or "
+            "convert the parts that have none: modules='auto', or their paths.")
 
 
 def _explain(model: nn.Module, error: Exception, more: str = "") -> str:

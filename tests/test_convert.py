@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -240,6 +241,55 @@ def test_settings_override_the_configuration():
         deltaconvert.convert(net(), thresholds=1)
 
 
+def test_a_copy_has_its_own_weights_and_no_past(backend):
+    delta = deltaconvert.convert(net(), backend=backend, threshold=0.5)
+    delta(FRAME)
+    copied = copy.deepcopy({"delta": delta, "stream": delta.new_stream()})
+    copied["delta"].load_state_dict(net(1).state_dict())
+    torch.testing.assert_close(copied["delta"](FRAME), dense(net(1)))
+    torch.testing.assert_close(copied["stream"](FRAME), dense(net(1)))
+    torch.testing.assert_close(delta(FRAME), dense(net()))
+    assert copied["delta"].config == delta.config
+
+
+def test_it_is_saved_not_pickled():
+    with pytest.raises(UnsupportedError, match=r"deltaconvert\.save\(delta, path\)"):
+        pickle.dumps(deltaconvert.convert(net()))
+
+
+@pytest.mark.parametrize("wrap", [
+    torch.compile, nn.DataParallel, torch.optim.swa_utils.AveragedModel,
+    lambda m: torch.compile(nn.DataParallel(m))],
+    ids=["compile", "DataParallel", "AveragedModel", "two"])
+def test_what_pytorch_wraps_is_converted(wrap):
+    within = nn.Sequential(wrap(net()), nn.ReLU())
+    for model in (wrap(net()), within):
+        delta = deltaconvert.convert(model, strict=True)
+        plain = net() if model is not within else nn.Sequential(net(), nn.ReLU())
+        torch.testing.assert_close(delta(FRAME), dense(plain))
+    assert delta.state_dict().keys() == within.state_dict().keys()
+
+
+def test_torchscript_is_refused_whole_and_kept_as_a_part():
+    scripted = torch.jit.script(net())
+    for model in (scripted, torch.jit.trace(net(), FRAME)):
+        with pytest.raises(TraceError, match=r"TorchScript.*Convert the nn\.Module"):
+            deltaconvert.convert(model)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), scripted, nn.ReLU(inplace=True)).eval()
+    delta = deltaconvert.convert(model)
+    torch.testing.assert_close(delta(FRAME), dense(model))
+    assert {n.about.name: n.about.rule for n in delta.stream.program.nodes}["_1"] == "unknown"
+
+
+def test_a_dict_of_frames_is_refused_with_what_to_do():
+    model = Model(lambda self, x: self.conv(x["image"]), conv=nn.Conv2d(3, 2, 1))
+    delta = deltaconvert.convert(model)
+    with pytest.raises(FrameError, match=r"'x' is a dict.*modules='auto'"):
+        delta({"image": FRAME})
+    islands = deltaconvert.convert(model, [{"image": FRAME}], modules="auto")
+    torch.testing.assert_close(islands({"image": FRAME}), model.conv(FRAME).detach())
+
+
 def test_what_is_converted_already_is_refused():
     with pytest.raises(InputError, match="converted already"):
         deltaconvert.convert(deltaconvert.convert(net()))
@@ -276,6 +326,14 @@ def test_the_summary_names_nodes_rules_thresholds_and_bytes(backend):
     assert "0.25" in text
     assert f"{delta.stream.state_bytes / 1e6:.1f} MB for 2 lanes" in text
     assert "100.0%" in text
+
+
+def test_a_node_that_runs_a_module_of_the_models_goes_by_its_type():
+    delta = deltaconvert.convert(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(216)).eval())
+    delta(FRAME)
+    node = delta.stream.program.nodes[-1]
+    assert node.extra_repr().startswith("BatchNorm1d, unknown")
+    assert " BatchNorm1d " in delta.summary()
 
 
 def test_other_settings_on_the_same_weights(backend):

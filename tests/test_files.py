@@ -527,11 +527,22 @@ def test_what_cannot_be_written(path, tmp_path):
     (tmp_path / "file").write_text("")
     for target, reason in ((tmp_path / "none" / "m.delta", "No such file or directory"),
                            (tmp_path / "file" / "m.delta", "Not a directory"),
-                           (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=f"cannot be written: {reason}. Give a path"):
+                           (tmp_path, "it is a folder")):
+        with pytest.raises(InputError, match=f"cannot be written: {reason}"):
             save(delta, target)
     with pytest.raises(InputError, match="save takes a converted model, not a Conv2d"):
         save(nn.Conv2d(3, 4, 3), path)  # type: ignore[arg-type]
+
+
+def test_a_pipe_or_a_device_is_not_replaced(path, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "link"
+    link.symlink_to(pipe)
+    for place in (pipe, link):
+        with pytest.raises(InputError, match="cannot be written: it is a device or a pipe"):
+            save(load(path), place)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_a_write_that_fails_leaves_the_old_file(path, tmp_path, monkeypatch):

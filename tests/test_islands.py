@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -133,6 +134,23 @@ def test_the_model_is_untouched_and_the_state_dict_its_own():
     for name, value in delta.state_dict().items():
         assert torch.equal(value, before[name])
         assert value.data_ptr() != model.state_dict()[name].data_ptr() or not value.numel()
+
+
+def test_a_copy_has_its_own_weights_and_islands():
+    delta = converted()
+    delta(clip()[0])
+    copied, stream = copy.deepcopy((delta, delta.new_stream()))
+    with torch.no_grad():
+        delta.model.scale.fill_(3)
+        for parameter in delta.model.head.parameters():
+            parameter.zero_()
+    delta.load_state_dict(delta.state_dict())
+    assert_agrees(Pyramid(), copied, clip())
+    assert_agrees(Pyramid(), stream, clip())
+    assert work(copied.stream)
+    assert not delta(clip()[0])["0"].any()
+    with pytest.raises(UnsupportedError, match="not pickled"):
+        pickle.dumps(copied)
 
 
 def test_new_weights_and_another_dtype_reach_the_islands():

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from deltaconvert.atomic import written_whole
+from deltaconvert.atomic import check_place, written_whole
 from deltaconvert.errors import ClipError, WriteError
 from deltaconvert.report import jsonable
 
@@ -72,8 +72,7 @@ def check_writable(*paths: Path | None) -> None:
         folder = path.absolute().parent
         if not folder.is_dir():
             raise WriteError(f"{path} cannot be written: there is no folder {folder}. Make it.")
-        if path.is_dir():
-            raise WriteError(f"{path} cannot be written: it is a folder. Name a file in it.")
+        check_place(path)
         if not os.access(folder, os.W_OK):
             raise WriteError(f"{path} cannot be written: no permission in {folder}. Give another.")
 

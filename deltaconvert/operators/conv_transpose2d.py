@@ -55,6 +55,7 @@ def _function(input, weight, bias=None, stride=1, padding=0, output_padding=0, g
 @spelled_module(nn.ConvTranspose2d)
 def _module(module, attribute, input, output_size=None):
     if output_size is not None:
-        raise Refusal("a transposed convolution told its output size in the call")
+        raise Refusal("a transposed convolution told its output size in the call",
+                      "an output_padding of the module in its place")
     return _function(input, attribute("weight"), attribute("bias"), module.stride,
                      module.padding, module.output_padding, module.groups, module.dilation)

@@ -155,7 +155,7 @@ def test_an_overlay_shows_what_was_drawn(cli, converted, folder, functions):
     (("--postprocess", "functions_for_cli:fails"), "raised KeyError for frame 0: 'boxes'"),
     (("--postprocess", "functions_for_cli:tensor"), "cannot be written as JSON"),
     (("--postprocess", "functions_for_cli:nothing"), "no 'nothing' in"),
-    (("--postprocess", "no_such_module:f"), "no module 'no_such_module'"),
+    (("--postprocess", "no_such_module:f"), "Functions are named package.module:function"),
     (("--postprocess", "mean"), "a function is named package.module:function"),
     (("--together", "batch"), "--together 'batch': choose one of streams, lanes"),
     (("--save", "npy"), "--save 'npy': choose one of npz, none"),

@@ -1,0 +1,139 @@
+"""What a forward keeps for the next frame is refused; what it only leaves behind is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import TraceError
+from tests.passes.graphs import Model, frames_like
+
+FRAME = torch.randn(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+
+
+def assigned(self, x):
+    y = self.conv(x)
+    self.past = 0.9 * self.past + 0.1 * y
+    return y - self.past
+
+
+def written(self, x):
+    y = self.conv(x)
+    self.past.mul_(0.9).add_(0.1 * y)
+    return y - self.past
+
+
+def written_by_its_item(self, x):
+    self.past[:, 0] = self.conv(x)[:, 1]
+    return self.past * 2
+
+
+def added_to(self, x):
+    self.past += self.conv(x)
+    return self.past * 2
+
+
+def counted(self, x):
+    self.count += 1
+    return self.conv(x) * self.count
+
+
+def none_at_first(self, x):
+    y = self.conv(x)
+    if self.hidden is None:
+        self.hidden = torch.zeros_like(y)
+    self.hidden = torch.tanh(y + self.hidden)
+    return self.hidden
+
+
+def in_a_list(self, x):
+    y = self.conv(x)
+    last = self.queue[-1] if self.queue else y
+    self.queue.append(y)
+    return y - last
+
+
+def in_a_submodule(self, x):
+    self.part.before, before = self.conv(x), self.part.before
+    return self.conv(x) - before
+
+
+STATES = {f.__name__: (f, name) for f, name in (
+    (assigned, "past"), (written, "past"), (written_by_its_item, "past"), (added_to, "past"),
+    (counted, "count"), (none_at_first, "hidden"), (in_a_list, "queue"),
+    (in_a_submodule, "part.before"))}
+
+
+def left_for_others(self, x):
+    self.seen = self.conv(x)
+    return F.relu(self.seen)
+
+
+def counted_in_vain(self, x):
+    self.count += 1
+    return self.conv(x)
+
+
+def grid_of_a_shape(self, x):
+    if self.hidden is None:
+        self.hidden = torch.ones_like(x[:, :1])
+    return self.conv(x) + self.hidden
+
+
+def to_where_it_is(self, x):
+    self.past = self.past.to(x.dtype)
+    return self.conv(x) + self.past
+
+
+def canvas(self, x):
+    made = torch.zeros(1, 3, 8, 9)
+    made[:, :, 1:7, 1:8] = x
+    return self.conv(made)
+
+
+HARMLESS = {f.__name__: f for f in (left_for_others, counted_in_vain, grid_of_a_shape,
+                                    to_where_it_is, canvas)}
+
+
+def model(function) -> Model:
+    torch.manual_seed(0)
+    made = Model(function, conv=nn.Conv2d(3, 2, 3, padding=1), hidden=None, queue=[],
+                 part=nn.Identity())
+    made.part.before = torch.zeros(1, 2, 6, 7)
+    made.register_buffer("past", torch.zeros(1, 2, 6, 7))
+    made.register_buffer("count", torch.zeros(()))
+    return made
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("frames", [[], [FRAME]], ids=["by shape", "with a frame"])
+def test_state_is_refused_by_its_name(name, frames):
+    function, attribute = STATES[name]
+    with pytest.raises(TraceError, match=rf"Model cannot be converted whole: it keeps {attribute} "
+                                         r"from frame to frame.*modules='auto'"):
+        deltaconvert.convert(model(function), frames)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_is_only_left_is_no_state(name):
+    frames = [f.float()[:, :, :6, :7] for f in frames_like(1, 3, 6, 7)]
+    delta = deltaconvert.convert(model(HARMLESS[name]))
+    for frame in frames:
+        with torch.no_grad():
+            torch.testing.assert_close(delta(frame), model(HARMLESS[name])(frame))
+    assert delta.state_dict().keys() == model(HARMLESS[name]).state_dict().keys()
+    for value, before in zip(delta.state_dict().values(),
+                             model(HARMLESS[name]).state_dict().values(), strict=True):
+        assert torch.equal(value, before)
+
+
+def test_the_parts_without_state_are_converted():
+    frames = [f.float() for f in frames_like(1, 3, 6, 7)]
+    dense, delta = model(written), deltaconvert.convert(model(written), FRAME, modules="auto")
+    assert list(delta.islands) == ["conv"]
+    for frame in frames:
+        with torch.no_grad():
+            torch.testing.assert_close(delta(frame), dense(frame))
