@@ -298,13 +298,16 @@ def pixel_exceeds(frame, start, strides, value, pixel, width, channels, lines, l
 
 
 @loop
-def replace_pixels(frame, strides, shape, pixels, value, value_step):
-    """Write the frame's numbers at some pixels to the value."""
-    channels, height, width = shape[1], shape[2], shape[3]
-    for i in range(pixels.shape[0]):
-        pixel = np.int64(pixels[i])
-        line = pixel // width
-        start = (line // height * strides[0] + line % height * strides[2]
-                 + pixel % width * strides[3])
-        for c in range(channels):
-            store(value, pixel * value_step + c, load(frame, start + c * strides[1]))
+def replace_line(frame, start, channel_step, pixel_step, value, value_start, value_step, channels,
+                 marks):
+    """Write the frame's numbers at the marked pixels of a line; see `compare_line`."""
+    for x in range(marks.shape[0]):
+        if marks[x] != 0:
+            new, old = start + x * pixel_step, value_start + x * value_step
+            if channels == 3:  # written out: no loop of three pays
+                store(value, old, load(frame, new))
+                store(value, old + 1, load(frame, new + channel_step))
+                store(value, old + 2, load(frame, new + 2 * channel_step))
+            else:
+                for c in range(channels):
+                    store(value, old + c, load(frame, new + c * channel_step))
