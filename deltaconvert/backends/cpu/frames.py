@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.native import word_at
 from deltaconvert.backends.cpu.storage import load, store
 
 BLOCK = 8
@@ -298,27 +299,17 @@ def pixel_exceeds(frame, start, strides, value, pixel, width, channels, lines, l
 
 
 @loop
-def replace_marked(frame, strides, shape, marks, value, value_step, counts):
-    """Write the frame's numbers at marked pixels to the value; count them, a lane.
-
-    Args:
-        frame, strides, shape, marks, value, value_step: as in `compare_pixels`.
-        counts: int64 ``[N]``, written.
-    """
-    channels, height, width = shape[1], shape[2], shape[3]
-    counts[:] = 0
-    for line in range(shape[0] * height):
-        start = line // height * strides[0] + line % height * strides[2]
-        marked = marks[line * width:(line + 1) * width]
-        words = marked[:width // 8 * 8].view(np.uint64)
-        for first in range(0, width, 8):
-            if first + 8 <= width and words[first // 8] == 0:
-                continue  # most of a quiet scene is skipped eight at a time
-            for x in range(first, min(first + 8, width)):
-                counts[line // height] += marked[x]
-                new, old = start + x * strides[3], (line * width + x) * value_step
-                for c in range(channels):  # no branch: which pixels changed cannot be guessed
-                    kept, replaced = load(value, old + c), load(frame, new + c * strides[1])
-                    if marked[x] != 0:
-                        kept = replaced
-                    store(value, old + c, kept)
+def replace_line(frame, start, channel_step, pixel_step, value, value_start, value_step, channels,
+                 marks):
+    """Write the frame's numbers at the marked pixels of a line; see `compare_line`."""
+    width = marks.shape[0]
+    for first in range(0, width, 8):
+        if first + 8 <= width and word_at(marks.ctypes.data + first) == 0:
+            continue  # most of a quiet scene is skipped eight at a time
+        for x in range(first, min(first + 8, width)):
+            new, old = start + x * pixel_step, value_start + x * value_step
+            for c in range(channels):  # no branch: which pixels changed cannot be guessed
+                kept, replaced = load(value, old + c), load(frame, new + c * channel_step)
+                if marks[x] != 0:
+                    kept = replaced
+                store(value, old + c, kept)

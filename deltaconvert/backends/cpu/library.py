@@ -119,6 +119,3 @@ class Part(_Library):
         for library in self._linking_libraries:
             module.link_in(library._get_module_for_linking(), preserve=True)
         return module
-
-    def _optimize_functions(self, module: Any) -> None:
-        module.data_layout = self._codegen._data_layout  # passes over the entry begin with these

@@ -17,7 +17,7 @@ from deltaconvert.backends.cpu.frames import (
     BLOCK,
     compare_blocks,
     compare_pixels,
-    replace_marked,
+    replace_line,
 )
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat, flat_map
@@ -27,6 +27,7 @@ from deltaconvert.backends.cpu.native import (
     Entries,
     Flags,
     Longs,
+    Longs2,
     Numbers,
     layout,
     read,
@@ -44,7 +45,8 @@ SHARED_NUMBERS = 200_000
 
 def plan(node: DeltaNode) -> list[Scratch]:
     """Return the marks of the frame under examination."""
-    return [Scratch(f"cpu.{node.about.name}.marks", int(np.prod(node.about.output.mask_shape)))]
+    pixels = int(np.prod(node.about.output.mask_shape))
+    return [Scratch(f"cpu.{node.about.name}.marks", pixels)]
 
 
 class Comparison(NamedTuple):
@@ -61,7 +63,8 @@ class Comparison(NamedTuple):
         finite: bool ``[workers]``, written.
         fresh: one a lane.
         mask: of the edge.
-        counts: int64 ``[lanes]``: the pixels that were replaced last.
+        counts: int64 ``[workers, lanes]``: the pixels that were replaced.
+        before: int64 ``[lanes]``: those of the last frame.
     """
 
     frame: Longs
@@ -78,7 +81,8 @@ class Comparison(NamedTuple):
     finite: Flags
     fresh: Flags
     mask: Bytes
-    counts: Longs
+    counts: Longs2
+    before: Longs
 
 
 _COMPARISON, _COMPARISON16 = layout(Comparison), layout(Comparison, types.uint16)
@@ -106,12 +110,12 @@ def _compare_blocks16(address, worker):
 
 @entry
 def _replace(address, worker):
-    replace(read(address, _COMPARISON))
+    replace_marked(read(address, _COMPARISON), worker)
 
 
 @entry
 def _replace16(address, worker):
-    replace(read(address, _COMPARISON16))
+    replace_marked(read(address, _COMPARISON16), worker)
 
 
 COMPARE_PIXELS = Entries(_compare_pixels, _compare_pixels16)
@@ -150,20 +154,31 @@ def block_parts(task, worker):
 
 
 @loop
-def replace(task):
-    """Replace the pixels that are marked, and all of fresh lanes; write the mask."""
-    plane, changed = task.shape[2] * task.shape[3], False
-    for lane in range(task.shape[0]):
-        changed = changed or task.counts[lane] != 0
-        if task.fresh[lane]:
-            task.marks[lane * plane:(lane + 1) * plane] = 1
-    replace_marked(view(task.frame[0], task.frame[1], task.value), task.strides, task.shape,
-                   task.marks, task.value, task.step, task.counts)
-    for lane in range(task.shape[0]):
-        changed = changed or task.counts[lane] != 0
-    if changed:
-        for i in range(task.mask.shape[0]):
-            task.mask[i] = task.marks[i]
+def replace_marked(task, worker):
+    """Replace the pixels that are marked, and all of fresh lanes, until all lines are taken."""
+    frame = view(task.frame[0], task.frame[1], task.value)
+    height, width, total = task.shape[2], task.shape[3], task.shape[2] * task.shape[0]
+    while True:
+        first = take(task.taken.ctypes.data, 2 * BLOCK)
+        if first >= total:
+            return
+        for line in range(first, min(first + 2 * BLOCK, total)):
+            lane = line // height
+            marks = task.marks[line * width:(line + 1) * width]
+            if task.fresh[lane]:
+                marks[:] = 1
+            found = np.int64(0)
+            for x in range(width):
+                found += marks[x]
+            if found != 0 or task.before[lane] != 0:
+                mask = task.mask[line * width:(line + 1) * width]
+                for x in range(width):
+                    mask[x] = marks[x]
+            if found != 0:
+                task.counts[worker, lane] += found
+                start = lane * task.strides[0] + line % height * task.strides[2]
+                replace_line(frame, start, task.strides[1], task.strides[3], task.value,
+                             line * width * task.step, task.step, task.shape[1], marks)
 
 
 class CpuSparsify:
@@ -182,7 +197,8 @@ class CpuSparsify:
             node.about.norm == "rms",
             flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:mask.size],
             np.zeros(1, np.int64), np.ones(engine.workers.threads, np.bool_), self.state.fresh,
-            mask, np.zeros(value.lanes, np.int64))
+            mask, np.zeros((engine.workers.threads, value.lanes), np.int64),
+            np.zeros(value.lanes, np.int64))
         compare = COMPARE_BLOCKS if blocks else COMPARE_PIXELS
         self.place = engine.add(None, compare.of(value.data), self.task)
         engine.add(None, REPLACE.of(value.data), self.task)
@@ -194,7 +210,6 @@ class CpuSparsify:
             NotFiniteError: naming the lane and how many numbers are not finite.
         """
         numbers = self._take(frame)
-        self.task.taken[0] = 0
         self.task.finite[:] = True
         self.engine.run(self.place, self.place + 1, numbers.size > SHARED_NUMBERS)
         if not self.task.finite.all():
@@ -203,15 +218,18 @@ class CpuSparsify:
     def __call__(self, frame: Tensor) -> Work:
         """Replace the pixels that `examine` marked; all of a fresh lane."""
         numbers = self._take(frame)
-        self.engine.run(self.place + 1, self.place + 2, share=False)
-        del numbers  # a copy, where the frame was scattered
-        self.edge.publish(self.task.counts.tolist())
+        self.task.counts[:] = 0
+        share = numbers.size > SHARED_NUMBERS and bool(self.task.marks.any())
+        self.engine.run(self.place + 1, self.place + 2, share)
+        self.task.before[:] = self.task.counts.sum(0)
+        self.edge.publish(self.task.before.tolist())
         return Work(self.task.mask.size, 0)
 
     def _take(self, frame: Tensor) -> np.ndarray:
         """Tell the task of a frame; return its numbers, to be kept meanwhile."""
         numbers, self.task.strides[:] = flat_frame(frame)
         self.task.frame[:] = numbers.ctypes.data, numbers.size
+        self.task.taken[0] = 0
         return numbers
 
 
