@@ -237,14 +237,17 @@ def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshol
             launcher: CupyLauncher) -> dict[str, Any]:
     bench = Bench(layer, lanes, dtype, share, threshold, launcher)
     needed = bench.check(bench.sparse, bench.dense())
-    bench.check(bench.fallback, bench.dense())
     eager, dense = time_ms(bench.dense), time_ms(bench.dense_fused)
-    sparse, fallback = time_ms(bench.sparse, REPEATS), time_ms(bench.fallback, REPEATS)
+    sparse = time_ms(bench.sparse, REPEATS)
     tera = 2e-9 * layer.multiply_adds * lanes
+    other = {}
+    if dtype == torch.float16:
+        bench.check(bench.fallback, bench.dense())
+        other = {"fallback_ms": time_ms(bench.fallback, REPEATS),
+                 "convolution_ms": time_ms(bench.steps[0].dense.convolve)}
     return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
             "share": share, "candidates": needed, "fused": bench.tile.fused,
-            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, "fallback_ms": fallback,
-            "convolution_ms": time_ms(bench.steps[0].dense.convolve), "dense_tflops": tera / dense,
+            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, **other, "dense_tflops": tera / dense,
             "sparse_tflops": tera * needed / sparse}
 
 
@@ -272,7 +275,7 @@ def main() -> None:
                           f"fused {row['dense_ms'] * 1e3:6.1f} us "
                           f"{row['dense_tflops']:4.0f} T  sparse {row['sparse_ms'] * 1e3:7.1f} us "
                           f"{row['sparse_tflops']:4.0f} T "
-                          f"fallback {row['fallback_ms'] * 1e3:7.1f} us "
+                          f"fallback {row.get('fallback_ms', 0) * 1e3:7.1f} us "
                           f"{row['dense_ms'] / row['sparse_ms']:5.2f}x "
                           f"{'fused' if row['fused'] else 'parts'}", flush=True)
                 some = [r for r in rows if r["lanes"] == lanes and r["share"] == share]

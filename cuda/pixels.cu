@@ -3,7 +3,7 @@
 //
 // Specialised on NUMBER; OUT_VEC, the numbers a thread moves at once; LANES, a power of 2; PACKS,
 // how often a lane moves them for a pixel, or 0 where that is so often that new values are computed
-// a second time rather than kept; CLAMPS (common.cuh); and OPERATION, below.
+// a second time rather than kept; RMS, the norm; CLAMPS (common.cuh); and OPERATION, below.
 #include "common.cuh"
 #include "parts.cuh"
 
@@ -57,6 +57,9 @@ struct PixelArgs {
 typedef Pack<Number, OUT_VEC> OutPack;
 
 constexpr int PIXELS = WARP / LANES, STEP = LANES * OUT_VEC;
+// How many blocks have registers to be resident, and packs that are asked for together.
+constexpr int THREADS = 256, BLOCKS = PACKS > 2 ? 2 : PACKS == 2 || OPERATION == PARTS ? 3 : 4;
+constexpr int CHUNK = PACKS > 4 ? 1 : PACKS > 2 ? 2 : PACKS;
 
 // Where a group of lanes is.
 struct Place {
@@ -199,13 +202,40 @@ __device__ __forceinline__ Summary summarize(const PixelArgs& args, const Place&
     return all;
 }
 
+// Packs of a pixel that lie at its own place, which are known before anything is computed.
+struct Asked { OutPack old, added, given; };
+
+// Asks for packs from channel `first` on, all at once, before any of them is waited for.
+template <int COUNT>
+__device__ __forceinline__ void ask(const PixelArgs& args, const Place& at, int first, int channels,
+                                    Asked (&asked)[COUNT]) {
+    const Number* old = args.output + at.pixel * args.step_out;
+    const Number* given = args.source[0].data + at.pixel * args.source[0].step;
+    const Number* added = args.residual + at.pixel * args.step_residual;
+    UNROLL
+    for (int i = 0; i < COUNT; ++i) {
+        const int c = first + i * STEP;
+        if (c >= channels) continue;
+        asked[i].old = *reinterpret_cast<const OutPack*>(old + c);
+        if (OPERATION == GIVEN) asked[i].given = *reinterpret_cast<const OutPack*>(given + c);
+    }
+    if (!args.residual) return;
+    UNROLL
+    for (int i = 0; i < COUNT; ++i)
+        if (first + i * STEP < channels)
+            asked[i].added = *reinterpret_cast<const OutPack*>(added + first + i * STEP);
+}
+
 // The new values of some channels, all that is fused included.
-__device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
-                                         const Summary& all, int c, OutPack& now) {
+__device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at, const Summary& all,
+                                         int c, const Asked& asked, OutPack& now) {
     float x[OUT_VEC];
     if (OPERATION == CHANNEL_MEAN) {
         UNROLL
         for (int v = 0; v < OUT_VEC; ++v) x[v] = all.sum / args.source[0].channels;
+    } else if (OPERATION == GIVEN) {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = to_float(asked.given.at[v]);
     } else {
         compute(args, at, c, x);
     }
@@ -224,22 +254,20 @@ __device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
         }
     }
     if (args.residual) {
-        float y[OUT_VEC];
-        read(args.residual + at.pixel * args.step_residual, 2, c, y);
         UNROLL
-        for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v];
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += to_float(asked.added.at[v]);
     }
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v)
         from_float(activate(x[v], args.rule), now.at[v]);
 }
 
-__device__ __forceinline__ float difference(const PixelArgs& args, const OutPack& now,
-                                            const OutPack& old, float threshold) {
+__device__ __forceinline__ float difference(const OutPack& now, const OutPack& old,
+                                            float threshold) {
     float sum = 0.f;
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v)
-        sum += score(to_float(now.at[v]), to_float(old.at[v]), threshold, args.rule.rms);
+        sum += score(to_float(now.at[v]), to_float(old.at[v]), threshold, RMS);
     return sum;
 }
 
@@ -254,22 +282,26 @@ __device__ __forceinline__ bool compute_pixel(const PixelArgs& args, const Place
     const Summary all = summarize(args, at);
     float sum = 0.f;
 #if PACKS
-    OutPack now[PACKS], old[PACKS];
+    OutPack now[PACKS];
     UNROLL
-    for (int p = 0; p < PACKS; ++p)  // asked for before anything is waited for
-        if (first + p * STEP < channels)
-            old[p] = *reinterpret_cast<const OutPack*>(output + first + p * STEP);
-    UNROLL
-    for (int p = 0; p < PACKS; ++p) {
-        if (first + p * STEP >= channels) continue;
-        evaluate(args, at, all, first + p * STEP, now[p]);
-        sum += difference(args, now[p], old[p], threshold);
+    for (int p = 0; p < PACKS; p += CHUNK) {
+        Asked asked[CHUNK];
+        ask(args, at, first + p * STEP, channels, asked);
+        UNROLL
+        for (int i = 0; i < CHUNK && p + i < PACKS; ++i) {
+            const int c = first + (p + i) * STEP;
+            if (c >= channels) continue;
+            evaluate(args, at, all, c, asked[i], now[p + i]);
+            sum += difference(now[p + i], asked[i].old, threshold);
+        }
     }
 #else
     for (int c = first; c < channels; c += STEP) {
         OutPack now;
-        evaluate(args, at, all, c, now);
-        sum += difference(args, now, *reinterpret_cast<const OutPack*>(output + c), threshold);
+        Asked asked[1];
+        ask(args, at, c, channels, asked);
+        evaluate(args, at, all, c, asked[0], now);
+        sum += difference(now, asked[0].old, threshold);
     }
 #endif
     sum = group_sum<LANES>(sum);
@@ -282,7 +314,9 @@ __device__ __forceinline__ bool compute_pixel(const PixelArgs& args, const Place
 #else
     for (int c = first; c < channels; c += STEP) {
         OutPack now;
-        evaluate(args, at, all, c, now);
+        Asked asked[1];
+        ask(args, at, c, channels, asked);
+        evaluate(args, at, all, c, asked[0], now);
         *reinterpret_cast<OutPack*>(output + c) = now;
     }
 #endif
@@ -301,7 +335,7 @@ __device__ __forceinline__ Place place_of(const PixelArgs& args, int pixel) {
     return at;
 }
 
-extern "C" __global__ void compute_pixels(PixelArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(PixelArgs args) {
     wait_for_earlier_kernels();
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, lane_id = threadIdx.x % WARP;
     // What changed is listed all LANES turns: then each lane knows of one pixel.

@@ -28,6 +28,8 @@ OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", 
                 "max pool", "mean pool without padding", "gate", "cat", "softmax", "bilinear"]
 CONVOLUTIONS = ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu", "grouped",
                 "transposed", "transposed with gaps"]
+DENSE = ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels", "conv + residual + relu",
+         "grouped"]
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +87,7 @@ def test_warpgroups(name: str, told: dict[str, Any], dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels",
-                                  "conv + residual + relu", "grouped"])
+@pytest.mark.parametrize("name", DENSE)
 def test_the_dense_way(name: str, dtype: torch.dtype) -> None:
     stream = KernelStream(at(make_node(scaled(CASES[name]), threshold=0.2), dtype), dense=True)
     stream.run()

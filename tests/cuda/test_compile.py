@@ -67,7 +67,8 @@ def kernels(capability: int) -> list[Kernel]:
         made.append(kernel("sparsify.cu", "examine_pixels", dtype))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
-                            OUT_VEC=16 // dtype.itemsize, LANES=lanes, PACKS=packs, CLAMPS=code % 2)
+                            OUT_VEC=16 // dtype.itemsize, LANES=lanes, PACKS=packs, RMS=1,
+                            CLAMPS=code % 2)
                      for code in range(11)
                      for lanes, packs in ((8, 1), (32, MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)))]
         if dtype == torch.float16 or capability >= 80:

@@ -23,10 +23,13 @@ from deltaconvert.nodes import DeltaNode
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda.convolution import Folded
 
-# The dense way is taken from this share of the sparse way's work on.
-BREAK_EVEN = 0.45
-# Operations that take as long as moving a byte, where all pixels are candidates; as measured.
+# The dense way is taken from this share of the sparse way's work on, and more where nodes are
+# small: each has one kernel more, and a product of whole maps. Settled between what ResNet-50 and
+# HRNet-W32 measured with one stream and eight, see docs/performance-cuda.md; the work is counted in
+# bytes that are moved, and in operations that take as long.
+BREAK_EVEN = 0.37
 OPERATIONS_A_BYTE = 100
+BYTES_A_NODE = 9e6
 
 
 class DenseStep:
@@ -70,6 +73,16 @@ class DenseStep:
 def suits(buffers: Buffers) -> bool:
     """Whether the maps lie as the library wants them: not between others of a concatenation."""
     return all(pixel_step(edge) == channels_of(edge) for edge in buffers.inputs)
+
+
+def break_even(cost_of_all: float, nodes: int) -> float:
+    """Return the share of work from which on the dense way is taken.
+
+    Args:
+        cost_of_all: see `cost_of_pixel`; of all pixels of all nodes with a dense way.
+        nodes: how many they are.
+    """
+    return BREAK_EVEN + BYTES_A_NODE * nodes / cost_of_all
 
 
 def cost_of_pixel(node: DeltaNode, buffers: Buffers) -> float:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 WARPS, BLOCKS_A_PROCESSOR = 8, 4
 WARP = 32
 # Packs of a pixel that a lane keeps until the rule has decided; with more, they are computed again.
-MOST_PACKS = {GIVEN: 8, PARTS: 8, PICK: 1}
+MOST_PACKS = {GIVEN: 8, PICK: 1}
 MOST_PACKS_OF_OTHERS = 4
 
 
@@ -324,5 +324,6 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
     kept = each <= MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)
     grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
     which = kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code, OUT_VEC=wide,
-                   LANES=lanes, PACKS=each if kept else 0, CLAMPS=clamps(args.rule.activation))
+                   LANES=lanes, PACKS=each if kept else 0, RMS=args.rule.rms,
+                   CLAMPS=clamps(args.rule.activation))
     return Launch(which, args, (grid, 1), WARP * WARPS)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from deltaconvert.backends.base import Step
 from deltaconvert.backends.cuda.candidates import THREADS, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
-from deltaconvert.backends.cuda.dense import BREAK_EVEN
+from deltaconvert.backends.cuda.dense import break_even
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
 from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, EndArgs
@@ -168,7 +168,9 @@ class Runner:
         context = self.context
         args = ConditionArgs(fresh=context.fresh_flags(), work=context.work.data_ptr(),
                              lanes=self.state.lanes, doors=len(self.doors),
-                             break_even=BREAK_EVEN, ways=ways)
+                             ways=ways)
+        if ways > 1:
+            args.break_even = break_even(context.cost_of_all, len(self.dense))
         for i, door in enumerate(self.doors):
             args.changed[i] = context.changed_counter(door.buffers.output)
         return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)
