@@ -247,8 +247,8 @@ def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshol
                  "convolution_ms": time_ms(bench.steps[0].dense.convolve)}
     return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
             "share": share, "candidates": needed, "fused": bench.tile.fused,
-            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, **other, "dense_tflops": tera / dense,
-            "sparse_tflops": tera * needed / sparse}
+            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, **other,
+            "dense_tflops": tera / dense, "sparse_tflops": tera * needed / sparse}
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class Runner:
         for door in self.doors:
             door.runner = self
         self.begin, self.end = self._begin(), self._end()
-        dense = [step.dense for step in state.steps.values() if getattr(step, "dense", None)]
+        dense = [way for step in state.steps.values() if (way := getattr(step, "dense", None))]
         self.dense = dense if not self.no_graph and len(self.doors) <= MOST_SOURCES else []
         launches = [self.begin, self.end, *(launch for step in [*state.steps.values(), *self.dense]
                                             for launch in getattr(step, "launches", ()))]
