@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py [--out FILE]
 
-`gpu_layers.py` and `gpu_networks.py`, with a compiled dense network among the peers.
+`gpu_layers.py`, `gpu_resize.py` and `gpu_networks.py`, with a compiled dense network among the
+peers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import gpu_layers
 import gpu_networks
+import gpu_resize
 import torch
 
 from deltaconvert.cuda.launcher import CupyLauncher
@@ -50,7 +52,7 @@ def layers(deadline: float) -> list[dict[str, Any]]:
                 name = str(dtype).removeprefix("torch.") if dtype.itemsize == 2 else (
                     "tf32" if tf32 else "float32")
                 sums = {k: sum(r[k] * r["times"] for r in some)
-                        for k in ("eager_ms", "dense_ms", "sparse_ms")}
+                        for k in some[0] if k.endswith("_ms")}
                 print(f"layers {name} lanes {lanes} share {share:.0%}: "
                       + ", ".join(f"{k} {v:.3f}" for k, v in sums.items())
                       + f"; {sums['eager_ms'] / sums['sparse_ms']:.2f}x over eager in a graph, "
@@ -90,6 +92,7 @@ def main() -> None:
         result["ceilings"] = ceilings()
         print(result["ceilings"])
         result["layers"] = layers(start + SECONDS / 2)
+        result["resize"] = gpu_resize.all_rows(CupyLauncher(GPU))
         result["networks"] = networks(start + SECONDS)
     result["seconds"] = time.monotonic() - start
     Path(options.out).write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -103,8 +103,64 @@ def blobs(lanes: int, height: int, width: int, share: float) -> Tensor:
     return (mask if share < 1 else mask + 1).to(GPU)
 
 
-class Bench:
-    """One layer bound to buffers."""
+class Bound:
+    """A node bound to buffers, `REPEATS` times."""
+
+    def __init__(self, node: DeltaNode, values: list[Tensor], share: float,
+                 launcher: CupyLauncher, told: dict[str, Any] | None = None) -> None:
+        """Make the buffers; the first input has a mask of blobs."""
+        self.node, lanes = node, node.about.output.lanes
+        state = State(lanes, [False] * lanes)
+        # Kept: it owns what the steps point to.
+        backend = self.backend = CudaBackend(Config(), GPU, launcher, told or {})
+        weights = self.weights = backend.fold_filters(node)
+        scratch = {s.name: torch.empty(s.nbytes, dtype=torch.uint8, device=GPU)
+                   for s in backend.plan(node)}
+        self.inputs = tuple(
+            Edge(spec, value, torch.zeros(spec.mask_shape, dtype=torch.uint8, device=GPU))
+            for spec, value in zip(node.about.inputs, values, strict=True))
+        self.inputs[0].mask.copy_(blobs(lanes, *values[0].shape[2:], share))
+        spec = node.about.output
+        out = torch.randn(spec.shape, device=GPU, dtype=spec.dtype).contiguous(
+            memory_format=torch.channels_last)
+        mask = torch.zeros(spec.mask_shape, dtype=torch.uint8, device=GPU)
+        self.output = Edge(spec, out, mask, node.about.threshold)
+        backend.counters["repeats"] = REPEATS * 2
+        self.steps = []
+        for _ in range(REPEATS):  # each with counters of its own: a frame clears them but once
+            self.steps.append(backend.bind(node, weights, Buffers(self.inputs, self.output, state,
+                                                                  scratch)))
+            state.context.lists.clear()
+        self.context = state.context
+        self.context.upload_thresholds({"y": self.output})
+
+    def sparse(self) -> None:
+        """Run `REPEATS` times."""
+        self.context.counters.zero_()
+        for step in self.steps:
+            step()
+
+    def fallback(self) -> None:
+        """The same, the dense way."""
+        self.context.counters.zero_()
+        for step in self.steps:
+            step.dense()
+
+    def check(self, run: Callable[[], None], wanted: Tensor) -> float:
+        """Run once; return the share of output pixels that were candidates."""
+        self.output.value.normal_()
+        self.output.mask.zero_()
+        run()
+        mask = self.output.mask.bool()
+        found = mask[:, None].expand_as(wanted)
+        torch.testing.assert_close(self.output.value[found], wanted[found], rtol=3e-2, atol=3e-2)
+        count = int(self.context.counters[self.context.tallies["y"].candidates].sum())
+        assert int(mask.sum()) > 0.99 * count, (int(mask.sum()), count)
+        return count / mask.numel()
+
+
+class Bench(Bound):
+    """One layer."""
 
     def __init__(self, layer: Layer, lanes: int, dtype: torch.dtype, share: float,
                  threshold: float, launcher: CupyLauncher,
@@ -121,30 +177,9 @@ class Bench:
         self.added = torch.randn(lanes, layer.cout, h, w, device=GPU, dtype=dtype).to(
             memory_format=last) if layer.residual else None
         self.padding = k // 2
-        node = self.node = self._node(dtype, threshold)
-        state = State(lanes, [False] * lanes)
-        # Kept: it owns what the steps point to.
-        backend = self.backend = CudaBackend(Config(), GPU, launcher, told or {})
-        weights = backend.fold_filters(node)
-        self.tile = weights.data.tile
-        scratch = {s.name: torch.empty(s.nbytes, dtype=torch.uint8, device=GPU)
-                   for s in backend.plan(node)}
         values = [self.x] + ([self.added] if layer.residual else [])
-        self.inputs = tuple(
-            Edge(spec, value, torch.zeros(spec.mask_shape, dtype=torch.uint8, device=GPU))
-            for spec, value in zip(node.about.inputs, values, strict=True))
-        self.inputs[0].mask.copy_(blobs(lanes, layer.height, layer.width, share))
-        out = torch.randn(lanes, layer.cout, h, w, device=GPU, dtype=dtype).to(memory_format=last)
-        mask = torch.zeros(node.about.output.mask_shape, dtype=torch.uint8, device=GPU)
-        self.output = Edge(node.about.output, out, mask, threshold)
-        backend.counters["repeats"] = REPEATS * 2
-        self.steps = []
-        for _ in range(REPEATS):  # each with counters of its own: a frame clears them but once
-            self.steps.append(backend.bind(node, weights, Buffers(self.inputs, self.output, state,
-                                                                  scratch)))
-            state.context.lists.clear()
-        self.context = state.context
-        self.context.upload_thresholds({"y": self.output})
+        super().__init__(self._node(dtype, threshold), values, share, launcher, told)
+        self.tile = self.weights.data.tile
 
     def _node(self, dtype: torch.dtype, threshold: float) -> DeltaNode:
         layer, operator = self.layer, named("conv2d")
@@ -163,12 +198,6 @@ class Bench:
             math.prod(self.weight.shape), threshold,
             shapes=Shapes(tuple(shapes_in), shape, {"weight": tuple(self.weight.shape)}, params)))
 
-    def sparse(self) -> None:
-        """Run `REPEATS` times."""
-        self.context.counters.zero_()
-        for step in self.steps:
-            step()
-
     def dense_fused(self) -> Tensor:
         """The library's own fusion, where it has one."""
         args = (self.layer.stride,) * 2, (self.padding,) * 2, (1, 1), 1
@@ -182,16 +211,6 @@ class Bench:
         if self.added is not None:
             y += self.added
         return F.relu_(y)
-
-    def check(self) -> float:
-        """Run once; return the share of output pixels that were candidates."""
-        self.sparse()
-        wanted, mask = self.dense(), self.output.mask.bool()
-        found = mask[:, None].expand_as(wanted)
-        torch.testing.assert_close(self.output.value[found], wanted[found], rtol=3e-2, atol=3e-2)
-        count = int(self.context.counters[self.context.tallies["y"].candidates].sum())
-        assert int(mask.sum()) > 0.99 * count, (int(mask.sum()), count)
-        return count / mask.numel()
 
 
 def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> float:
@@ -217,14 +236,19 @@ def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> fl
 def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshold: float,
             launcher: CupyLauncher) -> dict[str, Any]:
     bench = Bench(layer, lanes, dtype, share, threshold, launcher)
-    needed = bench.check()
+    needed = bench.check(bench.sparse, bench.dense())
     eager, dense = time_ms(bench.dense), time_ms(bench.dense_fused)
     sparse = time_ms(bench.sparse, REPEATS)
     tera = 2e-9 * layer.multiply_adds * lanes
+    other = {}
+    if dtype == torch.float16:
+        bench.check(bench.fallback, bench.dense())
+        other = {"fallback_ms": time_ms(bench.fallback, REPEATS),
+                 "convolution_ms": time_ms(bench.steps[0].dense.convolve)}
     return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
             "share": share, "candidates": needed, "fused": bench.tile.fused,
-            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, "dense_tflops": tera / dense,
-            "sparse_tflops": tera * needed / sparse}
+            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, **other,
+            "dense_tflops": tera / dense, "sparse_tflops": tera * needed / sparse}
 
 
 def main() -> None:
@@ -251,6 +275,7 @@ def main() -> None:
                           f"fused {row['dense_ms'] * 1e3:6.1f} us "
                           f"{row['dense_tflops']:4.0f} T  sparse {row['sparse_ms'] * 1e3:7.1f} us "
                           f"{row['sparse_tflops']:4.0f} T "
+                          f"fallback {row.get('fallback_ms', 0) * 1e3:7.1f} us "
                           f"{row['dense_ms'] / row['sparse_ms']:5.2f}x "
                           f"{'fused' if row['fused'] else 'parts'}", flush=True)
                 some = [r for r in rows if r["lanes"] == lanes and r["share"] == share]

@@ -75,6 +75,13 @@ def clip(lanes: int, size: tuple[int, int], frames: int) -> list[Tensor]:
 
 def frame_ms(function: Callable[[Tensor], Any], frames: list[Tensor], rounds: int = 3) -> float:
     """Return the median time of a frame in milliseconds, over `rounds` runs of the clip."""
+    times = frame_times(function, frames, rounds)
+    return times[len(times) // 2]
+
+
+def frame_times(function: Callable[[Tensor], Any], frames: list[Tensor],
+                rounds: int) -> list[float]:
+    """Return each frame's time in milliseconds, the shortest first."""
     for frame in frames[:4]:
         function(frame)
     torch.cuda.synchronize()
@@ -87,8 +94,7 @@ def frame_ms(function: Callable[[Tensor], Any], frames: list[Tensor], rounds: in
             end.record()
             times.append((start, end))
     torch.cuda.synchronize()
-    ordered = sorted(start.elapsed_time(end) for start, end in times)
-    return ordered[len(ordered) // 2]
+    return sorted(start.elapsed_time(end) for start, end in times)
 
 
 def error_of(outputs: list[Tensor], exact: list[Tensor]) -> float:
@@ -132,6 +138,7 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
         compiled = torch.compile(copy.deepcopy(model), mode="reduce-overhead")
         dense["compiled"] = frame_ms(compiled, frames)
     best = min(dense.values())
+    unrelated = [f + torch.randn_like(f) for f in frames[:4]] * 3
     dense_error = error_of([model(f) for f in frames], exact)
     frozen = error_of([exact[0]] * len(frames), exact)
     rows = []
@@ -147,13 +154,15 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
         error = error_of(outputs, exact)
         ms = frame_ms(delta, frames[1:])
         needed = sum(w.needed for w in delta.stream.last.values())
-        still = frame_ms(delta, [frames[-1]] * 12)
+        still_times = frame_times(delta, [frames[-1]] * 100, 5)
+        still = still_times[len(still_times) // 2]
         total = sum(w.dense for w in delta.stream.last.values())
         program = delta.stream.program
         row = {"network": name, "size": size, "lanes": lanes, "dtype": str(dtype),
                "share": share, "threshold": threshold, "dense_ms": dense, "ms": ms,
                "speedup": best / ms, "still_us": 1e3 * still, "still_share": still / best,
-               "needed": needed / total, "error": error,
+               "still_p90_us": 1e3 * still_times[len(still_times) * 9 // 10],
+               "needed": needed / total, "error": error, "all_ms": frame_ms(delta, unrelated),
                "dense_error": dense_error, "frozen": frozen,
                "first_clip_s": first, "state_mb": program.plan.nbytes / 1e6,
                "value_mb": program.plan.value_bytes / 1e6,
@@ -162,12 +171,18 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
                "whole": [n.about.name for n in program.nodes
                          if program.weights[n.about.name] is None
                          or getattr(program.weights[n.about.name], "kind", "") == "whole"]}
+        if threshold == 0 and name == "hrnet_w32":  # where most of the work is needed
+            sparse = deltaconvert.convert(model, backend="cuda", norm="rms", dense_fallback=False)
+            row["sparse_only_ms"] = frame_ms(sparse, frames[1:])
+            print(f"without a dense fallback {row['sparse_only_ms']:.3f} ms")
+            del sparse
         rows.append(row)
         print(f"{name:12} {size} lanes {lanes} {dtype} changing {share:.1%} threshold {threshold}: "
               f"dense {', '.join(f'{k} {v:.3f}' for k, v in dense.items())} ms; delta {ms:.3f} ms, "
-              f"{best / ms:.2f}x, needed {needed / total:.1%}; still frame {1e3 * still:.0f} us, "
-              f"{still / best:.1%}; error {error:.2e} (dense {dense_error:.2e}, frozen "
-              f"{frozen:.2e}); state "
+              f"{best / ms:.2f}x, needed {needed / total:.1%}; all changing "
+              f"{row['all_ms']:.3f} ms; still frame {1e3 * still:.0f} us "
+              f"(p90 {row['still_p90_us']:.0f}), {still / best:.1%}; error {error:.2e} "
+              f"(dense {dense_error:.2e}, frozen {frozen:.2e}); state "
               f"{row['state_mb']:.0f} MB of values {row['value_mb']:.0f}; graph {row['graph']}; "
               f"first {first:.1f} s", flush=True)
         del delta, outputs

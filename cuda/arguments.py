@@ -30,6 +30,12 @@ class MaskSource(ctypes.Structure):
                 ("unused", c_int))
 
 
+class Work(ctypes.Structure):
+    """What a frame had to do; ``work.cuh``."""
+
+    _fields_ = (("share", c_float), ("doors", c_float), ("dense", c_float), ("unused", c_float))
+
+
 class CandidateArgs(ctypes.Structure):
     """Of ``find_candidates`` and ``unite_masks``; ``masks.cu``."""
 
@@ -43,21 +49,24 @@ class BeginArgs(ctypes.Structure):
 
     _fields_ = (("masks", c_void_p), ("mask_packs", c_longlong), ("counters", c_void_p),
                 ("counter_packs", c_longlong), ("bad", c_void_p), ("pending", c_void_p),
-                ("fresh", c_void_p), ("told", c_void_p), ("lanes", c_int), ("unused", c_int))
+                ("fresh", c_void_p), ("told", c_void_p), ("work", c_void_p), ("lanes", c_int),
+                ("unused", c_int))
 
 
 class EndArgs(ctypes.Structure):
     """Of ``end_frame``; ``masks.cu``."""
 
-    _fields_ = (("counters", c_void_p), ("grains", c_void_p), ("totals", c_void_p),
-                ("bad", c_void_p), ("counted", c_int), ("lanes", c_int))
+    _fields_ = (("counters", c_void_p), ("grains", c_void_p), ("costs", c_void_p),
+                ("wholes", c_void_p), ("doors", c_void_p), ("totals", c_void_p),
+                ("bad", c_void_p), ("work", c_void_p), ("counted", c_int), ("lanes", c_int))
 
 
 class ConditionArgs(ctypes.Structure):
     """Of ``decide``; ``condition.cu``."""
 
-    _fields_ = (("condition", c_longlong), ("fresh", c_void_p),
-                ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int), ("doors", c_int))
+    _fields_ = (("condition", c_longlong), ("fresh", c_void_p), ("work", c_void_p),
+                ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int), ("doors", c_int),
+                ("break_even", c_float), ("ways", c_int))
 
 
 class FrameArgs(ctypes.Structure):

@@ -5,7 +5,7 @@
 extern "C" __device__ __cudart_builtin__ void cudaGraphSetConditional(
     cudaGraphConditionalHandle handle, unsigned int value);
 
-// Says whether the graph's conditional part runs.
-__device__ __forceinline__ void set_condition(long long condition, bool runs) {
-    cudaGraphSetConditional(static_cast<cudaGraphConditionalHandle>(condition), runs);
+// Says which of the bodies of a graph's conditional part runs, or whether its only one does.
+__device__ __forceinline__ void set_condition(long long condition, unsigned which) {
+    cudaGraphSetConditional(static_cast<cudaGraphConditionalHandle>(condition), which);
 }

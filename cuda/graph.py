@@ -17,7 +17,7 @@ import torch
 from deltaconvert.cuda.arguments import ConditionArgs
 from deltaconvert.cuda.launcher import CupyLauncher, Launch, Launcher, current_stream, driver
 
-CONDITIONAL, IF, DEFAULT_EACH_LAUNCH = 13, 0, 1
+CONDITIONAL, IF, SWITCH, DEFAULT_EACH_LAUNCH = 13, 0, 2, 1
 
 
 class _KernelNode(ctypes.Structure):
@@ -37,49 +37,47 @@ class _ConditionalNode(ctypes.Structure):
 
 
 class FrameGraph:
-    """Kernels one after the other, a body that may be skipped, and more kernels."""
+    """Kernels one after the other, a body that is chosen or may be skipped, and more kernels."""
 
     def __init__(self, launcher: Launcher, before: Sequence[Launch],
-                 body: torch.cuda.CUDAGraph, behind: Sequence[Launch],
+                 bodies: Sequence[torch.cuda.CUDAGraph], behind: Sequence[Launch],
                  condition: Launch | None) -> None:
         """Put a graph together.
 
         Args:
             launcher: of the device.
             before: the first kernels; their arguments may be changed by `update`.
-            body: captured, and kept as a graph.
+            bodies: captured, and kept as graphs.
             behind: the last kernels.
-            condition: the kernel that decides about the body, whose arguments get the handle;
-                nothing, and it always runs.
+            condition: the kernel that decides which body runs, if any, whose arguments get the
+                handle; nothing, and the only one always runs.
 
         Raises:
             RuntimeError: with the driver's own words; it may be too old for conditional nodes.
         """
         assert isinstance(launcher, CupyLauncher)
-        self._launcher, self._body = launcher, body  # whose memory the graph uses
+        self._launcher, self._bodies = launcher, bodies  # whose memory the graph uses
         self._library = driver()
         self._graph, self._executable, self._last = c_void_p(), c_void_p(), c_void_p()
         self._context = c_void_p()
         self._call("cuCtxGetCurrent", byref(self._context))
         self._call("cuGraphCreate", byref(self._graph), 0)
-        self._nodes = {id(launch): self._add_kernel(launch) for launch in before}
-        self._told = {id(launch): bytes(launch.args) for launch in before}
-        inner = self._graph if condition is None else self._add_condition(condition)
-        self._add_body(inner)
+        # With where their arguments are, from which they may be told anew.
+        self._nodes = {id(launch): (self._add_kernel(launch), self._params(launch))
+                       for launch in before}
+        if condition is None:
+            self._add("cuGraphAddChildGraphNode", c_void_p(bodies[0].raw_cuda_graph()))
+        else:
+            self._add_condition(condition, bodies)
         for launch in behind:
             self._add_kernel(launch)
         self._call("cuGraphInstantiateWithFlags", byref(self._executable), self._graph,
                    ctypes.c_ulonglong(0))
 
     def update(self, launch: Launch) -> None:
-        """Take over the arguments of one of the first kernels, where they are new."""
-        args = bytes(launch.args)
-        if args == self._told[id(launch)]:
-            return
-        self._told[id(launch)] = args
-        params = self._params(launch)
-        self._call("cuGraphExecKernelNodeSetParams_v2", self._executable,
-                   self._nodes[id(launch)], byref(params))
+        """Take over the arguments of one of the first kernels."""
+        node, params = self._nodes[id(launch)]
+        self._call("cuGraphExecKernelNodeSetParams_v2", self._executable, node, byref(params))
 
     def replay(self) -> None:
         """Launch on PyTorch's current stream of the device."""
@@ -103,29 +101,23 @@ class FrameGraph:
         params = self._params(launch)
         return self._add("cuGraphAddKernelNode_v2", byref(params))
 
-    def _add_condition(self, condition: Launch) -> c_void_p:
-        """Add the kernel that decides, and return the graph to put the body in."""
+    def _add_condition(self, condition: Launch, bodies: Sequence[torch.cuda.CUDAGraph]) -> None:
+        """Add the kernel that decides, and the node with the bodies."""
         args, handle = condition.args, c_longlong()
         assert isinstance(args, ConditionArgs)
         self._call("cuGraphConditionalHandleCreate", byref(handle), self._graph, self._context,
                    c_uint(0), c_uint(DEFAULT_EACH_LAUNCH))
         args.condition = handle.value
         self._add_kernel(condition)
-        node = _ConditionalNode(type=CONDITIONAL, handle=handle.value, kind=IF, size=1,
-                                context=self._context)
+        node = _ConditionalNode(type=CONDITIONAL, handle=handle.value, size=len(bodies),
+                                kind=IF if len(bodies) == 1 else SWITCH, context=self._context)
         added, after = c_void_p(), (c_void_p * 1)(self._last)
         self._call("cuGraphAddNode_v2", byref(added), self._graph, after, None,
                    ctypes.c_size_t(1), byref(node))
         self._last = added
-        return c_void_p(node.bodies[0])
-
-    def _add_body(self, inner: c_void_p) -> None:
-        body = c_void_p(self._body.raw_cuda_graph())
-        if inner is self._graph:
-            self._add("cuGraphAddChildGraphNode", body)
-            return
-        node = c_void_p()
-        self._call("cuGraphAddChildGraphNode", byref(node), inner, None, ctypes.c_size_t(0), body)
+        for i, body in enumerate(bodies):
+            self._call("cuGraphAddChildGraphNode", byref(c_void_p()), c_void_p(node.bodies[i]),
+                       None, ctypes.c_size_t(0), c_void_p(body.raw_cuda_graph()))
 
     def _add(self, name: str, what: Any) -> c_void_p:
         """Add a node behind the last one."""

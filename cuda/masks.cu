@@ -1,5 +1,6 @@
 // Update masks and what follows from them: candidates, unions, the frame's begin and end.
 #include "common.cuh"
+#include "work.cuh"
 
 constexpr int MOST_SOURCES = 8;
 
@@ -208,6 +209,7 @@ struct BeginArgs {
     int* pending;     // [lanes]: the next good frame is a first frame
     int* fresh;       // [lanes + 1]: as in Rule
     int* told;        // [lanes], the host's: 1 a refused frame, 2 one that was a first frame
+    Work* work;
     int lanes, unused;
 };
 
@@ -236,25 +238,51 @@ extern "C" __global__ void __launch_bounds__(THREADS) begin_frame(BeginArgs args
         }
     }
     args.fresh[args.lanes] = any;
+    args.work->dense = 0.f;
 }
 
 struct EndArgs {
     const int* counters;    // what this frame counted
     const int* grains;      // what a tile computes at once
+    const float* costs;     // of a candidate, by the sparse way, in parts of all that it may cost
+    const int* wholes;      // pixels, where the dense way computes all of them
+    const byte* doors;      // whether it counts what a door let in
     long long* totals;      // [counters, 2]: their sums over the frames, plain and in whole tiles
     int* bad;               // [lanes]
+    Work* work;
     int counted, lanes;
 };
 
-// Ends a frame: adds its counters to the totals, and forgives.
+// Ends a frame: adds its counters to the totals, tells the next one what there was to do, and
+// forgives.
 extern "C" __global__ void __launch_bounds__(THREADS) end_frame(EndArgs args) {
+    SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
+    float share = 0.f, doors = 0.f;
+    const bool dense = args.work->dense != 0.f;
     NO_UNROLL
     for (int i = threadIdx.x; i < args.counted; i += THREADS) {
-        const int count = args.counters[i], grain = args.grains[i];
+        const int count = args.counters[i], grain = args.grains[i], whole = args.wholes[i];
+        share += count * args.costs[i];
+        if (args.doors[i]) doors += count;
         args.totals[2 * i] += count;
-        args.totals[2 * i + 1] += static_cast<long long>(ceil_div(count, grain)) * grain;
+        args.totals[2 * i + 1] +=
+            dense && whole ? whole : static_cast<long long>(ceil_div(count, grain)) * grain;
     }
     NO_UNROLL
     for (int lane = threadIdx.x; lane < args.lanes; lane += THREADS) args.bad[lane] = 0;
+    share = group_sum<WARP>(share);
+    doors = group_sum<WARP>(doors);
+    float* sums = reinterpret_cast<float*>(memory);
+    const int warp = threadIdx.x / WARP;
+    if (threadIdx.x % WARP == 0) sums[2 * warp] = share, sums[2 * warp + 1] = doors;
+    block_barrier();
+    if (threadIdx.x != 0) return;
+    for (int other = 1; other < THREADS / WARP; ++other) {
+        share += sums[2 * other];
+        doors += sums[2 * other + 1];
+    }
+    if (doors == 0.f) return;  // a frame equal to the last says nothing of the next
+    args.work->share = share;
+    args.work->doors = doors;
 }

@@ -1,7 +1,9 @@
-// Everything that is no matrix product, at the candidates: a warp computes all channels of a
-// pixel, and applies the rule.
+// Everything that is no matrix product, at the candidates: LANES neighbours of a warp compute all
+// channels of a pixel, and apply the rule.
 //
-// Specialised on NUMBER; OUT_VEC, the numbers a thread moves at once; and OPERATION, below.
+// Specialised on NUMBER; OUT_VEC, the numbers a thread moves at once; LANES, a power of 2; PACKS,
+// how often a lane moves them for a pixel, or 0 where that is so often that new values are computed
+// a second time rather than kept; RMS, the norm; CLAMPS (common.cuh); and OPERATION, below.
 #include "common.cuh"
 #include "parts.cuh"
 
@@ -14,14 +16,14 @@
 #define AFFINE 6      // x times a number a channel, plus another
 #define SOFTMAX 7     // over the channels
 #define CHANNEL_MEAN 8
-#define GIVEN 9       // what PyTorch computed for the whole map
+#define GIVEN 9       // what PyTorch computed for the whole map, bias, residual
 #define WEIGH 10      // the sum of the taps, each times its row's and its column's weight
 
 constexpr int MOST_SOURCES = 8;
 
 struct Source {
     const Number* data;
-    const int* rows;  // [height_out, taps_y], as in masks.cu
+    const int* rows;  // [height_out, taps_y], as in masks.cu; null: each pixel its own place
     const int* cols;
     int step, height, width, taps_y, taps_x;
     int channels;  // 1: broadcasts over the channels
@@ -54,9 +56,14 @@ struct PixelArgs {
 
 typedef Pack<Number, OUT_VEC> OutPack;
 
-// Where a warp is.
+constexpr int PIXELS = WARP / LANES, STEP = LANES * OUT_VEC;
+// How many blocks have registers to be resident, and packs that are asked for together.
+constexpr int THREADS = 256, BLOCKS = PACKS > 2 ? 2 : PACKS == 2 || OPERATION == PARTS ? 3 : 4;
+constexpr int CHUNK = PACKS > 4 ? 1 : PACKS > 2 ? 2 : PACKS;
+
+// Where a group of lanes is.
 struct Place {
-    long long pixel;
+    long long pixel;  // -1: behind the last
     int lane, y, x;
     long long part, part_split;  // PARTS: the row of sums, and what is between its splits
     int splits;
@@ -65,6 +72,8 @@ struct Place {
 __device__ __forceinline__ const Number* tap(const PixelArgs& args, int s, const Place& at, int i,
                                              int j) {
     const Source& from = args.source[s];
+    if (!from.rows)
+        return from.data + (from.one_lane ? at.pixel % args.rule.plane : at.pixel) * from.step;
     const int row = from.rows[at.y * from.taps_y + i], col = from.cols[at.x * from.taps_x + j];
     if (row < 0 || col < 0) return nullptr;
     const long long lane = from.one_lane ? 0 : at.lane;
@@ -175,31 +184,58 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
 // What needs all channels of a pixel before any of them is known.
 struct Summary { float largest, sum; };
 
-__device__ __forceinline__ Summary summarize(const PixelArgs& args, const Place& at, int lane_id) {
+__device__ __forceinline__ Summary summarize(const PixelArgs& args, const Place& at) {
     Summary all = {-INFINITE, 0.f};
 #if OPERATION == SOFTMAX || OPERATION == CHANNEL_MEAN
-    const int channels = args.source[0].channels;
-    const Number* place = tap(args, 0, at, 0, 0);
-    for (int c = lane_id; c < channels; c += WARP) {
+    const int channels = at.pixel < 0 ? 0 : args.source[0].channels;
+    const Number* place = at.pixel < 0 ? nullptr : tap(args, 0, at, 0, 0);
+    for (int c = threadIdx.x % LANES; c < channels; c += LANES) {
         all.largest = fmaxf(all.largest, to_float(place[c]));
         if (OPERATION == CHANNEL_MEAN) all.sum += to_float(place[c]);
     }
-    all.largest = group_max<WARP>(all.largest);
+    all.largest = group_max<LANES>(all.largest);
     if (OPERATION == SOFTMAX)
-        for (int c = lane_id; c < channels; c += WARP)
+        for (int c = threadIdx.x % LANES; c < channels; c += LANES)
             all.sum += expf(to_float(place[c]) - all.largest);
-    all.sum = group_sum<WARP>(all.sum);
+    all.sum = group_sum<LANES>(all.sum);
 #endif
     return all;
 }
 
+// Packs of a pixel that lie at its own place, which are known before anything is computed.
+struct Asked { OutPack old, added, given; };
+
+// Asks for packs from channel `first` on, all at once, before any of them is waited for.
+template <int COUNT>
+__device__ __forceinline__ void ask(const PixelArgs& args, const Place& at, int first, int channels,
+                                    Asked (&asked)[COUNT]) {
+    const Number* old = args.output + at.pixel * args.step_out;
+    const Number* given = args.source[0].data + at.pixel * args.source[0].step;
+    const Number* added = args.residual + at.pixel * args.step_residual;
+    UNROLL
+    for (int i = 0; i < COUNT; ++i) {
+        const int c = first + i * STEP;
+        if (c >= channels) continue;
+        asked[i].old = *reinterpret_cast<const OutPack*>(old + c);
+        if (OPERATION == GIVEN) asked[i].given = *reinterpret_cast<const OutPack*>(given + c);
+    }
+    if (!args.residual) return;
+    UNROLL
+    for (int i = 0; i < COUNT; ++i)
+        if (first + i * STEP < channels)
+            asked[i].added = *reinterpret_cast<const OutPack*>(added + first + i * STEP);
+}
+
 // The new values of some channels, all that is fused included.
-__device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
-                                         const Summary& all, int c, OutPack& now) {
+__device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at, const Summary& all,
+                                         int c, const Asked& asked, OutPack& now) {
     float x[OUT_VEC];
     if (OPERATION == CHANNEL_MEAN) {
         UNROLL
         for (int v = 0; v < OUT_VEC; ++v) x[v] = all.sum / args.source[0].channels;
+    } else if (OPERATION == GIVEN) {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = to_float(asked.given.at[v]);
     } else {
         compute(args, at, c, x);
     }
@@ -208,61 +244,103 @@ __device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
         for (int v = 0; v < OUT_VEC; ++v) x[v] = expf(x[v] - all.largest) / all.sum;
     }
     if (args.bias) {
+        typedef Pack<float, OUT_VEC < 4 ? OUT_VEC : 4> Some;
+        constexpr int WIDTH = sizeof(Some) / sizeof(float);
         UNROLL
-        for (int v = 0; v < OUT_VEC; ++v) x[v] += args.bias[c + v];
+        for (int v = 0; v < OUT_VEC; v += WIDTH) {
+            const Some some = *reinterpret_cast<const Some*>(args.bias + c + v);
+            UNROLL
+            for (int i = 0; i < WIDTH; ++i) x[v + i] += some.at[i];
+        }
     }
     if (args.residual) {
-        float y[OUT_VEC];
-        read(args.residual + at.pixel * args.step_residual, 2, c, y);
         UNROLL
-        for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v];
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += to_float(asked.added.at[v]);
     }
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v)
         from_float(activate(x[v], args.rule), now.at[v]);
 }
 
-// Costly operations keep their results for the decision; the others compute them again.
-constexpr bool KEPT = OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN
-                   || OPERATION == DEPTHWISE || OPERATION == WEIGH;
-
-// Computes one pixel and applies the rule; returns whether it changed.
-__device__ bool compute_pixel(const PixelArgs& args, const Place& at, Number* kept) {
-    const int lane_id = threadIdx.x % WARP;
-    const float threshold = args.rule.thresholds[at.lane];
-    Number* output = args.output + at.pixel * args.step_out;
-    const Summary all = summarize(args, at, lane_id);
+__device__ __forceinline__ float difference(const OutPack& now, const OutPack& old,
+                                            float threshold) {
     float sum = 0.f;
-    for (int c = lane_id * OUT_VEC; c < args.rule.channels; c += WARP * OUT_VEC) {
-        OutPack now;
-        evaluate(args, at, all, c, now);
-        const OutPack old = *reinterpret_cast<const OutPack*>(output + c);
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v)
+        sum += score(to_float(now.at[v]), to_float(old.at[v]), threshold, RMS);
+    return sum;
+}
+
+// Computes one pixel and applies the rule; returns whether it changed. All lanes of a warp come
+// here, also those whose pixel is behind the last.
+__device__ __forceinline__ bool compute_pixel(const PixelArgs& args, const Place& at) {
+    const bool exists = at.pixel >= 0;
+    const int first = threadIdx.x % LANES * OUT_VEC, channels = exists ? args.rule.channels : 0;
+    const float threshold = args.rule.thresholds[at.lane];
+    const int fresh = args.rule.fresh[at.lane];
+    Number* output = args.output + at.pixel * args.step_out;
+    const Summary all = summarize(args, at);
+    float sum = 0.f;
+#if PACKS
+    OutPack now[PACKS];
+    UNROLL
+    for (int p = 0; p < PACKS; p += CHUNK) {
+        Asked asked[CHUNK];
+        ask(args, at, first + p * STEP, channels, asked);
         UNROLL
-        for (int v = 0; v < OUT_VEC; ++v)
-            sum += score(to_float(now.at[v]), to_float(old.at[v]), threshold, args.rule.rms);
-        if (KEPT) *reinterpret_cast<OutPack*>(kept + c) = now;
+        for (int i = 0; i < CHUNK && p + i < PACKS; ++i) {
+            const int c = first + (p + i) * STEP;
+            if (c >= channels) continue;
+            evaluate(args, at, all, c, asked[i], now[p + i]);
+            sum += difference(now[p + i], asked[i].old, threshold);
+        }
     }
-    sum = group_sum<WARP>(sum);
-    if (!args.rule.fresh[at.lane] && !exceeds(sum, args.rule, threshold)) return false;
-    for (int c = lane_id * OUT_VEC; c < args.rule.channels; c += WARP * OUT_VEC) {
+#else
+    for (int c = first; c < channels; c += STEP) {
         OutPack now;
-        if (KEPT) now = *reinterpret_cast<const OutPack*>(kept + c);
-        else evaluate(args, at, all, c, now);
+        Asked asked[1];
+        ask(args, at, c, channels, asked);
+        evaluate(args, at, all, c, asked[0], now);
+        sum += difference(now, asked[0].old, threshold);
+    }
+#endif
+    sum = group_sum<LANES>(sum);
+    if (!exists || (!fresh && !exceeds(sum, args.rule, threshold))) return false;
+#if PACKS
+    UNROLL
+    for (int p = 0; p < PACKS; ++p)
+        if (first + p * STEP < channels)
+            *reinterpret_cast<OutPack*>(output + first + p * STEP) = now[p];
+#else
+    for (int c = first; c < channels; c += STEP) {
+        OutPack now;
+        Asked asked[1];
+        ask(args, at, c, channels, asked);
+        evaluate(args, at, all, c, asked[0], now);
         *reinterpret_cast<OutPack*>(output + c) = now;
     }
-    if (lane_id == 0) args.rule.mask[at.pixel] = 1;
+#endif
+    if (threadIdx.x % LANES == 0) args.rule.mask[at.pixel] = 1;
     return true;
 }
 
-extern "C" __global__ void compute_pixels(PixelArgs args) {
-    SHARED_MEMORY(memory);
+__device__ __forceinline__ Place place_of(const PixelArgs& args, int pixel) {
+    Place at = {};
+    at.pixel = pixel;
+    if (pixel < 0) return at;
+    at.lane = pixel / args.rule.plane;
+    if (OPERATION == PARTS || OPERATION == GIVEN) return at;
+    at.y = pixel / args.width % args.height;
+    at.x = pixel % args.width;
+    return at;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(PixelArgs args) {
     wait_for_earlier_kernels();
-    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    // Rows of 16 bytes more than they need, so that each is aligned.
-    Number* kept = reinterpret_cast<Number*>(memory)
-                 + warp * (ceil_div(args.rule.channels, 8) * 8);
-    const int lane_id = threadIdx.x % WARP;
-    int changed = 0, mine = 0;  // pixels since the last time that they were listed, a lane each
+    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, lane_id = threadIdx.x % WARP;
+    // What changed is listed all LANES turns: then each lane knows of one pixel.
+    int mine = 0, turn = 0;
+    bool changed = false;
     for (int f = 0; f < args.phase_count; ++f) {
         const int count = args.counts[f];
         int base = 0, tiles = 0, splits = 1;
@@ -275,22 +353,28 @@ extern "C" __global__ void compute_pixels(PixelArgs args) {
                                args.phase_count == 1 ? phase.stages : 1);
         }
         // Few candidates are spread over many multiprocessors, a warp on each.
-        for (int i = warp * gridDim.x + blockIdx.x; i < count; i += gridDim.x * warps) {
-            const int pixel = args.list[base + i];
-            Place at;
-            at.pixel = pixel;
-            at.lane = pixel / args.rule.plane;
-            at.y = pixel / args.width % args.height;
-            at.x = pixel % args.width;
+        const int step = gridDim.x * warps * PIXELS;
+        int start = (warp * gridDim.x + blockIdx.x) * PIXELS;
+        int i = start + lane_id / LANES;
+        int pixel = i < count ? args.list[base + i] : -1;
+        NO_UNROLL
+        for (; start < count; start += step) {
+            Place at = place_of(args, pixel);
             at.splits = splits;
             at.part = base + f * args.part_rows + i;
             at.part_split = static_cast<long long>(tiles) * args.part_rows * args.part_step;
-            if (!compute_pixel(args, at, kept)) continue;
-            if (lane_id == changed) mine = pixel;
-            if (++changed < WARP) continue;
-            list_changes(args.rule, true, mine);
-            changed = 0;
+            i += step;
+            pixel = i < count ? args.list[base + i] : -1;  // the next one, before it is needed
+            const bool moved = compute_pixel(args, at);
+            if (lane_id % LANES == turn) {
+                mine = static_cast<int>(at.pixel);
+                changed = moved;
+            }
+            if (++turn < LANES) continue;
+            list_changes(args.rule, changed, mine);
+            turn = 0;
+            changed = false;
         }
     }
-    list_changes(args.rule, lane_id < changed, mine);
+    list_changes(args.rule, changed, mine);
 }

@@ -53,8 +53,9 @@ class Config:
             mean change of 8x8 blocks, whose pixels are held or replaced together.
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
             is eight times ``input_threshold``.
-        dense_fallback: let a backend evaluate a whole lane by the library's dense operator where
-            that is cheaper. The ``cpu`` backend has no use for it: see docs/performance.md.
+        dense_fallback: of the ``cuda`` backend: a frame with much to do, as the device finds,
+            convolves whole maps by the library, and compares. The ``cpu`` backend has no use for
+            it: see docs/performance.md.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
         graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """

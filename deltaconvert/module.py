@@ -81,6 +81,8 @@ class DeltaModule(nn.Module):
         Raises:
             FrameError: see `Stream`; and for a name that is no input's.
         """
+        if not named:  # most frames; the graph is long
+            return self.stream(*frames)
         names = [str(n.target) for n in self.graph.nodes if n.op == "placeholder"]
         waiting = names[len(frames):]
         if wrong := sorted(set(named) - set(waiting)):
@@ -173,6 +175,15 @@ class DeltaModule(nn.Module):
                 f"{self.traced_for}; these are {shapes}. Convert it again with example_inputs of "
                 "these shapes.")
         return self._version, *((tuple(f.shape), f.dtype, f.device) for f in frames)
+
+    def is_signature(self, signature: Any, frames: Sequence[Any]) -> bool:
+        """Whether frames have a signature that was made before; quicker than making theirs."""
+        version, *specs = signature
+        if version != self._version or len(specs) != len(frames):
+            return False
+        return all(
+            isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
+            for f, (shape, dtype, device) in zip(frames, specs, strict=True))
 
     def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
         """Whether the graph is right for frames of these shapes; -1 stands for any size."""

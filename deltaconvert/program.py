@@ -86,7 +86,8 @@ class Program:
 
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
         """Return frames by the inputs' names in the precision of the doors that they come to."""
-        return [frame.to(self._doors[name]) if name in self._doors else frame
+        doors = self._doors
+        return [frame if doors.get(name, frame.dtype) == frame.dtype else frame.to(doors[name])
                 for name, frame in frames.items()]
 
     @cached_property

@@ -122,8 +122,7 @@ class Stream:
         return self._state.totals() if self._state else {}
 
     def _run(self, frames: list[Any]) -> Any:
-        signature = self._module.signature(frames)
-        program, state = self._enter(signature, frames)
+        program, state, signature = self._enter(frames)
         names = self._module.input_names
         frames = program.as_stored(dict(zip(names, frames, strict=True)))
         for name, frame in zip(names, frames, strict=True):
@@ -142,12 +141,16 @@ class Stream:
         state.add_frame()
         return pytree.tree_unflatten(leaves, self._module.out_spec)
 
-    def _enter(self, signature: Any, frames: list[Any]) -> tuple[Program, State]:
-        """Return the program and the state for such frames: those of the last, or new ones."""
+    def _enter(self, frames: list[Any]) -> tuple[Program, State, Any]:
+        """Return program, state and signature for such frames: those of the last, or new ones."""
+        if self._program is not None and self._state is not None and (
+                self._module.is_signature(self._signature, frames)):
+            return self._program, self._state, self._signature
+        signature = self._module.signature(frames)
         if self._program is not None and self._state is not None and (
                 signature == self._signature):
-            return self._program, self._state
+            return self._program, self._state, signature
         program = self._module.program(signature, frames)
         state = program.new_state()
         state.observer = self._observer
-        return program, state
+        return program, state, signature

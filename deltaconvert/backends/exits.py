@@ -26,7 +26,7 @@ class Exit(NamedTuple):
         """Return the leaf as a copy."""
         if self.door is None:
             return copy_value(self.constant)
-        return self.door(state, state.edges[self.door.about.inputs[0].name])
+        return copy_value(state.edges[self.door.about.inputs[0].name].value, self.door.dtype)
 
 
 def exits(graph_module: GraphModule) -> list[Exit]:

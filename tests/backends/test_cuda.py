@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.nodes import DeltaNode
-from tests.backends.test_cpu import ACTIVATIONS, CASES, MAP, conv, make_node, weights
+from tests.backends.test_cpu import ACTIVATIONS, CASES, MAP, conv, make_node, pool, weights
 from tests.cuda.host.launcher import ORDERS
 from tests.cuda.streams import TF32, KernelStream
 
@@ -28,6 +28,8 @@ OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", 
                 "max pool", "mean pool without padding", "gate", "cat", "softmax", "bilinear"]
 CONVOLUTIONS = ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu", "grouped",
                 "transposed", "transposed with gaps"]
+DENSE = ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels", "conv + residual + relu",
+         "grouped"]
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +84,33 @@ def test_warpgroups(name: str, told: dict[str, Any], dtype: torch.dtype) -> None
     stream = KernelStream(at(make_node(scaled(CASES[name])), dtype), told=told)
     stream.run()
     assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve_sm90"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", DENSE)
+def test_the_dense_way(name: str, dtype: torch.dtype) -> None:
+    stream = KernelStream(at(make_node(scaled(CASES[name]), threshold=0.2), dtype), dense=True)
+    stream.run()
+    stream.change(0.3, [0], size=1e-3)
+    assert stream.check() > 0
+    assert stream.output.counts == [0, 0, 0]
+    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "compute_pixels"}
+
+
+def test_there_is_no_dense_way_among_other_channels_or_where_it_is_not_wanted() -> None:
+    assert KernelStream(make_node(CASES["conv 3x3"]), beside=8).step.dense is None
+    assert KernelStream(make_node(CASES["transposed"])).step.dense is None
+
+
+# Lanes of a warp that share a pixel, and packs of each: one, some, and more than are kept.
+@pytest.mark.parametrize("channels, lanes, packs", [(3, 4, 1), (24, 8, 1), (264, 32, 3),
+                                                    (520, 32, 0)])
+def test_a_pixel_is_shared_by_lanes_of_a_warp(channels: int, lanes: int, packs: int) -> None:
+    case = pool("max_pool2d", dilation=(1, 1)), [(3, channels, 9, 12)]
+    stream = KernelStream(make_node(case, threshold=0.2))
+    stream.run()
+    defines = dict(stream.launcher.ran[1].defines)
+    assert (defines["LANES"], defines["PACKS"]) == (lanes, packs)
 
 
 WIDE = conv(weights(72, 40, 3, 3), activation=("silu",)), [(3, 40, 7, 9)]

@@ -48,7 +48,7 @@ class KernelStream:
     def __init__(self, node: DeltaNode, *, order: int = 0, told: dict[str, Any] | None = None,
                  beside: int = 0, change: tuple[str, str, str] | None = None,
                  tolerance: float | None = None, launcher: Launcher | None = None,
-                 device: Any = "cpu", processors: int = 2) -> None:
+                 device: Any = "cpu", processors: int = 2, dense: bool = False) -> None:
         self.node, self.beside, self.device = node, beside, torch.device(device)
         lanes = node.about.output.lanes
         self.state = State(lanes, [True] * lanes)
@@ -59,6 +59,9 @@ class KernelStream:
         self.output, self.expected = (
             make_edge(node.about.output, node.about.threshold, beside, device) for _ in range(2))
         self.step = self._bind()
+        if dense:
+            assert self.step.dense is not None
+            self.step = self.step.dense
         self.context = self.state.context
         self.context.upload_thresholds({"y": self.output})
         self.oracle = reference.create(Config()).bind(

@@ -10,13 +10,14 @@ import re
 import pytest
 import torch
 
+from deltaconvert.backends.cuda.pixels import MOST_PACKS, MOST_PACKS_OF_OTHERS
 from deltaconvert.backends.cuda.tiles import Tile
 from deltaconvert.cuda.loader import FOLDER, Kernel, kernel, source_of
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
-MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 96,
+MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 168,
                   "examine_pixels": 80, "find_candidates": 96}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
@@ -66,7 +67,10 @@ def kernels(capability: int) -> list[Kernel]:
         made.append(kernel("sparsify.cu", "examine_pixels", dtype))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
-                            OUT_VEC=16 // dtype.itemsize, CLAMPS=code % 2) for code in range(11)]
+                            OUT_VEC=16 // dtype.itemsize, LANES=lanes, PACKS=packs, RMS=1,
+                            CLAMPS=code % 2)
+                     for code in range(11)
+                     for lanes, packs in ((8, 1), (32, MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)))]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
     return [*made, *convolutions(torch.float32, False)]

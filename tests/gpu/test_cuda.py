@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.backends.cuda import unavailable
+from deltaconvert.backends.cuda import dense, unavailable
 from deltaconvert.errors import FrameError
-from deltaconvert.nodes import DeltaNode
-from tests.backends.test_cpu import CASES, make_node
-from tests.backends.test_cuda import CONVOLUTIONS, OF_EACH_KIND, at, scaled
+from deltaconvert.nodes import DeltaNode, Slot
+from tests.backends.test_cpu import CASES, conv, make_node, weights
+from tests.backends.test_cuda import CONVOLUTIONS, DENSE, OF_EACH_KIND, at, scaled
 from tests.cuda.streams import TF32, KernelStream
 
 GPU = torch.device("cuda", 0)
@@ -68,6 +68,22 @@ def test_tf32(name, fused, launcher):
         run(make_node(scaled(CASES[name])), launcher, told={"fused": fused}, tolerance=TF32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", DENSE)
+def test_the_dense_way(name, dtype, launcher):
+    run(at(make_node(scaled(CASES[name])), dtype), launcher, dense=True)
+
+
+# Channels of maps that a pixel of is shared by 4 to 32 lanes, in one pack, some, or many.
+@pytest.mark.parametrize("channels", [3, 24, 72, 264, 520, 1032])
+def test_the_dense_way_of_many_channels(channels, launcher):
+    case = (conv(weights(channels, 16, 1, 1), padding=(0, 0), residual=Slot(1),
+                 activation=("relu",)), [(3, 16, 9, 11), (3, channels, 9, 11)])
+    for norm in ("max", "rms"):
+        node = at(make_node(scaled(case), threshold=0.2, norm=norm), torch.float16)
+        run(node, launcher, dense=True)
+
+
 def network() -> nn.Module:
     import torchvision
 
@@ -96,6 +112,30 @@ def test_resnet_equals_dense(graphs, launcher):
     assert all(node.backend == "cuda" for node in delta.stream.program.nodes)
     last = delta.stream.last
     assert sum(work.pixels_out for work in last.values()) == 0, "the frame was equal to the last"
+
+
+@pytest.mark.parametrize("fallback", [True, False], ids=["with", "without"])
+def test_the_device_chooses_the_way(fallback, launcher, monkeypatch):
+    """Two frames to begin with, then everything changes, little, nothing, and everything again."""
+    monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)  # for which these maps are too small
+    model, small = network(), clip()
+    delta = deltaconvert.convert(model, backend="cuda", dense_fallback=fallback)
+    torch.manual_seed(2)
+    frames = [small[0], small[1], *(torch.rand_like(small[0]) for _ in range(3))]
+    little = frames[-1].clone()
+    little[:, :, 40:70, 10:50] = 0.5
+    frames += [little, little, torch.rand_like(little), little]
+    ways = []
+    for frame in frames:
+        torch.testing.assert_close(delta(frame), model(frame), rtol=1e-4, atol=1e-4)
+        ways.append(bool(delta.stream._state.context.work[2]))
+        if ways[-1]:
+            last = delta.stream.last
+            assert sum(work.scheduled for work in last.values()) == sum(
+                work.dense for work in last.values())
+    assert ways == ([False, False, True, True, True, False, False, True, True] if fallback
+                    else [False] * len(frames))
+    assert len(delta.stream._state.runner.graph._bodies) == 1 + fallback
 
 
 def distance(outputs: list[Tensor], exact: list[Tensor]) -> float:
@@ -157,3 +197,4 @@ def test_under_the_sanitizer(launcher):
     for name in ("conv 3x3", "conv + residual + relu", "depthwise", "max pool"):
         run(make_node(CASES[name]), launcher)
     run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, told={"fused": True})
+    run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, dense=True)

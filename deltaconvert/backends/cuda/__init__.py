@@ -60,9 +60,9 @@ def _try_kernel(device: torch.device) -> None:
     from deltaconvert.cuda.launcher import CupyLauncher, Launch
     from deltaconvert.cuda.loader import kernel
 
-    bad = torch.ones(1, dtype=torch.int32, device=device)
-    args = EndArgs(bad=bad.data_ptr(), counted=0, lanes=1)
+    bad, work = torch.ones(1, dtype=torch.int32, device=device), torch.zeros(4, device=device)
+    args = EndArgs(bad=bad.data_ptr(), work=work.data_ptr(), counted=0, lanes=1)
     CupyLauncher(device).launch(
-        Launch(kernel("masks.cu", "end_frame", torch.float32), args, (1, 1), 256))
+        Launch(kernel("masks.cu", "end_frame", torch.float32), args, (1, 1), 256, 64))
     if int(bad) != 0:
         raise RuntimeError("it ran, and did nothing")

@@ -15,6 +15,7 @@ from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cuda import convolution, pixels, sparsify, whole
 from deltaconvert.backends.cuda.candidates import Tables, list_name, list_scratch, union
 from deltaconvert.backends.cuda.context import Context, Tally, activation_code, activation_of
+from deltaconvert.backends.cuda.dense import DenseStep
 from deltaconvert.backends.cuda.runner import Runner
 from deltaconvert.config import Config
 from deltaconvert.cuda.arguments import MOST_SOURCES
@@ -44,11 +45,17 @@ class Prepared:
 
 @dataclass
 class CudaStep:
-    """A node that is nothing but launches, and the buffers whose addresses they hold."""
+    """A node that is nothing but launches, and the buffers whose addresses they hold.
+
+    Args:
+        launcher, launches, buffers: see there.
+        dense: what may run in their place, in a frame in which there is much to do.
+    """
 
     launcher: Launcher
     launches: Sequence[Launch]
     buffers: Buffers
+    dense: DenseStep | None = None
 
     def __call__(self) -> None:
         """Launch; the work is counted on the device."""
@@ -156,8 +163,9 @@ class CudaBackend:
             launches = pixels.bind(node, weights.data, buffers, context, self.tables)
             step = CudaStep(self.launcher, launches, buffers)
         else:
-            launches = convolution.bind(node, weights.data, buffers, context, self.tables)
-            step = CudaStep(self.launcher, launches, buffers)
+            launches, dense = convolution.bind(node, weights.data, buffers, context, self.tables,
+                                               self.config.dense_fallback)
+            step = CudaStep(self.launcher, launches, buffers, dense)
         period = weights.data.period if weights.kind == "convolution" else (1, 1)
         made = context.lists[list_name(node, period)]
         tally.candidates = list(range(made.counts, made.counts + made.phases))

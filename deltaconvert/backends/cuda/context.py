@@ -105,6 +105,12 @@ class Context:
         lanes = self.state.lanes
         self.counters = self._ints(-(-self.capacity // 4) * 4)
         self.grains = torch.ones_like(self.counters)
+        # What the sparse way costs a candidate, and the pixels that the dense way computes instead.
+        self.costs = torch.zeros(len(self.counters), device=self.device)
+        self.wholes = torch.zeros_like(self.counters)
+        self.doors = torch.zeros(len(self.counters), dtype=torch.uint8, device=self.device)
+        self.cost_of_all = 0.0
+        self.work = torch.zeros(4, device=self.device)  # `Work` in masks.cu
         self.totals = torch.zeros(len(self.counters), 2, dtype=torch.int64, device=self.device)
         self.fresh, self.pending, self.bad = self._ints(lanes + 2), self._ints(lanes), (
             self._ints(lanes))
@@ -125,6 +131,18 @@ class Context:
         start, self._counted = self._counted, self._counted + size
         self.grains[start:start + size] = grain
         return start
+
+    def weigh(self, counter: int, cost: float, pixels: int) -> None:
+        """Say what a convolution with a dense way costs the sparse one, a candidate.
+
+        Args:
+            counter: of its candidates; nodes with the same list share it.
+            cost: in any unit.
+            pixels: of its output.
+        """
+        self.costs[counter] += cost
+        self.wholes[counter] = pixels
+        self.cost_of_all += cost * pixels
 
     @property
     def counted(self) -> int:

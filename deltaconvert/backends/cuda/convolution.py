@@ -25,6 +25,7 @@ from deltaconvert.backends.cuda.context import (
     size_of,
     widest,
 )
+from deltaconvert.backends.cuda.dense import DenseStep, cost_of_pixel, suits
 from deltaconvert.backends.cuda.filters import (
     FilterPhase,
     argument,
@@ -176,10 +177,11 @@ def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int
     return max(pixels + phases * tile.bm, -(-blocks // across) * tile.bm), across * tile.bn
 
 
-def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
-         tables: Tables) -> list[Launch]:
-    """Return the launches of a convolution."""
-    made, launches = candidates(node, buffers, context, tables, folded.period)
+def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, tables: Tables,
+         dense: bool = False) -> tuple[list[Launch], DenseStep | None]:
+    """Return the launches of a convolution, and its dense way, if asked for and there is one."""
+    made, before = candidates(node, buffers, context, tables, folded.period)
+    launches = [*before]
     args = _arguments(node, folded, buffers, context)
     args.list, args.counts = made.pixels, context.counter(made.counts)
     tile, edge = folded.tile, buffers.output
@@ -192,7 +194,10 @@ def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
     if not tile.fused:
         launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
     context.grains[made.counts:made.counts + made.phases] = tile.bm
-    return launches
+    if not dense or made.phases > 1 or not suits(buffers):
+        return launches, None
+    context.weigh(made.counts, cost_of_pixel(node, buffers), edge.mask.numel())
+    return launches, DenseStep(node, folded, buffers, context, before, made)
 
 
 def _kernel(folded: Folded, args: ConvArgs, dtype: torch.dtype) -> Kernel:

@@ -29,7 +29,7 @@ from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.cuda.arguments import ConvArgs, PixelArgs, Source
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
-from deltaconvert.footprint import broadcast, identity
+from deltaconvert.footprint import broadcast
 from deltaconvert.nodes import DeltaNode, Slot
 from deltaconvert.state import Edge
 
@@ -38,8 +38,11 @@ if TYPE_CHECKING:
 
 (PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
  GIVEN, WEIGH) = range(11)  # as in pixels.cu
-KEPT = frozenset({PARTS, MAXIMUM, MEAN, DEPTHWISE, WEIGH})
 WARPS, BLOCKS_A_PROCESSOR = 8, 4
+WARP = 32
+# Packs of a pixel that a lane keeps until the rule has decided; with more, they are computed again.
+MOST_PACKS = {GIVEN: 8, PICK: 1}
+MOST_PACKS_OF_OTHERS = 4
 
 
 @dataclass
@@ -232,6 +235,22 @@ def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Conte
     return [*launches, pixel_launch(operation.code, args, edge, context, wide)]
 
 
+def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers, context: Context,
+                 made: Lists) -> Launch:
+    """Return the launch that finishes what PyTorch convolved, once its source's data is set."""
+    edge, residual = buffers.output, argument(node, 3)
+    args = _arguments(node, buffers, context, made)
+    args.source[0] = Source(step=channels_of(edge), channels=channels_of(edge))
+    if bias is not None:
+        args.bias = bias.data_ptr()
+    if isinstance(residual, Slot):
+        added = buffers.inputs[residual.index]
+        args.residual, args.step_residual = added.value.data_ptr(), pixel_step(added)
+    wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
+                  args.step_residual or 0, addresses=(args.output, args.residual or 0))
+    return pixel_launch(GIVEN, args, edge, context, wide)
+
+
 def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
                  conv: ConvArgs, made: Lists) -> Launch:
     """Return the launch that finishes what `convolution.cu` left as sums."""
@@ -267,7 +286,7 @@ def _source(node: DeltaNode, entry: Slot | Tensor, buffers: Buffers, tables: Tab
         value, step = entry, entry.shape[1]
         footprint = broadcast((value.shape[2], value.shape[3]), size_of(buffers.output))
         lanes = value.shape[0]
-    rows, cols = tables.of(footprint)
+    rows, cols = (None, None) if footprint.is_identity else tables.of(footprint)
     return Source(data=value.data_ptr(), rows=rows, cols=cols, step=step, height=value.shape[2],
                   width=value.shape[3], taps_y=footprint.taps[0], taps_x=footprint.taps[1],
                   channels=value.shape[1], one_lane=isinstance(entry, Tensor) and lanes == 1)
@@ -287,10 +306,7 @@ def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Contex
     args = _arguments(node, buffers, context, made)
     # An activation is part of what was evaluated.
     args.rule.activation, args.rule.least, args.rule.most = 0, -math.inf, math.inf
-    height, width = size_of(edge)
-    rows, cols = tables.of(identity((height, width)))
-    args.source[0] = Source(data=given.data_ptr(), rows=rows, cols=cols, step=channels_of(edge),
-                            height=height, width=width, taps_y=1, taps_x=1,
+    args.source[0] = Source(data=given.data_ptr(), step=channels_of(edge),
                             channels=channels_of(edge))
     wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
                   addresses=(args.output, given.data_ptr()))
@@ -298,12 +314,16 @@ def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Contex
 
 
 def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide: int) -> Launch:
-    """Choose grid, threads and shared memory for an operation."""
-    row = -(-channels_of(edge) // 8) * 8 * edge.value.element_size() if code in KEPT else 0
-    warps = WARPS
-    while warps > 1 and warps * row > context.launcher.shared_limit:
-        warps //= 2
+    """Choose grid, and how many lanes of a warp share a pixel, for an operation."""
+    channels = channels_of(edge)
+    packs = -(-channels // wide)
+    if code in (SOFTMAX, CHANNEL_MEAN):  # which look at the source's channels one by one
+        packs = max(packs, args.source[0].channels)
+    lanes = min(WARP, 1 << (packs - 1).bit_length())
+    each = -(-channels // (wide * lanes))
+    kept = each <= MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)
     grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
     which = kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code, OUT_VEC=wide,
+                   LANES=lanes, PACKS=each if kept else 0, RMS=args.rule.rms,
                    CLAMPS=clamps(args.rule.activation))
-    return Launch(which, args, (grid, 1), 32 * warps, warps * row)
+    return Launch(which, args, (grid, 1), WARP * WARPS)

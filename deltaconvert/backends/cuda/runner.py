@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Step
 from deltaconvert.backends.cuda.candidates import THREADS, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
+from deltaconvert.backends.cuda.dense import break_even
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
 from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, EndArgs
@@ -23,13 +26,16 @@ from deltaconvert.state import NodeStats, State
 if TYPE_CHECKING:
     from deltaconvert.cuda.graph import FrameGraph
 
+WARP = 32
+
 
 class Runner:
     """See `FrameRunner`.
 
     A frame with a fresh lane, or with an observer, is launched kernel by kernel, and so is the
-    first that is neither. Any other is one graph, in which what follows the doors is skipped
-    where they let nothing in, and the doors out.
+    first that is neither. Any other is one graph, and the doors out. What follows the doors in is
+    there twice, at the candidates and with the library's dense convolutions: the device chooses
+    one by what there was to do in the last frame, and neither where the doors let nothing in.
     """
 
     def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State,
@@ -47,6 +53,7 @@ class Runner:
         self.state, self.context = state, context
         self.frames = 0
         self.told = context.told.numpy()  # the same memory; every frame looks at it
+        self.places: list[tuple[object, ...]] = []  # of the frames that the graph points to
         self.graph: FrameGraph | None = None
         self.no_graph = _why_no_graph(nodes, context, graphs)
         self.exits = exits(graph_module)
@@ -54,7 +61,9 @@ class Runner:
         for door in self.doors:
             door.runner = self
         self.begin, self.end = self._begin(), self._end()
-        launches = [self.begin, self.end, *(launch for step in state.steps.values()
+        dense = [way for step in state.steps.values() if (way := getattr(step, "dense", None))]
+        self.dense = dense if not self.no_graph and len(self.doors) <= MOST_SOURCES else []
+        launches = [self.begin, self.end, *(launch for step in [*state.steps.values(), *self.dense]
                                             for launch in getattr(step, "launches", ()))]
         context.launcher.prepare({launch.kernel for launch in launches})
 
@@ -66,21 +75,26 @@ class Runner:
             counter_packs=4 * context.counters.numel() // PACK_BYTES,
             bad=context.bad.data_ptr(), pending=context.pending.data_ptr(),
             fresh=context.fresh.data_ptr(), told=context.told.data_ptr(),
-            lanes=self.state.lanes)
+            work=context.work.data_ptr(), lanes=self.state.lanes)
         grid = blocks(context, masks.numel() // PACK_BYTES, THREADS)
         return Launch(kernel("masks.cu", "begin_frame", torch.float32), args, (grid, 1), THREADS)
 
     def _end(self) -> Launch:
         context = self.context
+        if context.cost_of_all:
+            context.costs /= context.cost_of_all
         args = EndArgs(
             counters=context.counters.data_ptr(), grains=context.grains.data_ptr(),
-            totals=context.totals.data_ptr(), bad=context.bad.data_ptr(),
+            costs=context.costs.data_ptr(), wholes=context.wholes.data_ptr(),
+            doors=context.doors.data_ptr(), totals=context.totals.data_ptr(),
+            bad=context.bad.data_ptr(), work=context.work.data_ptr(),
             counted=context.counted, lanes=self.state.lanes)
-        return Launch(kernel("masks.cu", "end_frame", torch.float32), args, (1, 1), THREADS)
+        return Launch(kernel("masks.cu", "end_frame", torch.float32), args, (1, 1), THREADS,
+                      8 * THREADS // WARP)
 
     def __call__(self, frames: list[Any]) -> list[Any]:
         """Run a frame that was examined; return the outputs, as copies."""
-        fresh, context = any(self.state.fresh), self.context
+        fresh, context = any_set(self.state.fresh), self.context
         if fresh:
             wanted = torch.tensor(self.state.fresh, dtype=torch.int32)
             context.pending.copy_(torch.maximum(context.pending, wanted.to(context.device)))
@@ -102,46 +116,61 @@ class Runner:
     def replays(self) -> bool:
         """Whether the next frame is run by the graph, the doors in included."""
         return (self.graph is not None and self.state.observer is None
-                and not any(self.state.fresh))
+                and not any_set(self.state.fresh))
 
     def _replay(self, frames: list[Any]) -> list[Any]:
         assert self.graph is not None
-        for door in self.doors:  # each was pointed to its frame when that was to be examined
-            self.graph.update(door.examination)
-            self.graph.update(door.replacement)
+        # Each door was pointed to its frame when that was to be examined.
+        places = [door.place for door in self.doors]
+        if places != self.places:
+            self.places = places
+            for door in self.doors:
+                self.graph.update(door.examination)
+                self.graph.update(door.replacement)
         self.graph.replay()
         return [leaf.take(self.state) for leaf in self.exits]
 
     def _capture(self) -> None:
         """Make the graph of the frames to come; nothing of it runs."""
-        from deltaconvert.cuda.graph import FrameGraph
-
         steps: list[Step] = [self.state.steps[n.about.name] for n in self.nodes
                              if n.about.rule != "sparsify"]
-        body = torch.cuda.CUDAGraph(keep_graph=True)
         before = [door.examination for door in self.doors] + [self.begin] + [
             door.replacement for door in self.doors]
-        launcher = self.context.launcher
         try:
             with torch.cuda.device(self.context.device):
-                with torch.cuda.graph(body):
-                    for step in steps:
-                        step()
-                try:
-                    self.graph = FrameGraph(launcher, before, body, [self.end], self._condition())
-                except Exception:  # CuPy's own errors differ; older drivers and compilers
-                    self.graph = FrameGraph(launcher, before, body, [self.end], None)
+                bodies = [captured(steps)]
+                if self.dense:
+                    for step in self.dense:
+                        step.convolve()  # the library settles how, which it cannot in a graph
+                    bodies.append(captured([getattr(step, "dense", None) or step
+                                            for step in steps], bodies[0]))
+                self.graph = self._graph_of(before, bodies)
         except RuntimeError as error:
             self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
             warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
 
-    def _condition(self) -> Launch | None:
-        """Return the kernel that decides whether anything follows the doors."""
+    def _graph_of(self, before: list[Launch], bodies: list[torch.cuda.CUDAGraph]) -> FrameGraph:
+        """Put the frame's graph together, as far as driver and compiler know how to."""
+        from deltaconvert.cuda.graph import FrameGraph
+
+        launcher = self.context.launcher
+        if len(self.doors) <= MOST_SOURCES:
+            for ways in range(len(bodies), 0, -1):
+                try:
+                    return FrameGraph(launcher, before, bodies[:ways], [self.end],
+                                      self._condition(ways))
+                except Exception:  # CuPy's own errors differ; older drivers and compilers
+                    continue
+        return FrameGraph(launcher, before, bodies[:1], [self.end], None)
+
+    def _condition(self, ways: int) -> Launch:
+        """Return the kernel that decides what follows the doors, if anything."""
         context = self.context
-        if len(self.doors) > MOST_SOURCES:
-            return None
-        args = ConditionArgs(fresh=context.fresh_flags(), lanes=self.state.lanes,
-                             doors=len(self.doors))
+        args = ConditionArgs(fresh=context.fresh_flags(), work=context.work.data_ptr(),
+                             lanes=self.state.lanes, doors=len(self.doors),
+                             ways=ways)
+        if ways > 1:
+            args.break_even = break_even(context.cost_of_all, len(self.dense))
         for i, door in enumerate(self.doors):
             args.changed[i] = context.changed_counter(door.buffers.output)
         return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)
@@ -152,9 +181,9 @@ class Runner:
         Raises:
             FrameError: naming the lanes.
         """
-        told = self.context.told
-        if not self.told.any():
+        if not any_set(self.told):
             return
+        told = self.context.told
         refused = told.nonzero().flatten().tolist()
         for lane in refused:
             if int(told[lane]) == 2:
@@ -180,6 +209,9 @@ class Runner:
         counters = self.context.counters[:self.context.counted]
         grains = self.context.grains[:self.context.counted]
         tiled = (counters + grains - 1) // grains * grains
+        if float(self.context.work[2]):  # it went the dense way
+            wholes = self.context.wholes[:self.context.counted]
+            tiled = torch.where(wholes > 0, wholes, tiled)
         return self._stats(torch.stack([counters, tiled], 1).tolist(), min(self.frames, 1),
                            self.state.counted)
 
@@ -212,6 +244,21 @@ class Runner:
             frames, pixels_in, frames * sum(e.mask.numel() for e in sources), found,
             counts[tally.changed][0], frames * edge.mask.numel(), found * per_pixel,
             work * per_pixel if tally.candidates_are_scheduled else dense, dense)
+
+
+def any_set(flags: np.ndarray) -> bool:
+    """Whether any flag of a few is set: at a tenth of what `any` takes."""
+    return bool(flags.tobytes().strip(b"\0"))
+
+
+def captured(steps: Sequence[Step], other: torch.cuda.CUDAGraph | None = None
+             ) -> torch.cuda.CUDAGraph:
+    """Capture steps; with another graph, which never runs beside this one, in its memory."""
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph, pool=other.pool() if other else None):
+        for step in steps:
+            step()
+    return graph
 
 
 def _why_no_graph(nodes: list[DeltaNode], context: Context, graphs: bool) -> str:

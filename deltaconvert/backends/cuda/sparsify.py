@@ -38,6 +38,7 @@ class CudaSparsify:
         edge = buffers.output
         height, width = size_of(edge)
         lanes = edge.mask.shape[0]
+        context.doors[context.tallies[node.about.name].changed] = 1
         args = FrameArgs(
             rule=context.rule(node, buffers), value=edge.value.data_ptr(),
             marks=buffers.scratch[f"cuda.marks.{node.about.name}"].data_ptr(),
@@ -50,6 +51,7 @@ class CudaSparsify:
         dtype = edge.value.dtype
         self.context, self.buffers = context, buffers  # kept: the launches hold addresses
         self.runner: Runner | None = None
+        self.place: tuple[object, ...] = ()  # of the frame that the launches point to
         self.examination = Launch(kernel("sparsify.cu", entry, dtype), args,
                                   (blocks(context, units, THREADS, 8), 1), THREADS)
         self.replacement = Launch(kernel("sparsify.cu", "replace_pixels", dtype), args,
@@ -78,10 +80,12 @@ class CudaSparsify:
         self.context.launcher.launch(self.replacement)
 
     def _point_to(self, frame: Tensor) -> None:
-        args = self.examination.args
+        place = frame.data_ptr(), *frame.stride()
+        if place == self.place:
+            return
+        self.place, args = place, self.examination.args
         assert isinstance(args, FrameArgs)
-        args.frame = frame.data_ptr()
-        args.stride_lane, args.stride_channel, args.stride_row, args.stride_col = frame.stride()
+        args.frame, args.stride_lane, args.stride_channel, args.stride_row, args.stride_col = place
         args.packed = (
             frame.is_contiguous(memory_format=torch.channels_last)
             and args.step == args.rule.channels

@@ -2,6 +2,6 @@
 #pragma once
 #include "device.cuh"
 
-inline void set_condition(long long condition, bool runs) {
-    *reinterpret_cast<int*>(condition) = runs;
+inline void set_condition(long long condition, unsigned which) {
+    *reinterpret_cast<int*>(condition) = static_cast<int>(which);
 }

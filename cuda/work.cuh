@@ -1,0 +1,9 @@
+// What a frame had to do, for the next one to choose its way by.
+#pragma once
+
+struct Work {
+    float share;  // of what the sparse way of all convolutions with a dense one would cost at most
+    float doors;  // pixels that the doors let in
+    float dense;  // 1: this frame goes the dense way
+    float unused;
+};
