@@ -35,6 +35,7 @@ class OutputReport:
         tolerance: largest ``worst_relative_rms`` allowed; ``None`` where none is set.
         max_abs_allowed: largest ``max_abs`` allowed; ``None`` where none is set.
         frame_rms, frame_frozen_rms: each frame's RMS error, and the frozen output's.
+        not_finite: share of the dense output's numbers that are NaN or infinite.
     """
 
     name: str
@@ -52,6 +53,7 @@ class OutputReport:
     max_abs_allowed: float | None
     frame_rms: list[float]
     frame_frozen_rms: list[float]
+    not_finite: float
 
     @property
     def judged(self) -> bool:
@@ -60,13 +62,23 @@ class OutputReport:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within every tolerance that is set; an error of NaN never is."""
+        """Whether it is within every tolerance that is set; an error of NaN never is.
+
+        Nor is an output of which no number is finite: nothing was compared.
+        """
         relative = self.tolerance is None or self.worst_relative_rms <= self.tolerance
-        return relative and (self.max_abs_allowed is None or self.max_abs <= self.max_abs_allowed)
+        return self.not_finite < 1 and relative and (
+            self.max_abs_allowed is None or self.max_abs <= self.max_abs_allowed)
 
     @property
     def remark(self) -> str:
         """What makes the figures say less than they seem to; empty where nothing does."""
+        if self.not_finite == 1:
+            return ("nothing was compared: the dense network's own output is NaN or infinite "
+                    "throughout. Look at its weights, and at how frames are normalised")
+        if self.not_finite:
+            return (f"{_share(self.not_finite)} of the dense network's own output is NaN or "
+                    "infinite, and only the rest has an error")
         if len(self.frame_rms) == 1:
             return "one frame proves nothing: the first frame is computed whole"
         if self.tolerance is not None and self.frozen_relative_rms <= self.tolerance:
@@ -179,7 +191,7 @@ class Report:
         if not self.judged:
             said.append("no tolerance given: not judged, but for the law. Above threshold 0 the "
                         "tolerance is yours to say (tolerance=, relative RMS, or max_abs=)")
-        if not self.breaches and not self.passed:
+        if not self.breaches and any(not o.passed and o.not_finite < 1 for o in self.outputs):
             said.append(self._why_not_the_law())
         return said
 

@@ -330,6 +330,7 @@ class _Output:
         self.squares: list[tuple[float, float, float]] = []  # of error, dense, frozen's error
         self.products = [0.0, 0.0, 0.0]  # dense with converted, and each with itself
         self.max_abs = self.max_relative = 0.0
+        self.numbers = self.not_finite = 0  # of the dense output
 
     @property
     def goes_wrong(self) -> bool:
@@ -355,6 +356,8 @@ class _Output:
         if self.first is None:
             self.first = dense.clone()
         error, reference = _difference(converted, dense), _finite(dense)
+        self.numbers += dense.numel()
+        self.not_finite += int((~dense.isfinite()).sum())
         # Where a frame has another number of boxes, all of it is new.
         frozen = _difference(self.first, dense) if self.first.shape == dense.shape else reference
         self.squares.append((_mean_square(error), _mean_square(reference), _mean_square(frozen)))
@@ -385,7 +388,8 @@ class _Output:
             cosine=both / lengths if lengths else math.nan, frozen_rms=frozen,
             frozen_relative_rms=ratio(frozen, size), tolerance=self.tolerance,
             max_abs_allowed=self.max_abs_allowed, frame_rms=rms,
-            frame_frozen_rms=[math.sqrt(frozen) for _, _, frozen in self.squares])
+            frame_frozen_rms=[math.sqrt(frozen) for _, _, frozen in self.squares],
+            not_finite=ratio(self.not_finite, self.numbers))
 
 
 def _numbers(value: Tensor) -> Tensor:

@@ -301,7 +301,18 @@ class TestOutputs:
 
         report = validate(Logarithm().eval(), converted(Logarithm().eval()), frames)
         assert report.passed, report
+        assert all("only the rest has an error" in remark for remark in report.remarks)
         json.dumps(report.to_dict(), allow_nan=False)
+
+    def test_outputs_without_a_finite_number_prove_nothing(self, frames):
+        class Broken(nn.Module):
+            def forward(self, x):
+                return x * math.nan
+
+        report = validate(Broken().eval(), converted(Broken().eval()), frames)
+        assert not report.passed
+        assert len(report.remarks) == 1
+        assert "nothing was compared" in report.remarks[0]
 
     def test_two_inputs(self, frames):
         class Pair(nn.Module):
