@@ -230,13 +230,14 @@ IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticErro
 
 
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
-    if isinstance(frame, (dict, list, tuple)):
-        raise FrameTypeError(f"input {name!r} is a {type(frame).__name__}, and a converted model "
-                             "takes tensors. Wrap the model in one whose forward names each of "
-                             "them, or convert its parts: modules='auto'.")
     if not isinstance(frame, Tensor):
-        raise FrameTypeError(f"input {name!r} is a {type(frame).__name__}, not a tensor. Decode "
-                             "and normalise the frame as for the dense model.")
+        what = f"input {name!r} is a {type(frame).__name__}"
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(frame)):
+            raise FrameTypeError(f"{what}, and a converted model takes tensors. Wrap the model in "
+                                 "one whose forward names each of them, or convert its parts: "
+                                 "modules='auto'.")
+        raise FrameTypeError(f"{what}, not a tensor. Decode and normalise the frame as for the "
+                             "dense model.")
     if frame.dim() == 0 or frame.numel() == 0:
         raise FrameShapeError(f"input {name!r} has the shape {tuple(frame.shape)}: there is no "
                               "lane or no pixel in it. Give N x C x H x W, N at least 1.")
