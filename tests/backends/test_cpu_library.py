@@ -9,8 +9,10 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 
+from deltaconvert.backends.cpu import jit
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.library import Part
 from deltaconvert.backends.cpu.native import view
@@ -71,3 +73,23 @@ def test_a_part_may_be_called_by_other_functions_and_from_python(compiled) -> No
 
 def test_what_others_compile_is_as_ever(compiled) -> None:
     assert "_library_class" not in vars(cpu_target.target_context.codegen())
+
+
+def test_a_numba_that_is_not_known_compiles_as_it_does_by_itself(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_EntryFunction", CFunc)
+
+    @loop
+    def double(numbers):
+        for i in range(numbers.shape[0]):
+            numbers[i] *= 2
+
+    @entry
+    def double_at(address, size):
+        double(view(address, size, np.empty(0, np.int64)))
+
+    numbers = np.array([1, 2, 3])
+    double_at(numbers.ctypes.data, 3)
+    assert numbers.tolist() == [2, 4, 6]
+    (overload,) = double.overloads.values()
+    assert not isinstance(overload.library, Part)

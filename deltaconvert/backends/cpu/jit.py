@@ -14,10 +14,14 @@ from typing import Any, TypeVar
 
 import numba
 from numba import types
+from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
 
-from deltaconvert.backends.cpu.library import EntryFunction
+_NEWEST_KNOWN_NUMBA = (0, 68)
+_EntryFunction: Any = CFunc
+if numba.version_info.short <= _NEWEST_KNOWN_NUMBA:  # another may have other insides
+    from deltaconvert.backends.cpu.library import EntryFunction as _EntryFunction
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -73,8 +77,8 @@ class Entry:
         with self._lock:
             if self._compiled is None:
                 signature = normalize_signature(types.void(types.intp, types.intp))
-                compiled: Any = EntryFunction(self.function, signature, locals={},
-                                              options={"error_model": "numpy"})
+                compiled: Any = _EntryFunction(self.function, signature, locals={},
+                                               options={"error_model": "numpy"})
                 compiled.enable_caching()
                 _expire_together(compiled)
                 with _said_if_slow(), _no_garbage_collected():
