@@ -99,7 +99,8 @@ class Part(_Library):
                     parts[library] = None
                     ahead.append(library)
                     module.link_in(library._shared(), preserve=True)
-                    self._reload_init.update(library._reload_init)
+                    if hasattr(self, "_reload_init"):  # older Numbas have none
+                        self._reload_init.update(library._reload_init)
         self._linking_libraries = list(others)
         return list(parts)
 
