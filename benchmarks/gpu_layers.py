@@ -235,6 +235,7 @@ def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> fl
 
 def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshold: float,
             launcher: CupyLauncher) -> dict[str, Any]:
+    """Check a layer against dense, then time it beside dense; return the figures."""
     bench = Bench(layer, lanes, dtype, share, threshold, launcher)
     needed = bench.check(bench.sparse, bench.dense())
     eager, dense = time_ms(bench.dense), time_ms(bench.dense_fused)
@@ -252,6 +253,7 @@ def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshol
 
 
 def main() -> None:
+    """Measure the body's layers, print them and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--dtype", default="float16")

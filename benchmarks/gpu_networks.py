@@ -122,6 +122,7 @@ def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], Tensor]:
 
 def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
             with_compile: bool) -> list[dict[str, Any]]:
+    """Return the figures of a network at each threshold, beside its dense runtimes."""
     multiple = MULTIPLES.get(name, 1)
     height, width = (-(-side // multiple) * multiple for side in SIZES[size])
     frames = clip(lanes, (height, width), 12)
@@ -177,19 +178,26 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
             print(f"without a dense fallback {row['sparse_only_ms']:.3f} ms")
             del sparse
         rows.append(row)
-        print(f"{name:12} {size} lanes {lanes} {dtype} changing {share:.1%} threshold {threshold}: "
-              f"dense {', '.join(f'{k} {v:.3f}' for k, v in dense.items())} ms; delta {ms:.3f} ms, "
-              f"{best / ms:.2f}x, needed {needed / total:.1%}; all changing "
-              f"{row['all_ms']:.3f} ms; still frame {1e3 * still:.0f} us "
-              f"(p90 {row['still_p90_us']:.0f}), {still / best:.1%}; error {error:.2e} "
-              f"(dense {dense_error:.2e}, frozen {frozen:.2e}); state "
-              f"{row['state_mb']:.0f} MB of values {row['value_mb']:.0f}; graph {row['graph']}; "
-              f"first {first:.1f} s", flush=True)
+        print(in_words(row), flush=True)
         del delta, outputs
     return rows
 
 
+def in_words(row: dict[str, Any]) -> str:
+    """Return a line of what was measured."""
+    dense = ", ".join(f"{name} {ms:.3f}" for name, ms in row["dense_ms"].items())
+    return (f"{row['network']:12} {row['size']} lanes {row['lanes']} {row['dtype']} changing "
+            f"{row['share']:.1%} threshold {row['threshold']}: dense {dense} ms; delta "
+            f"{row['ms']:.3f} ms, {row['speedup']:.2f}x, needed {row['needed']:.1%}; all changing "
+            f"{row['all_ms']:.3f} ms; still frame {row['still_us']:.0f} us "
+            f"(p90 {row['still_p90_us']:.0f}), {row['still_share']:.1%}; error {row['error']:.2e} "
+            f"(dense {row['dense_error']:.2e}, frozen {row['frozen']:.2e}); state "
+            f"{row['state_mb']:.0f} MB of values {row['value_mb']:.0f}; graph {row['graph']}; "
+            f"first {row['first_clip_s']:.1f} s")
+
+
 def main() -> None:
+    """Measure what is asked for, print it and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))

@@ -20,6 +20,7 @@ SHAPE = (256, 135, 240)  # channels, height, width of the input
 
 
 def node(mode: str, lanes: int, dtype: torch.dtype) -> DeltaNode:
+    """Return the node of a resizing to twice the size."""
     operator = named("resize")
     shape_in = (lanes, *SHAPE)
     shape = (lanes, SHAPE[0], 2 * SHAPE[1], 2 * SHAPE[2])
@@ -34,6 +35,7 @@ def node(mode: str, lanes: int, dtype: torch.dtype) -> DeltaNode:
 
 def measure(mode: str, lanes: int, dtype: torch.dtype, share: float,
             launcher: CupyLauncher) -> dict[str, Any]:
+    """Check a resizing against PyTorch's, then time both; return the figures."""
     torch.manual_seed(0)
     one = node(mode, lanes, dtype)
     x = torch.randn(lanes, *SHAPE, device=GPU, dtype=dtype).contiguous(
@@ -47,6 +49,7 @@ def measure(mode: str, lanes: int, dtype: torch.dtype, share: float,
 
 
 def all_rows(launcher: CupyLauncher) -> list[dict[str, Any]]:
+    """Measure all cases and print them."""
     rows = []
     for mode in ("bilinear", "bicubic"):
         for lanes in (1, 8):

@@ -498,9 +498,11 @@ def _seen(model: nn.Module, inputs: Sequence[Any]) -> dict[str, tuple[Tensor, ..
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Leave what a model keeps from frame to frame as it was, and the random numbers."""
     attributes = Attributes(model)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    attributes.restore(lambda value: True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        attributes.restore(lambda value: True)
 
 
 def _check_settings(config: Config, paths: Sequence[str]) -> None:

@@ -147,9 +147,6 @@ class Stream:
                 self._module.is_signature(self._signature, frames)):
             return self._program, self._state, self._signature
         signature = self._module.signature(frames)
-        if self._program is not None and self._state is not None and (
-                signature == self._signature):
-            return self._program, self._state, signature
         program = self._module.program(signature, frames)
         state = program.new_state()
         state.observer = self._observer

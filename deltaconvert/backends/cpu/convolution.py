@@ -288,9 +288,9 @@ def begin_tiles(task, workers):
     """Find the tiles of each phase; return whether they are to be computed."""
     pixels, phases = task.parts.pixels[:task.parts.listed[0]], task.tilings.shape[0]
     bounds = np.zeros(phases + 1, np.int64)
-    bounds[phases] = pixels.shape[0]
-    if phases > 1:
-        bounds[phases] = 0
+    if phases == 1:
+        bounds[1] = pixels.shape[0]
+    else:
         sort_by_phase(pixels, task.height, task.width, task.period[0], task.period[1],
                       task.sorted, bounds)
         pixels = task.sorted

@@ -18,7 +18,7 @@ from deltaconvert.cuda.loader import kernel
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode
 
-THREADS, BLOCKS_A_PROCESSOR = 256, 4
+WARP, THREADS, BLOCKS_A_PROCESSOR = 32, 256, 4
 STRIP = 8  # pixels that a thread looks at together
 MOST_SPAN = 60  # columns that a strip reads: bits of a number, and three to align them
 TAPS, WINDOW, EVERYTHING = range(3)  # `Reads` in masks.cu

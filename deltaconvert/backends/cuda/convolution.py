@@ -6,6 +6,7 @@ import ctypes
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class Folded:
 
     Args:
         tile: that the layout is for.
+        given: the filter as the model has it.
         weight: see `ConvArgs` in convolution.cu.
         bias: float32, or nothing.
         tables, phases: what `Phase` points into, and the phases as bytes.
@@ -58,6 +60,7 @@ class Folded:
     """
 
     tile: Tile
+    given: Tensor
     weight: Tensor
     bias: Tensor | None
     tables: Tensor
@@ -66,6 +69,11 @@ class Folded:
     groups: tuple[int, int, int]
     taps: tuple[int, int]
     window: Window | None
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """The filter as the library takes it, for the dense way; one for all streams."""
+        return self.given.contiguous(memory_format=torch.channels_last)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -103,7 +111,7 @@ def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -
     tile = replace(tile, splits=min([tile.splits, *(p.stages for p in packed.phases)]))
     device = node.about.args[1].device
     return Folded(
-        tile, torch.cat(packed.weights).contiguous(), bias_of(node),
+        tile, node.about.args[1], torch.cat(packed.weights).contiguous(), bias_of(node),
         torch.from_numpy(np.concatenate(packed.tables).astype(np.int32)).to(device),
         torch.frombuffer(bytearray(b"".join(map(bytes, packed.phases))),
                          dtype=torch.uint8).to(device),

@@ -45,7 +45,7 @@ class DenseStep:
             made: that list.
         """
         self.node, self.buffers, self.launcher = node, buffers, context.launcher
-        self.weight = node.about.args[1].contiguous(memory_format=torch.channels_last)
+        self.weight = folded.whole
         self.before = before
         self.behind = pixels.finish_given(node, folded.bias, buffers, context, made)
 

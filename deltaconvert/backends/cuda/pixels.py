@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
-from deltaconvert.backends.cuda.candidates import Tables, blocks, candidates
+from deltaconvert.backends.cuda.candidates import WARP, Tables, blocks, candidates
 from deltaconvert.backends.cuda.context import (
     ACTIVATIONS,
     Context,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 (PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
  GIVEN, WEIGH) = range(11)  # as in pixels.cu
 WARPS, BLOCKS_A_PROCESSOR = 8, 4
-WARP = 32
 # Packs of a pixel that a lane keeps until the rule has decided; with more, they are computed again.
 MOST_PACKS = {GIVEN: 8, PICK: 1}
 MOST_PACKS_OF_OTHERS = 4

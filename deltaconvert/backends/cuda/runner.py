@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Step
-from deltaconvert.backends.cuda.candidates import THREADS, blocks
+from deltaconvert.backends.cuda.candidates import THREADS, WARP, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
 from deltaconvert.backends.cuda.dense import break_even
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
@@ -25,8 +25,6 @@ from deltaconvert.state import NodeStats, State
 
 if TYPE_CHECKING:
     from deltaconvert.cuda.graph import FrameGraph
-
-WARP = 32
 
 
 class Runner:
