@@ -95,7 +95,8 @@ def normalised(model: nn.Module) -> GraphModule:
     return compile_graph(model)
 
 
-def specialised(model: nn.Module, *frames: Tensor) -> dict[str, Any]:
+def specialised(model: nn.Module, *frames: Tensor,
+                unfused: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Run the passes up to `partition`; every stage's graph as names, and the results."""
     graph_module = normalised(model)
     stages: dict[str, Any] = {"normalize": names(graph_module.graph)}
@@ -104,7 +105,8 @@ def specialised(model: nn.Module, *frames: Tensor) -> dict[str, Any]:
                       ("infer", lambda g: infer(g, frames)),
                       ("rejoin_maps", lambda g: rejoin_maps(g, frames[0].shape[0])),
                       ("channels_first", lambda g: channels_first(g, frames[0].shape[0])),
-                      ("fuse", fuse), ("partition", lambda g: partition(g, frames[0].shape[0]))]:
+                      ("fuse", lambda g: fuse(g, unfused)),
+                      ("partition", lambda g: partition(g, frames[0].shape[0]))]:
         results[name] = run(graph_module)
         graph_module.graph.lint()
         stages[name] = names(graph_module.graph)

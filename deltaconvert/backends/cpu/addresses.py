@@ -66,7 +66,7 @@ def find_rows(source, pixels, copies, addresses):
 
     Args:
         source: a `Source`.
-        pixels: int32 ``[M]``.
+        pixels: int32 ``[M]``, ascending.
         copies: of the map's type, ``[M, numbers]``: for lines of taps that have to be copied.
         addresses: int64 ``[blocks, segments, BLOCK]``; behind the last row, those of zeros.
     """
@@ -90,19 +90,23 @@ def _find_taps(source, pixels, addresses):
     height_out, width_out = source.rows.shape[0], source.cols.shape[0]
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
     taps_x, size = source.cols.shape[1], source.data.itemsize
+    start, end, y, first = 0, 0, 0, 0  # of the line of the pixel before
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        x = pixel % width_out
-        y = pixel // width_out % height_out
-        first = pixel // (width_out * height_out) * source.height
+        if pixel >= end:
+            line = pixel // width_out
+            start, end = line * width_out, (line + 1) * width_out
+            lane = line // height_out
+            y, first = line - lane * height_out, lane * source.height
+        x = pixel - start
         block, row = i // BLOCK, i % BLOCK
         for tap_y in range(source.rows.shape[1]):
-            line = source.rows[y, tap_y]
+            tapped = source.rows[y, tap_y]
             for tap_x in range(taps_x):
                 column = source.cols[x, tap_x]
                 where = nothing
-                if line >= 0 and column >= 0:
-                    where = base + size * source.step * ((first + line) * source.width + column)
+                if tapped >= 0 and column >= 0:
+                    where = base + size * source.step * ((first + tapped) * source.width + column)
                 addresses[block, tap_y * taps_x + tap_x, row] = where
 
 
@@ -112,20 +116,24 @@ def _find_lines(source, pixels, copies, addresses):
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
     channels, taps_x = source.channels, source.cols.shape[1]
     numbers, size = taps_x * channels, source.data.itemsize
+    start, end, y, first = 0, 0, 0, 0  # of the line of the pixel before
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        x = pixel % width_out
-        y = pixel // width_out % height_out
-        first = pixel // (width_out * height_out) * source.height
+        if pixel >= end:
+            line = pixel // width_out
+            start, end = line * width_out, (line + 1) * width_out
+            lane = line // height_out
+            y, first = line - lane * height_out, lane * source.height
+        x = pixel - start
         for tap_y in range(source.rows.shape[1]):
             where = nothing
             if source.rows[y, tap_y] >= 0:
-                line = (first + source.rows[y, tap_y]) * source.width
+                tapped = (first + source.rows[y, tap_y]) * source.width
                 if source.runs[x] != 0:
-                    where = base + size * source.step * (line + source.cols[x, 0])
+                    where = base + size * source.step * (tapped + source.cols[x, 0])
                 else:
                     copied = copies[i][tap_y * numbers:(tap_y + 1) * numbers]
-                    _copy_line(source, line, x, copied)
+                    _copy_line(source, tapped, x, copied)
                     where = copied.ctypes.data
             addresses[i // BLOCK, tap_y, i % BLOCK] = where
 

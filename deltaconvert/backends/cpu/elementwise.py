@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
+from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.activations import compiled_activation
+from deltaconvert.backends.cpu.curves import compiled_curve
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
@@ -65,7 +67,7 @@ def refusal(node: DeltaNode) -> str | None:
     if about.rule != "local" and (reason := whole_refusal(node)):
         return reason
     if about.operator.is_activation:
-        known = compiled_activation(_activation(node))
+        known = compiled_activation(_activation(node)) or compiled_curve(_activation(node))
         return None if known else "the loops do not have this activation"
     if about.operator.name not in _CODES or len(about.args) != 2:
         return "the loops do not have this operator"
@@ -89,17 +91,32 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     channels = out.channels
     rows = chunk_rows(channels)
     head = head_of(node, buffers, engine, 0.1 * channels + 20, buffers.output.mask.numel())
-    alone = about.operator.is_activation
-    activation = _activation(node) if alone else about.params.get("activation")
+    residual = _residual(node, buffers)
+    alone = about.operator.is_activation or residual is not None
+    activation = (_activation(node) if about.operator.is_activation
+                  else about.params.get("activation"))
     operands = [_operand(node, buffers, a) for a in ((about.args[0], 0.0) if alone else about.args)]
     (x, x_channels, x_constant), (y, y_channels, y_constant) = operands
     factor = about.params.get("alpha", 1) * (-1 if about.operator.name == "sub" else 1)
     task = Elementwise(
-        head.parts, ending_of(node, buffers, head, engine, activation=activation),
+        head.parts,
+        ending_of(node, buffers, head, engine, residual=residual, activation=activation),
         _COPY if alone else _CODES[about.operator.name], x, y, x_channels, y_channels,
         x_constant, y_constant, np.float32(factor),
         rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
     return CompiledStep(node, engine, head, COMBINE.of(out.data), task)
+
+
+def _residual(node: DeltaNode, buffers: Buffers) -> Tensor | None:
+    """Return what is added to a map as it is, which the end of a row does on its way."""
+    about = node.about
+    if about.operator is None or about.operator.name != "add" or about.params.get("alpha", 1) != 1:
+        return None
+    x, y = about.args
+    for operand in (x, y):
+        if not isinstance(operand, Slot) or about.inputs[operand.index].shape != about.output.shape:
+            return None
+    return buffers.inputs[y.index].value
 
 
 def _activation(node: DeltaNode) -> tuple[Any, ...]:
