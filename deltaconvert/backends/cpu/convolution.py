@@ -420,7 +420,7 @@ def sort_by_phase(pixels, height, width, period_y, period_x, out, bounds):
     """
     at = np.zeros(bounds.shape[0], np.int64)
     for placing in range(2):
-        end, down, along, before = 0, 0, 0, -2
+        end, down, along, before = 0, 0, 0, np.int64(-2)
         for i in range(pixels.shape[0]):
             pixel = np.int64(pixels[i])
             if pixel >= end:

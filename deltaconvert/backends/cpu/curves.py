@@ -37,8 +37,9 @@ def compiled_curve(activation: tuple[object, ...]) -> Curve | None:
     name, *settings = activation
     if name == "gelu":
         name, settings = f"gelu, {settings[0]}", []
-    known = str(name) in _FORMULAS and all(isinstance(s, int | float) for s in settings)
-    return Curve(list(_FORMULAS).index(str(name)), *settings) if known else None
+    numbers = [float(s) for s in settings if isinstance(s, int | float)]
+    known = str(name) in _FORMULAS and len(numbers) == len(settings)
+    return Curve(list(_FORMULAS).index(str(name)), *numbers) if known else None
 
 
 def _polynomial(x: Numbers, factors: Sequence[float]) -> Numbers:

@@ -92,9 +92,9 @@ def _across(builder: Any, vectors: list[Any]) -> Any:
             vector = _halves(builder, vector, vector, [*range(size)], [*range(size, 2 * size)])
         folded.append(vector)
     folded += [ir.Constant(_FOUR, None)] * (MOST_COLUMNS - len(folded))
-    pairs = [_halves(builder, a, b, [0, 4, 1, 5], [2, 6, 3, 7])
-             for a, b in (folded[:2], folded[2:])]
-    return _halves(builder, *pairs, [0, 1, 4, 5], [2, 3, 6, 7])
+    one, other = (_halves(builder, a, b, [0, 4, 1, 5], [2, 6, 3, 7])
+                  for a, b in (folded[:2], folded[2:]))
+    return _halves(builder, one, other, [0, 1, 4, 5], [2, 3, 6, 7])
 
 
 def _kernel(columns: int) -> Any:

@@ -93,7 +93,8 @@ def shuffle_rows(data, step, factor, width, pixels, out):
     Divisions are slow: neighbours have neighbouring places.
     """
     square, channels = factor * factor, out.shape[1]
-    end, first, base, before, column, along = 0, 0, 0, -2, 0, 0
+    end, first, base, column, along = 0, 0, 0, 0, 0
+    before = np.int64(-2)
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
         if pixel >= end:
