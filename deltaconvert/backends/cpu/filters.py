@@ -26,7 +26,7 @@ NARROWEST_GROUP = 16
 # Numbers of a row that are taken at a time: so much of a panel, 64 kB, stays in the second
 # cache. Half of it costs 1 to 5 %, double of it 6 % where rows are long.
 PIECE = 512
-# Of fewer channels, in or out, tiles save nothing; nor of so many in and out.
+# Of fewer channels, in or out, tiles save nothing.
 FEW_CHANNELS = 16
 # Taps of no more channels lie side by side in the map, and are taken as one.
 _IN_LINES = 16
@@ -179,7 +179,7 @@ def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
     channels_in, channels_out = _group_channels(node)
     together = _together(params["groups"], channels_in, channels_out)
     channels = together * channels_in, together * channels_out
-    return channels if min(channels) >= FEW_CHANNELS < max(channels) else None
+    return channels if min(channels) >= FEW_CHANNELS else None
 
 
 def _tile(taps: Tensor) -> Tiled | None:
