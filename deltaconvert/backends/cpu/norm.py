@@ -78,7 +78,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     task = Norm(
         head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
         _numbers(weight, 1.0, out.channels), _numbers(bias, 0.0, out.channels),
-        np.float32(torch.finfo(about.output.dtype or torch.float32).eps if eps is None else eps),
+        np.float32(torch.finfo(torch.float32).eps if eps is None else eps),
         about.operator.name == "layer_norm2d",
         rows_of(buffers.scratch["cpu.new"], engine.workers.threads, cached_rows(out.channels),
                 out.channels))
