@@ -220,7 +220,7 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
     tiles = ints(scratch["cpu.tiles"], 2 * phases * most).reshape(phases, most, 2)
     memory = np.array([
         engine.keep(_memory(filters.tiled[0], value.channels, out.channels, scratch, worker,
-                            filters.phases[0].segments)).address
+                            filters.phases[0])).address
         for worker in range(threads)], np.int64)
     made = []
     for i, (phase, tiled) in enumerate(zip(filters.phases, filters.tiled, strict=True)):
@@ -242,14 +242,15 @@ def _plane(footprint: Footprint, phase: Phase, period: tuple[int, int]) -> Footp
 
 
 def _memory(tiled: Tiled, channels_in: int, channels_out: int, scratch: Mapping[str, Tensor],
-            worker: int, segments: int) -> Memory:
+            worker: int, phase: Phase) -> Memory:
     places = tiled.side * tiled.side
     patches = _places(scratch["cpu.patches"], worker, places, channels_in)
     products = _places(scratch["cpu.products"], worker, places, channels_out + WIDTH)
     rows = patches[0].ctypes.data + patches[2] * np.arange(TILES)
     return Memory(*patches, *products, rows, np.zeros(places, np.int64),
-                  np.zeros((BLOCK, 0), np.float32), np.zeros((1, segments, BLOCK), np.int64),
-                  worker)
+                  np.zeros((BLOCK, phase.segments * phase.numbers if phase.lines else 0),
+                           np.float32),
+                  np.zeros((1, phase.segments, BLOCK), np.int64), worker)
 
 
 def _places(scratch: Tensor, worker: int, places: int, columns: int
