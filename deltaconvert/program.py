@@ -21,6 +21,7 @@ from deltaconvert.exported import ExportedModel
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
+from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
@@ -139,6 +140,8 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
       `channels_first`, which makes local nodes of what it brings back to the map.
     - `channels_first` behind `infer`, which finds out where channels are moved, and before
       `fuse`: what is written as a matrix product takes activations as a convolution.
+    - `fold_factors` behind `channels_first`, which makes convolutions, and before `fuse`, for
+      which what is scaled has another reader.
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
     - `partition` behind `fuse`: a fused node is asked once, for all that it holds.
     - `lower` behind `partition`, which settles the rule of each node.
@@ -154,8 +157,8 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     lanes, device = frames[0].shape[0], frames[0].device
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
                store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
-               channels_first(graph_module, lanes), fuse(graph_module),
-               partition(graph_module, lanes)]
+               channels_first(graph_module, lanes), fold_factors(graph_module),
+               fuse(graph_module), partition(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)])
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)

@@ -6,8 +6,8 @@ buffer (so that writing them is the concatenation), and working memory shared by
 
 An edge is written in place into a concatenation where that is along the channels, all its
 inputs are maps of other nodes' making, and none is in another concatenation already; larger ones
-choose first. What another one joins is often a run of a larger one's inputs (a dense block joins all
-that it has made so far, again and again): then it is a slice of that.
+choose first. What another one joins is often a run of a larger one's inputs (a dense block joins
+all that it has made so far, again and again): then it is a slice of that.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Plan:
         made: dict[str, tuple[Tensor | None, Tensor]] = {}
         masks = torch.zeros(self.mask_bytes, dtype=torch.uint8, device=device)
         at = 0
-        for spec in sorted(reversed(self.edges), key=self._depth):
+        for spec in sorted(self.edges, key=self._depth):
             mask = masks[at:at + math.prod(spec.mask_shape)].view(spec.mask_shape)
             made[spec.name] = self._value(spec, made, device), mask
             at += _mask_bytes(spec)
