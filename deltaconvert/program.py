@@ -25,6 +25,7 @@ from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
+from deltaconvert.passes.join_whole import join_whole, joined
 from deltaconvert.passes.lower import lower
 from deltaconvert.passes.normalize import normalize
 from deltaconvert.passes.partition import partition
@@ -144,7 +145,7 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
       which what is scaled has another reader.
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
     - `partition` behind `fuse`: a fused node is asked once, for all that it holds.
-    - `lower` behind `partition`, which settles the rule of each node.
+    - `join_whole` behind `partition`, which settles the rule of each node, and before `lower`.
     - `fold_filters` behind `lower`: the backend is asked about delta nodes.
     - `plan_state` last: it needs to know which backend runs what.
 
@@ -158,9 +159,10 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
                store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
                channels_first(graph_module, lanes), fold_factors(graph_module),
-               fuse(graph_module), partition(graph_module, lanes)]
+               fuse(graph_module), partition(graph_module, lanes), join_whole(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
-    config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)])
+    config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)]
+                       + [(n.name, n.meta.get("path", "")) for n in joined(graph_module)])
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)
     backends = {fallback.name: fallback, chosen.name: chosen}
     weights = fold_filters(lowered, chosen, fallback)
