@@ -34,7 +34,7 @@ from deltaconvert.errors import (
 )
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.passes.find_state import Attributes
+from deltaconvert.passes.attributes import Attributes
 from deltaconvert.program import compile_graph
 from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream

@@ -41,6 +41,17 @@ class MutableProxy(Proxy):
         """Record an item assignment."""
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    def __getattr__(self, name: str) -> Any:
+        """Take ``x.data`` as ``x.detach()``: a write into it is one into ``x``."""
+        return self.detach() if name == "data" else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Record ``x.data = y`` as a write of all numbers."""
+        if name == "data":
+            self.copy_(value)
+        else:
+            super().__setattr__(name, value)
+
 
 def _recorded(target: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: MutableProxy, other: Any) -> Any:
