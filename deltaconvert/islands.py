@@ -148,6 +148,8 @@ class IslandsModule(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> IslandsModule:
         for island in self.islands.values():
+            island._refuse_another_dtype(fn)
+        for island in self.islands.values():
             island._forget()
         super()._apply(fn, recurse)
         return self

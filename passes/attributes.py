@@ -44,6 +44,10 @@ class Attributes:
         yield from ((name, tensor) for name, tensor, _ in self._tensors)
         yield from self._parameters
 
+    def tensor(self, path: str) -> Any:
+        """Return the tensor that was at a path."""
+        return dict(self._named()).get(path)
+
     def written(self) -> dict[int, str]:
         """Return the names of the tensors that were written into, by identity."""
         return {id(tensor): name for name, tensor in self._named()
@@ -51,8 +55,7 @@ class Attributes:
 
     def storages(self) -> dict[int, str]:
         """Return the names of the tensors by the memory that they are in."""
-        return {tensor.untyped_storage()._cdata: name for name, tensor in self._named()
-                if type(tensor) in (Tensor, nn.Parameter)}
+        return {place: name for name, tensor in self._named() if (place := storage(tensor))}
 
     def changed(self) -> list[str]:
         """Return where another value is than before, and which tensors were written into."""
@@ -100,6 +103,12 @@ class Attributes:
                     del holder[key]
             holder.update({key: value for key, value in known.items()
                            if key not in holder and undo(value)})
+
+
+def storage(tensor: Any) -> int:
+    """Return what stands for the memory that a tensor is in; 0 where it has none to be seen."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return int(tensor.untyped_storage()._cdata) if plain else 0
 
 
 def proxies(value: Any) -> list[fx.Proxy]:

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert.passes.attributes import Attributes, proxies
+from deltaconvert.passes.attributes import Attributes, proxies, storage
 from deltaconvert.passes.functionalize import is_shape_read, written_into
 from deltaconvert.passes.watch_counters import Watch
 
 PLAIN = (bool, int, float, complex, str, type(None), slice, torch.dtype, torch.device,
          torch.memory_format)
+CONVERSIONS = frozenset({"to", "type_as", "type", "float", "double", "half", "bfloat16"})
 
 
 class KeepsState(Exception):
@@ -43,7 +44,7 @@ def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
     """
     attributes = Attributes(model)
     try:
-        graph, constants = _trace_alone(model, trace)
+        graph, constants = _trace_alone(model, attributes, trace)
         if kept := _receivers(model, graph, attributes):
             raise KeepsState(kept)
         _trace_again(model, graph, constants, attributes, trace)
@@ -51,29 +52,30 @@ def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
     finally:
         attributes.restore(proxies)
     # Not so where a constant is a part of what was written into, and now is as it was before.
-    if not _same(constants, _constants(model, graph)):
+    if not _same(constants, _constants(model, attributes, graph)):
         raise KeepsState(changed)
     return graph
 
 
-def _trace_alone(model: nn.Module, trace: Callable[[], fx.Graph]
+def _trace_alone(model: nn.Module, attributes: Attributes, trace: Callable[[], fx.Graph]
                  ) -> tuple[fx.Graph, dict[str, Any]]:
     """Trace with the same random numbers each time; copy the constants as they are then."""
     with torch.random.fork_rng(devices=[]):
         graph = trace()
     return graph, {name: value.clone() if isinstance(value, Tensor) and not isinstance(
-        value, nn.Parameter) else value for name, value in _constants(model, graph).items()}
+        value, nn.Parameter) else value
+                   for name, value in _constants(model, attributes, graph).items()}
 
 
 def _trace_again(model: nn.Module, graph: fx.Graph, constants: dict[str, Any],
                  attributes: Attributes, trace: Callable[[], fx.Graph]) -> None:
     """Trace once more, with what the first forward left; see `find_state`."""
     changed, counts = attributes.changed(), _counts(attributes)
-    of_numbers = _with_numbers(model, graph)
+    of_numbers = _with_numbers(model, graph, changed)
     attributes.put_back(lambda value: any(p.node not in of_numbers for p in proxies(value)))
     size, held = len(graph.nodes), Attributes(model)
     try:
-        second, others = _trace_alone(model, trace)
+        second, others = _trace_alone(model, held, trace)
         foreign = any(n.graph is not second for node in second.nodes for n in node.all_input_nodes)
     except Exception as error:  # the first one went well: it is what it left that this failed on
         raise KeepsState(changed) from error
@@ -89,10 +91,9 @@ def _receivers(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> lis
     """Return which tensors of the model a graph writes into, itself or through a view."""
     storages = attributes.storages()
     found = [written_into(model, node) for node in graph.nodes]
-    tensors = [_attribute(model, str(n.target)) for n in found
+    tensors = [_attribute(model, attributes, str(n.target)) for n in found
                if n is not None and n.op == "get_attr"]
-    return [storages[t.untyped_storage()._cdata] for t in tensors
-            if type(t) in (Tensor, nn.Parameter) and t.untyped_storage()._cdata in storages]
+    return [storages[storage(t)] for t in tensors if storage(t) in storages]
 
 
 def _calls_written(graph: fx.Graph, attributes: Attributes) -> bool:
@@ -127,16 +128,17 @@ def _counts(attributes: Attributes) -> dict[str, Any]:
 # --- graphs -----------------------------------------------------------------------------
 
 
-def _attribute(model: nn.Module, path: str) -> Any:
+def _attribute(model: nn.Module, before: Attributes, path: str) -> Any:
+    """Return what a graph reads: what was there before, where the forward left a proxy."""
     value: Any = model
     for name in path.split("."):
         value = getattr(value, name)
-    return value
+    return before.tensor(path) if isinstance(value, fx.Proxy) else value
 
 
-def _constants(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
+def _constants(model: nn.Module, before: Attributes, graph: fx.Graph) -> dict[str, Any]:
     """Return the attributes that a graph reads, by the names of their nodes."""
-    return {node.name: _attribute(model, str(node.target)) for node in graph.nodes
+    return {node.name: _attribute(model, before, str(node.target)) for node in graph.nodes
             if node.op == "get_attr"}
 
 
@@ -162,7 +164,7 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two arguments mean the same; what cannot be compared is taken to."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one is other or ((one.shape, one.dtype) == (other.shape, other.dtype) and (
-            one.is_meta or one.is_quantized or bool(
+            one.is_meta or one.is_quantized or one.layout is not torch.strided or bool(
                 torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
@@ -173,12 +175,15 @@ def _same(one: Any, other: Any) -> bool:
     return isinstance(one, PLAIN) == isinstance(other, PLAIN)
 
 
-def _with_numbers(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that hold numbers of a frame, not only what follows from its shape."""
+def _with_numbers(model: nn.Module, graph: fx.Graph, changed: list[str]) -> set[fx.Node]:
+    """Return the nodes that hold numbers of a frame, or of what changes from frame to frame.
+
+    Not those of what follows from shapes alone, nor an attribute that was only converted.
+    """
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or (not _makes_new(node) and not found.isdisjoint(
-                node.all_input_nodes)):
+        is_source = node.op == "placeholder" or (node.op == "get_attr" and node.target in changed)
+        if is_source or (not _makes_new(node) and not found.isdisjoint(node.all_input_nodes)):
             found.add(node)
             if receiver := written_into(model, node):
                 found.add(receiver)
@@ -187,4 +192,5 @@ def _with_numbers(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
 
 def _makes_new(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
-    return is_shape_read(node) or name.startswith("new_") or name.endswith("_like")
+    converts = name in CONVERSIONS and all(n.op == "get_attr" for n in node.all_input_nodes[:1])
+    return is_shape_read(node) or converts or name.startswith("new_") or name.endswith("_like")

@@ -69,6 +69,11 @@ def counted_and_computed_with(self, x):
     return self.conv(x) * (self.count % 2)
 
 
+def counted_anew(self, x):
+    self.count = self.count + 1
+    return self.conv(x) * self.count
+
+
 def counted_by_a_number(self, x):
     self.number += 1
     return self.conv(x) * self.number
@@ -149,7 +154,7 @@ def in_a_global(self, x):
 
 
 STATES = {f.__name__: (f, name) for f, name in (
-    (counted_and_computed_with, "count"), (counted_by_a_number, "number"),
+    (counted_and_computed_with, "count"), (counted_anew, "count"), (counted_by_a_number, "number"),
     (every_thirtieth, "number"), (after_the_fifth, "count"), (from_the_second_on, "warm"),
     (in_turn, "number"), (decayed, "past"), (through_a_view, "past"), (by_a_parameter, "learnt"),
     (of_weights, "conv.weight"), (made_at_first_and_written, "hidden"),
