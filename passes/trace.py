@@ -103,7 +103,9 @@ class Tracer(fx.Tracer):
         FX would make a proxy of ``mask=None`` too, and ``mask is None`` would be false.
         The result is flattened, so that an ``OrderedDict`` or a named tuple is one again.
         """
-        tensors, settings, first_setting = [], {}, None
+        tensors: list[tuple[str, Any]] = []
+        settings: dict[str, Any] = {}
+        first_setting = None
         for name, parameter in list(inspect.signature(root_fn).parameters.items())[1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
