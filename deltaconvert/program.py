@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from deltaconvert.backends.base import Backend, Buffers, Step, create
 from deltaconvert.backends.rule import unite_masks
 from deltaconvert.config import Config
-from deltaconvert.errors import UnsupportedError
+from deltaconvert.errors import UnsupportedError, lacks_memory
 from deltaconvert.exported import ExportedModel
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.channels_first import channels_first
@@ -100,7 +100,9 @@ class Program:
     def _allocate(self) -> Allocated:
         try:
             return self.plan.allocate(self.device)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
             raise UnsupportedError(
                 f"a stream of {self.lanes} lanes needs {self.plan.nbytes / 1e6:.0f} MB on "
                 f"{self.device} ({self.plan.value_bytes / 1e6:.0f} MB of values), and they are not "
