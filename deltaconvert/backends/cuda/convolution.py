@@ -34,6 +34,7 @@ from deltaconvert.backends.cuda.filters import (
     channel_order,
     filter_phases,
     period_of,
+    swizzled,
 )
 from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of
 from deltaconvert.cuda.arguments import ConvArgs, Phase, Window
@@ -164,6 +165,7 @@ def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
     tiles = padded.unflatten(1, (-1, tile.bn)).transpose(0, 1)
     if tile.warpgroups:  # [tiles, stages, bn, bk]
         tiles = tiles[:, :, channel_order(tile.bn)].unflatten(1, (-1, tile.bk)).transpose(2, 3)
+        tiles = swizzled(tiles)
     return tiles.contiguous()
 
 

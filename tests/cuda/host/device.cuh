@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -76,6 +77,7 @@ struct Block {
     ucontext_t main;
     jmp_buf scheduler;
     std::string error;
+    std::map<const void*, Copy> arriving;  // copies by one instruction, by what is told
 };
 
 inline Block* block;
@@ -227,6 +229,7 @@ inline void run_block(const std::vector<int>& order, size_t shared_bytes) {
     for (size_t i = 0; i < order.size(); i += WARP_SIZE) warps.push_back(i);
     do run_warps(order, warps);
     while (block->error.empty() && release());
+    if (!block->arriving.empty()) complain("an arrival is never waited for");
     for (size_t rank = 0; rank < block->memory.size(); ++rank)
         for (size_t i = shared_bytes; i < shared_bytes + CANARY; ++i)
             if (shared_of(rank)[i] != block->poison)
