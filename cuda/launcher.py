@@ -86,7 +86,8 @@ class CupyLauncher:
         self.capability = (about.major, about.minor)
         self._functions: dict[Kernel, Any] = {}
         self._allowed: dict[Kernel, int] = {}
-        self._driver = Driver(overlap=self.capability >= (9, 0))
+        self.overlaps = self.capability >= (9, 0)  # kernels begin before the one ahead is done
+        self._driver = Driver(self.overlaps)
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Compile, several at once; say so on stderr when it takes a while."""

@@ -16,7 +16,7 @@ struct FrameArgs {
     int step;     // numbers from a pixel of the value to the next
     int lanes, height, width;
     float threshold, cap;  // of the block test
-    int packed;   // frame and value lie alike, without gaps, in whole packs of 16 bytes a strip
+    int packed;   // frame and value lie alike, without gaps, in a few whole packs a strip
     int unused;
 };
 
@@ -43,26 +43,45 @@ __device__ __noinline__ bool exceeds_at(const FrameArgs& args, int pixel) {
     return exceeds(sum, args.rule, threshold);
 }
 
-// What is the same in every bit did not change, and is finite, as all values are: most of a frame.
-__device__ bool differs(const FrameArgs& args, int first) {
+constexpr int MOST_PACKS = 6;  // of 16 bytes, in a strip
+
+// Which strips of the warp, whose first pixel is `first`, are not the same in every bit, a lane
+// each. What is the same did not change, and is finite, as all values are: most of a frame. A warp
+// reads packs side by side, and then each lane looks for those of its own strip.
+__device__ __forceinline__ bool strip_differs(const FrameArgs& args, int first, int total) {
+    const int packs = STRIP * args.step * static_cast<int>(sizeof(Number)) / 16;
+    const int lane = threadIdx.x % WARP;
+    const int left = (total - first) / STRIP * packs;  // of whole strips, from here on
     const long long start = static_cast<long long>(first) * args.step;
     const uint4* now = reinterpret_cast<const uint4*>(args.frame + start);
     const uint4* old = reinterpret_cast<const uint4*>(args.value + start);
-    const int packs = STRIP * args.step * static_cast<int>(sizeof(Number)) / 16;
-    unsigned bits = 0;
-    UNROLL_BY_4
-    for (int i = 0; i < packs; ++i) {
-        const uint4 x = now[i], y = old[i];
-        bits |= (x.x ^ y.x) | (x.y ^ y.y) | (x.z ^ y.z) | (x.w ^ y.w);
+    uint4 x[MOST_PACKS], y[MOST_PACKS];
+    UNROLL
+    for (int i = 0; i < MOST_PACKS; ++i) {
+        const int pack = i * WARP + lane;
+        const bool exists = i < packs && pack < left;
+        x[i] = exists ? now[pack] : uint4{0, 0, 0, 0};
+        y[i] = exists ? old[pack] : uint4{0, 0, 0, 0};
     }
-    return bits != 0;
+    unsigned found = 0;
+    UNROLL
+    for (int i = 0; i < MOST_PACKS; ++i) {
+        if (i >= packs) break;  // for all lanes alike
+        const unsigned differing = ballot(((x[i].x ^ y[i].x) | (x[i].y ^ y[i].y)
+                                           | (x[i].z ^ y[i].z) | (x[i].w ^ y[i].w)) != 0);
+        const int at = lane * packs - i * WARP;  // of the strip's first pack among these
+        if (at > -packs && at < WARP) found |= at < 0 ? differing << -at : differing >> at;
+    }
+    return found & ((1u << packs) - 1u);
 }
 
 __device__ void examine_strips(const FrameArgs& args) {
     const int total = args.lanes * args.rule.plane, step = gridDim.x * THREADS * STRIP;
-    for (int first = (blockIdx.x * THREADS + threadIdx.x) * STRIP; first < total; first += step) {
-        const bool whole = first + STRIP <= total;
-        if (whole && !differs(args, first)) {
+    const int warp = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    for (int start = warp * WARP * STRIP; start < total; start += step) {
+        const bool differs = strip_differs(args, start, total);
+        const int first = start + threadIdx.x % WARP * STRIP;
+        if (first + STRIP <= total && !differs) {
             *reinterpret_cast<uint2*>(args.marks + first) = uint2{0, 0};
             continue;
         }

@@ -20,7 +20,7 @@ from deltaconvert.nodes import DeltaNode
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda.runner import Runner
 
-STRIP = 8  # pixels that a thread compares together, as in sparsify.cu
+STRIP, MOST_PACKS = 8, 6  # pixels that are compared together, as in sparsify.cu
 BLOCK, WARPS = 8, THREADS // 32  # pixels a side, and how many blocks a thread block has at once
 
 
@@ -90,4 +90,5 @@ class CudaSparsify:
             frame.is_contiguous(memory_format=torch.channels_last)
             and args.step == args.rule.channels
             and STRIP * args.step * frame.element_size() % PACK_BYTES == 0
+            and STRIP * args.step * frame.element_size() <= MOST_PACKS * PACK_BYTES
             and args.frame % PACK_BYTES == 0 and args.value % PACK_BYTES == 0)
