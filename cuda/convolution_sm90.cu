@@ -13,11 +13,13 @@
 // Specialised on: NUMBER, float16 or bfloat16; BM, rows of a tile; BN; STAGES; VEC, the numbers of
 // A copied at once; OUT_VEC, those moved at once behind it; RMS, the norm; BLOCKS, how many are
 // resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with and adds is
-// copied while the tile is multiplied, which takes shared memory, or only asked for.
+// copied while the tile is multiplied, which takes shared memory, or only asked for; SCAN, whether
+// each block finds the candidates itself (scan.cuh).
 #include "device_sm90.cuh"
 
 constexpr int BK = 64, THREADS = BM / 64 * WARPGROUP;
 #include "gather.cuh"
+#include "scan.cuh"
 
 constexpr int ROW_BYTES = 128;
 constexpr int A_STAGE = BM * ROW_BYTES, B_STAGE = BN * ROW_BYTES;
@@ -33,7 +35,7 @@ struct Shared {
     Arrivals* arrived;  // [STAGES]: of B
     byte* early;   // [old values, residual][half][GROUPS][THREADS] packs of 8, a thread's own
     float* total;  // [BM]: of the norm, this block's part
-    int* rows;     // of this tile and of the next, `rows_of`
+    int* rows;     // of this tile and of the next, `rows_of`; behind them `found_of`
 };
 
 constexpr int PACK = 16;                               // bytes
@@ -47,7 +49,7 @@ __device__ __forceinline__ Shared share(byte* memory, const ConvArgs& args) {
     shared.total = reinterpret_cast<float*>(
         shared.early + (EARLY ? args.residual ? 2 * EARLY_BYTES : EARLY_BYTES : 0));
     shared.arrived = reinterpret_cast<Arrivals*>(shared.total + BM);
-    shared.rows = reinterpret_cast<int*>(shared.arrived + STAGES);
+    shared.rows = reinterpret_cast<int*>(shared.arrived + (STAGES + 1) / 2 * 2);
     return shared;
 }
 
@@ -63,6 +65,19 @@ __device__ __forceinline__ TileRows rows_of(const Shared& shared, const ConvArgs
     rows.row = rows.pixel + 2 * BM;
     rows.col = rows.row + BM * args.most_taps_y;
     return rows;
+}
+
+__device__ __forceinline__ Found found_of(const Shared& shared, const ConvArgs& args) {
+    return found_in(rows_of(shared, args, 2).pixel, args);
+}
+
+// The pixel of this thread's row of the tile that begins at `first`, if there is one.
+__device__ __forceinline__ int pixel_of(const Shared& shared, const ConvArgs& args, int start,
+                                        int first, int count) {
+    if (!SCAN) return listed_at(args, start, first);
+    const int row = static_cast<int>(threadIdx.x);
+    return row < BM && first + row < count ? candidate(found_of(shared, args), args, first + row)
+                                           : -1;
 }
 
 __device__ __forceinline__ void find_tile(const TileRows& rows, const ConvArgs& args,
@@ -232,7 +247,8 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
         if (stage < 0) continue;
         // Behind a barrier: all are done with the tile before this one, whose rows these replace.
         if (stage == 0 && first_of_next < count)
-            find_tile(next, args, phase, listed_at(args, phase.list, first_of_next), first_of_next,
+            find_tile(next, args, phase,
+                      pixel_of(shared, args, phase.list, first_of_next, count), first_of_next,
                       count);
         wait_for_products<1>();
     }
@@ -408,7 +424,7 @@ __device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Ti
         if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;
         write_row(rows[half], args, column);
         if (column == 0 && threadIdx.x % 4 == half) {
-            args.rule.mask[pixel] = 1;
+            mark(args.rule, pixel);
             listed = pixel;
         }
     }
@@ -431,16 +447,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve_sm90(Conv
     const Part part = {rank % columns, columns, SPLITS == 1 ? 0 : rank / columns};
     if (blockIdx.x < blocks && threadIdx.x == 0) prefetch_filter(args, part);
     wait_for_earlier_kernels();
+    if (!SCAN) let_next_kernel_begin();
     const Shared shared = share(memory, args);
     if (threadIdx.x == 0) start_arrivals(shared.arrived, STAGES);
     unsigned parities = 0;  // of the arrivals that are waited for next, a bit a stage
     NO_UNROLL
     for (int f = 0; f < args.phase_count; ++f) {
         const Phase phase = args.phases[f];  // loaded together with the count
-        const int count = args.counts[f];
+        const int count = SCAN ? scan(found_of(shared, args),
+                                      reinterpret_cast<unsigned*>(shared.a), args)
+                               : args.counts[f];
+        if (SCAN && blockIdx.x == 0 && threadIdx.x == 0) args.counts[f] = count;
         int tile = blockIdx.x / blocks;
         // With one phase, a list begins at its beginning: no answer is waited for.
-        const int listed = listed_at(args, args.phase_count == 1 ? 0 : phase.list, tile * BM);
+        const int listed = pixel_of(shared, args, args.phase_count == 1 ? 0 : phase.list,
+                                    tile * BM, count);
         if (tile * BM >= count) continue;
         find_tile(rows_of(shared, args, 0), args, phase, listed, tile * BM, count);
         block_barrier();
@@ -453,6 +474,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve_sm90(Conv
             multiply_tile(sums, shared, rows, next, tile * BM, count, args, phase, part,
                           parities);
             block_barrier();  // the stages are free
+            // Not before: its blocks would come to where these have work, rather than elsewhere.
+            if (SCAN && tile * BM >= count) let_next_kernel_begin();
             if (SPLITS > 1) add_splits(sums, shared, part);
             finish_tile(sums, shared, rows, args, part);
         }

@@ -93,6 +93,7 @@ __device__ void examine_strips(const FrameArgs& args) {
 // Marks the pixels whose change exceeds the lane's threshold.
 extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const int total = args.lanes * args.rule.plane;
     if (args.packed) {
         examine_strips(args);
@@ -142,6 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs a
 // threshold, or that hold a pixel whose change exceeds the cap. A warp a block.
 extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const int across = ceil_div(args.width, BLOCK), down = ceil_div(args.height, BLOCK);
     const int lane_id = threadIdx.x % WARP;
     const int warps = gridDim.x * (THREADS / WARP);
@@ -193,6 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs a
 // Replaces the marked pixels, and all of a fresh lane; none of a lane that is refused.
 extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const int total = args.lanes * args.rule.plane;
     const int rounds = ceil_div(total, gridDim.x * THREADS * STRIP);
     const bool any_fresh = args.rule.fresh[args.lanes] != 0;
@@ -223,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs a
                 Number* value = args.value + static_cast<long long>(pixel) * args.step;
                 for (int c = 0; c < args.rule.channels; ++c)
                     value[c] = now[c * args.stride_channel];
-                args.rule.mask[pixel] = 1;
+                mark(args.rule, pixel);
             }
             list_changes(args.rule, moves, pixel);
         }

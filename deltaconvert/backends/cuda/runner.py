@@ -71,6 +71,7 @@ class Runner:
             masks=masks.data_ptr(), mask_packs=masks.numel() // PACK_BYTES,
             counters=context.counters.data_ptr(),
             counter_packs=4 * context.counters.numel() // PACK_BYTES,
+            bits=context.words.data_ptr(), bit_packs=4 * context.words.numel() // PACK_BYTES,
             bad=context.bad.data_ptr(), pending=context.pending.data_ptr(),
             fresh=context.fresh.data_ptr(), told=context.told.data_ptr(),
             work=context.work.data_ptr(), lanes=self.state.lanes)

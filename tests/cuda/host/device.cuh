@@ -327,6 +327,12 @@ inline float shuffle_xor(float x, int mask) {
     return all[host::lane() ^ mask];
 }
 
+inline int shuffle_up(int x, int distance) {
+    int all[host::WARP_SIZE];
+    host::exchange("shuffle_up", x, all);
+    return all[host::lane() < distance ? host::lane() : host::lane() - distance];
+}
+
 inline int broadcast(int x) {
     int all[host::WARP_SIZE];
     host::exchange("broadcast", x, all);
@@ -349,7 +355,14 @@ inline int atomicAdd(int* where, int what) {
     return before;
 }
 
+inline unsigned atomicOr(unsigned* where, unsigned what) {
+    const unsigned before = *where;
+    *where |= what;
+    return before;
+}
+
 inline void wait_for_earlier_kernels() {}
+inline void let_next_kernel_begin() {}
 
 inline void tell_host(int* where, int what) { *where = what; }
 
