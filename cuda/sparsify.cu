@@ -1,4 +1,7 @@
 // The door in: which pixels of a frame changed, found while it is checked, in one read.
+//
+// Specialised on NUMBER, and PACKS: of 16 bytes, that the channels of a strip are; 0 where they are
+// no few whole ones.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -16,7 +19,7 @@ struct FrameArgs {
     int step;     // numbers from a pixel of the value to the next
     int lanes, height, width;
     float threshold, cap;  // of the block test
-    int packed;   // frame and value lie alike, without gaps, in a few whole packs a strip
+    int packed;   // frame and value lie alike, without gaps, and strips are whole packs
     int unused;
 };
 
@@ -43,36 +46,33 @@ __device__ __noinline__ bool exceeds_at(const FrameArgs& args, int pixel) {
     return exceeds(sum, args.rule, threshold);
 }
 
-constexpr int MOST_PACKS = 6;  // of 16 bytes, in a strip
+#if PACKS
 
 // Which strips of the warp, whose first pixel is `first`, are not the same in every bit, a lane
 // each. What is the same did not change, and is finite, as all values are: most of a frame. A warp
 // reads packs side by side, and then each lane looks for those of its own strip.
 __device__ __forceinline__ bool strip_differs(const FrameArgs& args, int first, int total) {
-    const int packs = STRIP * args.step * static_cast<int>(sizeof(Number)) / 16;
     const int lane = threadIdx.x % WARP;
-    const int left = (total - first) / STRIP * packs;  // of whole strips, from here on
+    const int left = (total - first) / STRIP * PACKS;  // of whole strips, from here on
     const long long start = static_cast<long long>(first) * args.step;
     const uint4* now = reinterpret_cast<const uint4*>(args.frame + start);
     const uint4* old = reinterpret_cast<const uint4*>(args.value + start);
-    uint4 x[MOST_PACKS], y[MOST_PACKS];
+    uint4 x[PACKS], y[PACKS];
     UNROLL
-    for (int i = 0; i < MOST_PACKS; ++i) {
+    for (int i = 0; i < PACKS; ++i) {
         const int pack = i * WARP + lane;
-        const bool exists = i < packs && pack < left;
-        x[i] = exists ? now[pack] : uint4{0, 0, 0, 0};
-        y[i] = exists ? old[pack] : uint4{0, 0, 0, 0};
+        x[i] = pack < left ? now[pack] : uint4{0, 0, 0, 0};
+        y[i] = pack < left ? old[pack] : uint4{0, 0, 0, 0};
     }
     unsigned found = 0;
     UNROLL
-    for (int i = 0; i < MOST_PACKS; ++i) {
-        if (i >= packs) break;  // for all lanes alike
+    for (int i = 0; i < PACKS; ++i) {
         const unsigned differing = ballot(((x[i].x ^ y[i].x) | (x[i].y ^ y[i].y)
                                            | (x[i].z ^ y[i].z) | (x[i].w ^ y[i].w)) != 0);
-        const int at = lane * packs - i * WARP;  // of the strip's first pack among these
-        if (at > -packs && at < WARP) found |= at < 0 ? differing << -at : differing >> at;
+        const int at = lane * PACKS - i * WARP;  // of the strip's first pack among these
+        if (at > -PACKS && at < WARP) found |= at < 0 ? differing << -at : differing >> at;
     }
-    return found & ((1u << packs) - 1u);
+    return found & ((1u << PACKS) - 1u);
 }
 
 __device__ void examine_strips(const FrameArgs& args) {
@@ -90,15 +90,19 @@ __device__ void examine_strips(const FrameArgs& args) {
     }
 }
 
+#endif
+
 // Marks the pixels whose change exceeds the lane's threshold.
 extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int total = args.lanes * args.rule.plane;
+#if PACKS
     if (args.packed) {
         examine_strips(args);
         return;
     }
+#endif
     for (int first = blockIdx.x * THREADS * EACH; first < total;
          first += gridDim.x * THREADS * EACH) {
         const Number* now[EACH];

@@ -84,6 +84,7 @@ class CudaBackend:
         """Start with nothing prepared."""
         self.tables = Tables(self.device)
         self.prepared: dict[str, Prepared] = {}
+        self.scratch: dict[str, list[str]] = {}  # names of working memory, by node
 
     def supports(self, node: DeltaNode) -> str | None:
         """Return nothing, or why this node must run by ``reference``."""
@@ -149,7 +150,9 @@ class CudaBackend:
             scratch = [list_scratch(node, self.tables, phases)]
         self.tables.producers.add(node.about.name)  # behind: a node does not read itself
         self.tables.markers.add(node.about.name)
-        return scratch + whole.plan(node) if prepared.kind == "whole" else scratch
+        scratch += whole.plan(node) if prepared.kind == "whole" else []
+        self.scratch[node.about.name] = [want.name for want in scratch]
+        return scratch
 
     def bind(self, node: DeltaNode, weights: Prepared, buffers: Buffers) -> Step:
         """Return the step of a node; what is counted on the device needs no answer."""
@@ -183,7 +186,8 @@ class CudaBackend:
 
     def runner(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State) -> Runner:
         """Return what runs a stream's frames, once all of its steps are bound."""
-        return Runner(graph_module, nodes, state, self.context(state), self.config.graphs)
+        return Runner(graph_module, nodes, state, self.context(state), self.config.graphs,
+                      self.scratch)
 
     def context(self, state: State) -> Context:
         """Return the stream's context; made with its first step."""

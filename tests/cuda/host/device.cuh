@@ -50,7 +50,7 @@ struct Product;  // of a warpgroup, in device_sm90.cuh
 struct Thread {
     ucontext_t start;
     jmp_buf here;
-    bool started = false;
+    bool started = false, waited = false;  // the latter: for the kernels before this one
     State state = READY;
     const char* call = nullptr;  // the function of a group of threads that it waits in
     int group = 0;               // how many they are
@@ -104,8 +104,14 @@ inline void complain(const std::string& what) {
                      + std::to_string(block->current) + ")";
 }
 
+// What earlier kernels write may only be asked for once they have been waited for.
+inline void check_waited() {
+    if (!self().waited) complain("earlier kernels may still be running");
+}
+
 inline void body() {
     block->kernel(block->args);
+    check_waited();
     if (!self().groups.empty() || !self().open.empty()) complain("copies are never waited for");
     if (!self().products.empty() || !self().begun.empty())
         complain("products are never waited for");
@@ -350,18 +356,20 @@ inline unsigned ballot(bool flag) {
 inline int count_bits(unsigned x) { return __builtin_popcount(x); }
 
 inline int atomicAdd(int* where, int what) {
+    host::check_waited();
     const int before = *where;
     *where += what;
     return before;
 }
 
 inline unsigned atomicOr(unsigned* where, unsigned what) {
+    host::check_waited();
     const unsigned before = *where;
     *where |= what;
     return before;
 }
 
-inline void wait_for_earlier_kernels() {}
+inline void wait_for_earlier_kernels() { host::self().waited = true; }
 inline void let_next_kernel_begin() {}
 
 inline void tell_host(int* where, int what) { *where = what; }
@@ -370,6 +378,7 @@ template <int BYTES>
 void copy_async(void* to, const void* from, bool exists) {
     if (reinterpret_cast<uintptr_t>(to) % BYTES || reinterpret_cast<uintptr_t>(from) % BYTES)
         host::complain("an asynchronous copy that is not aligned");
+    host::check_waited();
     memset(to, host::block->poison, BYTES);
     host::self().open.push_back({to, from, BYTES, exists});
 }
