@@ -70,7 +70,7 @@ MISTAKES_OF_WARPGROUPS = {
         "    wait_for_earlier_kernels();\n    if (!SCAN)", "    if (!SCAN)"),
     "earlier kernels that are waited for too late": (
         "    wait_for_earlier_kernels();\n    if (!SCAN) let_next_kernel_begin();",
-        "    if (threadIdx.x == 0) atomicAdd(args.rule.changed, 0);\n    wait_for_earlier_kernels();"),
+        "    if (threadIdx.x == 0) atomicAdd(args.counts, 0);\n    wait_for_earlier_kernels();"),
     "a filter that is not waited for": (
         "wait_for_arrival(shared.arrived + slot, parities >> slot & 1u);", ""),
     "arrivals that are mixed up": ("parities ^= 1u << slot;", ""),

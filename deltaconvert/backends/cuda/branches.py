@@ -84,7 +84,8 @@ def turns_of(needs: Sequence[set[int]]) -> list[Turn]:
 def run_branches(steps: Sequence[Step], turns: Sequence[Turn], launcher: Launcher) -> None:
     """Run steps on streams that fork from the current one, and join it again."""
     main = torch.cuda.current_stream()
-    streams = [main] + [torch.cuda.Stream() for _ in range(max((t.branch for t in turns), default=0))]
+    others = max((turn.branch for turn in turns), default=0)
+    streams = [main] + [torch.cuda.Stream() for _ in range(others)]
     waited = {j for turn in turns for j in turn.waits}
     events = {j: torch.cuda.Event() for j in waited}
     start = torch.cuda.Event()
