@@ -93,7 +93,7 @@ __device__ void examine_strips(const FrameArgs& args) {
 #endif
 
 // Marks the pixels whose change exceeds the lane's threshold.
-extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) examine_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int total = args.lanes * args.rule.plane;
