@@ -438,7 +438,7 @@ def _is_by_region(module: nn.Module) -> bool:
 
 def _can_be_traced(module: nn.Module, frames: Sequence[Tensor]) -> bool:
     try:
-        compile_graph(module, frames)
+        compile_graph(module, frames, hooks=False)
     except TraceError:
         return False
     return True
@@ -446,7 +446,7 @@ def _can_be_traced(module: nn.Module, frames: Sequence[Tensor]) -> bool:
 
 def _compiled(module: nn.Module, path: str, frames: Sequence[Tensor]) -> Any:
     try:
-        return compile_graph(module, frames)
+        return compile_graph(module, frames, hooks=False)  # the model's own call runs them
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from error
 

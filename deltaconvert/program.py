@@ -117,7 +117,8 @@ class Program:
         return backend.bind(node, self.weights[node.about.name], buffers)
 
 
-def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
+def compile_graph(model: nn.Module, frames: Sequence[Tensor] = (),
+                  hooks: bool = True) -> GraphModule:
     """Trace a model and give every operator its one canonical form.
 
     Free of shapes, unless the model's code branches on them and frames are given.
@@ -125,7 +126,8 @@ def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModul
     Raises:
         TraceError: where the model cannot be traced.
     """
-    graph_module = model.traced() if isinstance(model, ExportedModel) else trace(model, frames)
+    graph_module = model.traced() if isinstance(model, ExportedModel) else trace(
+        model, frames, hooks)
     graph_module.meta["results"] = [normalize(graph_module)]
     return graph_module
 

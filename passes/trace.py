@@ -80,6 +80,7 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.record_stack_traces = True
         self.autocast: str | None = None
+        self.hooks = True
         self.out_spec: pytree.TreeSpec | None = None
 
     def proxy(self, node: fx.Node) -> Proxy:
@@ -122,7 +123,7 @@ class Tracer(fx.Tracer):
 
         def flat(root: nn.Module) -> list[Any]:
             # FX calls a root's forward; its hooks are run by `nn.Module.__call__` itself.
-            if is_module and (root._forward_hooks or root._forward_pre_hooks):
+            if is_module and self.hooks and (root._forward_hooks or root._forward_pre_hooks):
                 by_place = [tensor for _, tensor in tensors[:first_setting]]
                 made = _orig_module_call(root, *by_place, **dict(tensors[len(by_place):]))
             else:
@@ -148,13 +149,14 @@ class Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
 
-def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
+def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -> GraphModule:
     """Trace a copy of a model in eval mode; the model itself is not touched.
 
     Parameters of ``forward`` with a default that is not a tensor are set to it. The graph
     returns a flat list; ``meta["out_spec"]`` is the tree it belongs into. Where the model's
     code branches on shapes, it is traced for frames of the given shapes, and no others:
-    ``meta["traced_for"]`` has them.
+    ``meta["traced_for"]`` has them. Without ``hooks`` those of the model itself are left to
+    whoever calls it.
 
     Raises:
         TraceError: naming the user's own line, why it cannot be traced, and what to
@@ -175,7 +177,7 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
     copied = private_copy(model).eval()
     shapes = None
     try:
-        graph, out_spec = _run(Tracer, copied)
+        graph, out_spec = _run(Tracer, copied, hooks)
     except (KeepsState, NotSupported) as reason:
         raise TraceError(_explain_refusal(model, reason)) from reason
     except Exception as error:
@@ -183,7 +185,7 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
             raise TraceError(_explain(model, error, SHAPES_HELP)) from error
         shapes = [tuple(f.shape) for f in frames]
         try:
-            graph, out_spec = _run(lambda: _with_shapes(frames), copied)
+            graph, out_spec = _run(lambda: _with_shapes(frames), copied, hooks)
         except (KeepsState, NotSupported) as reason:
             raise TraceError(_explain_refusal(model, reason)) from reason
         except Exception as second:
@@ -217,7 +219,8 @@ def private_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
-def _run(make_tracer: Callable[[], Tracer], model: nn.Module) -> tuple[fx.Graph, Any]:
+def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
+         ) -> tuple[fx.Graph, Any]:
     """Return the graph of a model, which is left as it was, and the tree of its outputs.
 
     What is computed of buffers is recorded, so that it follows them: new weights, another dtype.
@@ -228,6 +231,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module) -> tuple[fx.Graph,
     def run(record_buffers: bool) -> fx.Graph:
         tracers.append(make_tracer())
         tracers[-1].proxy_buffer_attributes = record_buffers
+        tracers[-1].hooks = hooks
         with torch.no_grad():
             return tracers[-1].trace(model)
     before = Attributes(model)
