@@ -127,7 +127,7 @@ def _activation(node: DeltaNode) -> tuple[Any, ...]:
 def _operand(node: DeltaNode, buffers: Buffers, argument: Any) -> tuple[Taps, int, np.float32]:
     if not isinstance(argument, Slot):
         nowhere, nothing = np.zeros((1, 1), np.int32), flat_map(buffers.output.value).data[:0]
-        return Taps(nothing, 0, 0, 0, nowhere, nowhere, False), 1, np.float32(argument)
+        return Taps(nothing, 0, 0, 0, nowhere, nowhere, True), 1, np.float32(argument)
     source = flat_map(buffers.inputs[argument.index].value)
     return (taps_of(source, footprints_of(node)[argument.index]), source.channels,
             np.float32(0))
@@ -168,31 +168,37 @@ def combine_parts(task, worker):
 
 @loop
 def place_of(taps, pixel):
-    """Return where the numbers of the one pixel lie that an output pixel reads."""
-    if taps.same:
-        return pixel * taps.step
+    """Return where the numbers of the one pixel lie that an output pixel reads.
+
+    Callers ask for what is none of their own, nor a gate of the first lane: a call with so many
+    arguments takes longer than the rest of a short row.
+    """
     height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
-    plane = height_out * width_out
-    if taps.height * taps.width == 1:  # a gate
-        return pixel // plane * taps.step if pixel >= plane else 0
     y, x = pixel // width_out % height_out, pixel % width_out
-    line = pixel // plane * taps.height + taps.rows[y, 0]
+    line = pixel // (height_out * width_out) * taps.height + taps.rows[y, 0]
     return (line * taps.width + taps.cols[x, 0]) * taps.step
+
+
+@loop
+def read_by_all(taps):
+    """Return how many output pixels read the first pixel and no other: a gate's, of a lane."""
+    return taps.rows.shape[0] * taps.cols.shape[0] if taps.height * taps.width == 1 else 0
 
 
 @loop
 def load_rows(taps, channels, constant, pixels, new):
     """Write an operand's pixels to rows."""
-    data, size = taps.data.ctypes.data, taps.data.itemsize
+    data, size, same, gate = (
+        taps.data.ctypes.data, taps.data.itemsize, taps.same, read_by_all(taps))
     for i in range(pixels.shape[0]):
-        row = new[i]
+        row, pixel = new[i], np.int64(pixels[i])
+        place = pixel * taps.step if same else 0 if pixel < gate else place_of(taps, pixel)
         if taps.data.shape[0] == 0:
             row[:] = constant
         elif channels == 1:
-            row[:] = load(taps.data, place_of(taps, np.int64(pixels[i])))
+            row[:] = load(taps.data, place)
         else:
-            load_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), row.ctypes.data,
-                     channels)
+            load_row(taps.data, data + size * place, row.ctypes.data, channels)
 
 
 @loop
@@ -207,18 +213,16 @@ def scale_rows(scale, count, new):
 @loop
 def combine_rows(code, factor, taps, channels, constant, pixels, new):
     """Add a multiple of an operand's pixels to rows, or multiply rows with them."""
-    data, size = taps.data.ctypes.data, taps.data.itemsize
+    data, size, same, gate = (
+        taps.data.ctypes.data, taps.data.itemsize, taps.same, read_by_all(taps))
     for i in range(pixels.shape[0]):
-        row = new[i]
+        row, pixel = new[i], np.int64(pixels[i])
+        place = pixel * taps.step if same else 0 if pixel < gate else place_of(taps, pixel)
         if taps.data.shape[0] == 0 or channels == 1:
-            one = constant
-            if taps.data.shape[0] != 0:
-                one = load(taps.data, place_of(taps, np.int64(pixels[i])))
+            one = load(taps.data, place) if taps.data.shape[0] != 0 else constant
             for c in range(row.shape[0]):
                 row[c] = row[c] + factor * one if code == _ADD else row[c] * one
         elif code == _ADD:
-            add_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), factor,
-                    row.ctypes.data, channels)
+            add_row(taps.data, data + size * place, factor, row.ctypes.data, channels)
         else:
-            multiply_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])),
-                         row.ctypes.data, channels)
+            multiply_row(taps.data, data + size * place, row.ctypes.data, channels)
