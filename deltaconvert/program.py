@@ -160,14 +160,15 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     """
     graph_module = GraphModule(root, _copy(graph))
     lanes, device = frames[0].shape[0], frames[0].device
+    chosen, fallback = create(config.backend, config, device), create("reference", config, device)
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
                store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
                channels_first(graph_module, lanes), fold_factors(graph_module),
-               fuse(graph_module), partition(graph_module, lanes), join_whole(graph_module, lanes)]
+               fuse(graph_module, getattr(chosen, "unfused", frozenset())),
+               partition(graph_module, lanes), join_whole(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)]
                        + [(n.name, n.meta.get("path", "")) for n in joined(graph_module)])
-    chosen, fallback = create(config.backend, config, device), create("reference", config, device)
     backends = {fallback.name: fallback, chosen.name: chosen}
     weights = fold_filters(lowered, chosen, fallback)
     plan = plan_state(lowered, backends)

@@ -21,8 +21,13 @@ from deltaconvert.operators.prelu import prelu
 from deltaconvert.passes.result import PassResult
 
 
-def fuse(graph_module: GraphModule) -> PassResult:
-    """Rewrite the graph in place."""
+def fuse(graph_module: GraphModule, unfused: frozenset[str] = frozenset()) -> PassResult:
+    """Rewrite the graph in place.
+
+    Args:
+        graph_module: whose shapes are known.
+        unfused: activations that the backend computes by themselves only.
+    """
     graph, result = graph_module.graph, PassResult("fuse")
     done: set[fx.Node] = set()  # the later nodes that stand for what was fused
     for node in list(graph.nodes):
@@ -33,7 +38,7 @@ def fuse(graph_module: GraphModule) -> PassResult:
         if "residual" in operator.fuses:
             head = _take_residual(graph, head, result)
         if "activation" in operator.fuses:
-            head = _take_activation(graph, head, result)
+            head = _take_activation(graph, head, unfused, result)
         done.add(head)
     graph_module.recompile()
     return result
@@ -76,11 +81,12 @@ def _refuse_residual(head: fx.Node, reader: fx.Node) -> str | None:
     return None
 
 
-def _take_activation(graph: fx.Graph, head: fx.Node, result: PassResult) -> fx.Node:
+def _take_activation(graph: fx.Graph, head: fx.Node, unfused: frozenset[str],
+                     result: PassResult) -> fx.Node:
     """Pull the activation behind a node into it; returns the node that stands for both."""
     reader = _only_reader(head)
     fused = _as_activation(reader) if reader else None
-    if reader is None or fused is None:
+    if reader is None or fused is None or fused[0] in unfused:
         return head
     reader.target, reader.args = head.target, head.args
     reader.kwargs = {**head.kwargs, "activation": fused}
@@ -90,15 +96,17 @@ def _take_activation(graph: fx.Graph, head: fx.Node, result: PassResult) -> fx.N
 
 
 def _as_activation(node: fx.Node) -> Activation | None:
-    """Return a call as an activation of constant numbers, if it is one."""
+    """Return a call as an activation of constants, if it is one."""
     found = registry.find(node.target)
-    if found is not None and found.is_activation:
+    if found is None or not found.is_activation:
+        return None
+    if node.target is not prelu:
         return (found.name, *node.kwargs.values())
-    if node.target is prelu and isinstance(node.args[1], fx.Node):
-        slope = node.args[1].meta["value"]
-        if node.args[1].meta["constant"] and slope.numel() == 1:  # most are for all channels
-            return (leaky_relu.__name__, float(slope))
-    return None
+    slope = node.args[1]
+    if not isinstance(slope, fx.Node) or not slope.meta["constant"]:
+        return None
+    value = slope.meta["value"]
+    return (leaky_relu.__name__, float(value)) if value.numel() == 1 else (found.name, slope)
 
 
 def _take_over(graph: fx.Graph, node: fx.Node, head: fx.Node) -> None:

@@ -81,7 +81,8 @@ class Backend(Protocol):
 
         A backend may also have ``bind_union(node, buffers)``, the step of a concatenation
         written in place (else `unite_masks`), and ``runner(graph_module, nodes, state)``,
-        which returns the `FrameRunner` of a stream whose steps are all bound.
+        which returns the `FrameRunner` of a stream whose steps are all bound. Its attribute
+        ``unfused``, where it has one, names activations that it computes by themselves only.
         """
 
 

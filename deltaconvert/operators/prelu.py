@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from deltaconvert.operators.registry import call, operator, spelled, spelled_module
 
 
-@operator(pixelwise=True)
+@operator(pixelwise=True, is_activation=True)
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """Rectify each number, leaking a trained share of what is negative."""
     return F.prelu(x, weight)

@@ -93,7 +93,8 @@ class Operator:
         multiply_adds: of one output pixel of one lane (of a whole lane, for global ones).
         fuses: what may be fused behind it: ``"residual"``, ``"activation"``.
         is_activation: a function of one value, so that it can be fused as
-            ``activation=(name, *params)``; its parameters are numbers, in order.
+            ``activation=(name, *params)``; its parameters are numbers, in order, or constants
+            with a number a channel.
         moves_only: values are moved, never computed with (so a comparison is exact).
         channels_first: an adapter for calls on ``N x H x W x C`` maps: takes the call's own
             arguments, with such maps as ``N x C x H x W``, and returns the `call` of the same

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers, Step, Work
-from deltaconvert.backends.cpu import CpuBackend
+from deltaconvert.backends.cpu import CpuBackend, elementwise
 from deltaconvert.backends.cpu.activations import Numbers, exp
 from deltaconvert.backends.cpu.maps import flat_map
 from deltaconvert.backends.rule import change_norm
@@ -75,6 +75,16 @@ CASES = {
         conv(weights(16, 3, 7, 7), padding=(3, 3), stride=(2, 2), activation=("relu",)),
         [(LANES, 3, 21, 33)]),
     "conv of 1 channel": (conv(weights(4, 1, 3, 3)), [(LANES, 1, 9, 11)]),
+    "conv to 3 channels": (conv(weights(3, 16, 3, 3)), [MAP16]),
+    "conv to 1 channel of many": (
+        conv(weights(1, 37, 3, 5), stride=(2, 1), activation=("relu",)), [(LANES, 37, 13, 18)]),
+    "conv 1x1 to 4 channels": (conv(weights(4, 72, 1, 1), padding=(0, 0)), [(LANES, 72, 9, 11)]),
+    "conv to 2 channels + residual": (
+        conv(weights(2, 8, 5, 5), padding=(2, 2), residual=Slot(1), activation=("relu",)),
+        [(LANES, 8, 13, 18), (LANES, 2, 13, 18)]),
+    "conv to 8 channels": (conv(weights(8, 8, 3, 3), activation=("silu",)), [(LANES, 8, 13, 18)]),
+    "conv of 16 + residual": (
+        conv(weights(16, 16, 3, 3), residual=Slot(1), activation=("hardswish",)), [MAP16, MAP16]),
     "conv of a single pixel": (conv(weights(4, 8, 1, 1), padding=(0, 0)), [(LANES, 8, 1, 1)]),
     "conv + residual + relu": (
         conv(weights(24, 24, 3, 3), residual=Slot(1), activation=("relu",)), [MAP, MAP]),
@@ -101,6 +111,12 @@ CASES = {
     "transposed, output padding": (
         deconv(weights(16, 12, 3, 2), stride=(3, 2), output_padding=(2, 1), dilation=(2, 1)),
         [MAP16]),
+    "transposed to 3 channels": (
+        deconv(weights(20, 3, 9, 9), padding=(4, 4), output_padding=(1, 1)), [(LANES, 20, 9, 11)]),
+    "transposed 2x2 to 8 channels": (
+        deconv(weights(16, 8, 2, 2), padding=(0, 0), activation=("relu",)), [MAP16]),
+    "transposed by 3x2 to 8 channels": (
+        deconv(weights(16, 8, 3, 2), padding=(0, 0), stride=(3, 2)), [MAP16]),
     "transposed with gaps": (deconv(weights(16, 12, 1, 1), padding=(0, 0)), [MAP16]),
     "transposed, grouped": (deconv(weights(16, 5, 3, 3), groups=2), [MAP16]),
     "transposed, depthwise": (deconv(weights(16, 1, 4, 4), groups=16), [MAP16]),
@@ -117,6 +133,16 @@ CASES = {
     "adaptive mean": (("adaptive_avg_pool2d", (Slot(0),), {"output_size": (5, 7)}), [MAP]),
     "adaptive max": (("adaptive_max_pool2d", (Slot(0),), {"output_size": (5, 7)}), [MAP]),
     "add + relu": (("add", (Slot(0), Slot(1)), {"alpha": 2, "activation": ("relu",)}), [MAP, MAP]),
+    "layer norm": (("layer_norm2d", (Slot(0), weights(37), weights(37)), {"eps": 1e-6}),
+                   [(LANES, 37, 9, 11)]),
+    "layer norm of 8 channels": (("layer_norm2d", (Slot(0), None, None), {"eps": 1e-5}),
+                                 [(LANES, 8, 9, 11)]),
+    "root mean square": (("rms_norm2d", (Slot(0), weights(48)), {"eps": None}),
+                         [(LANES, 48, 9, 11)]),
+    "add": (("add", (Slot(0), Slot(1)), {"alpha": 1, "activation": ("relu",)}), [MAP, MAP]),
+    "add of 16 channels": (("add", (Slot(0), Slot(1)), {"alpha": 1}), [MAP16, MAP16]),
+    "pixel shuffle": (("pixel_shuffle", (Slot(0),), {"factor": 3}), [(LANES, 27, 9, 11)]),
+    "pixel shuffle of many": (("pixel_shuffle", (Slot(0),), {"factor": 2}), [(LANES, 80, 9, 11)]),
     "add to itself": (("add", (Slot(0), Slot(0)), {}), [MAP]),
     "gate": (("mul", (Slot(0), Slot(1)), {}), [MAP, (LANES, 24, 1, 1)]),
     "subtract + relu6": (
@@ -155,7 +181,9 @@ CASES = {
     "softmax of many channels": (("softmax", (Slot(0),), {"dim": 1}), [(LANES, 80, 7, 9)]),
 }
 ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",),
-               ("hardsigmoid",), ("elu", 1.5)]
+               ("hardsigmoid",), ("elu", 1.5), ("prelu", torch.linspace(-1, 2, 37)), ("tanh",),
+               ("gelu", "none"), ("gelu", "tanh"), ("celu", 0.7), ("selu",), ("mish",),
+               ("softplus", 2.0, 1.5), ("logsigmoid",), ("softsign",), ("clamp", -0.5, None)]
 
 
 def make_node(case: tuple[Any, Sequence[tuple[int, ...]]], threshold: float = 0.0,
@@ -279,7 +307,9 @@ def test_equals_the_reference(name: str, threads: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1", "conv + residual + relu", "depthwise",
-                                  "grouped", "transposed", "max pool", "mean pool", "cat"])
+                                  "grouped", "transposed", "max pool", "mean pool", "cat",
+                                  "conv to 3 channels", "conv to 2 channels + residual",
+                                  "conv of 16 + residual", "transposed to 3 channels", "add"])
 def test_works_on_slices_of_concatenations(name: str) -> None:
     stream = Stream(make_node(CASES[name]), Config(threads=1), beside=5)
     stream.run()
@@ -291,7 +321,8 @@ def test_works_on_slices_of_concatenations(name: str) -> None:
 
 @pytest.mark.parametrize("norm", ["max", "rms"])
 @pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "depthwise", "mean pool",
-                                  "gate"])
+                                  "gate", "conv to 3 channels", "conv to 8 channels",
+                                  "conv of 16 + residual", "add of 16 channels"])
 def test_holds_back_what_is_within_the_threshold(name: str, norm: str) -> None:
     stream = Stream(make_node(CASES[name], threshold=0.5, norm=norm), Config(threads=2))
     stream.run()
@@ -301,10 +332,27 @@ def test_holds_back_what_is_within_the_threshold(name: str, norm: str) -> None:
     assert stream.output.counts == [0, 0, 0]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a[0])
-def test_activations(activation: tuple[Any, ...]) -> None:
-    case = conv(weights(37, 24, 1, 1), padding=(0, 0), activation=activation), [MAP]
+@pytest.mark.parametrize("alone", [False, True], ids=["fused", "alone"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations(activation: tuple[Any, ...], alone: bool) -> None:
+    name, *settings = activation
+    case: Any = (conv(weights(37, 24, 1, 1), padding=(0, 0), activation=activation), [MAP])
+    if alone:
+        case = (name, (Slot(0), *settings), {}), [(LANES, 37, 9, 11)]
     Stream(make_node(case), Config(threads=1)).run()
+
+
+def test_activations_that_need_no_python() -> None:
+    for name, *settings in ACTIVATIONS[:-1]:
+        case = (name, (Slot(0), *settings), {}), [(LANES, 37, 9, 11)]
+        assert elementwise.refusal(make_node(case)) is None, name
+
+
+def test_activations_behind_a_residual() -> None:
+    for activation in ("prelu", torch.linspace(-1, 2, 37)), ("tanh",):
+        residual = conv(weights(37, 24, 1, 1), padding=(0, 0), residual=Slot(1),
+                        activation=activation)
+        Stream(make_node((residual, [MAP, (LANES, 37, *MAP[2:])])), Config(threads=2)).run()
 
 
 def _exp(typing: Any, x: Any) -> Any:
@@ -335,7 +383,9 @@ def test_exponential_is_accurate_to_two_ulp() -> None:
 
 @pytest.mark.parametrize("norm", ["max", "rms"])
 @pytest.mark.parametrize("name", ["conv 3x3", "max pool", "depthwise 5x5 stride 2",
-                                  "conv + residual + relu"])
+                                  "conv + residual + relu", "conv to 3 channels",
+                                  "conv to 8 channels", "conv of 16 + residual",
+                                  "transposed to 3 channels"])
 def test_what_is_not_a_number_comes_and_goes(name: str, norm: str) -> None:
     stream = Stream(make_node(CASES[name], threshold=1.0, norm=norm), Config(threads=1))
     stream.run()

@@ -73,7 +73,7 @@ def test_is_rounded_once(name: str, threads: int) -> None:
 
 @pytest.mark.parametrize("norm", ["max", "rms"])
 @pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "depthwise", "mean pool",
-                                  "gate"])
+                                  "gate", "conv to 3 channels", "conv of 16 + residual"])
 def test_holds_back_what_is_within_the_threshold(name: str, norm: str) -> None:
     stream = StoredStream(make_node(CASES[name], threshold=0.5, norm=norm), Config(threads=2))
     stream.run()
@@ -84,7 +84,8 @@ def test_holds_back_what_is_within_the_threshold(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu", "depthwise", "grouped",
-                                  "transposed", "max pool", "conv 7x7 of 3 channels"])
+                                  "transposed", "max pool", "conv 7x7 of 3 channels",
+                                  "conv to 3 channels", "conv of 16 + residual"])
 def test_works_on_slices_of_concatenations(name: str) -> None:
     stream = StoredStream(make_node(CASES[name]), Config(threads=1), beside=5)
     stream.run()
@@ -153,7 +154,8 @@ def test_what_is_not_a_number_stays_at_its_own_pixel(name: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["max", "rms"])
-@pytest.mark.parametrize("name", ["conv 3x3", "depthwise", "mean pool", "softmax"])
+@pytest.mark.parametrize("name", ["conv 3x3", "depthwise", "mean pool", "softmax",
+                                  "conv to 3 channels", "conv to 8 channels"])
 def test_what_is_rounded_to_the_stored_number_is_no_change(name: str, norm: str) -> None:
     stream = StoredStream(make_node(CASES[name], norm=norm), Config(threads=1))
     stream.change(1.0, range(LANES))

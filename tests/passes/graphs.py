@@ -96,7 +96,8 @@ def normalised(model: nn.Module) -> GraphModule:
     return compile_graph(model)
 
 
-def specialised(model: nn.Module, *frames: Tensor) -> dict[str, Any]:
+def specialised(model: nn.Module, *frames: Tensor,
+                unfused: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Run the passes up to `partition`; every stage's graph as names, and the results."""
     graph_module = normalised(model)
     stages: dict[str, Any] = {"normalize": names(graph_module.graph)}
@@ -105,7 +106,7 @@ def specialised(model: nn.Module, *frames: Tensor) -> dict[str, Any]:
                       ("infer", lambda g: infer(g, frames)),
                       ("rejoin_maps", lambda g: rejoin_maps(g, frames[0].shape[0])),
                       ("channels_first", lambda g: channels_first(g, frames[0].shape[0])),
-                      ("fold_factors", fold_factors), ("fuse", fuse),
+                      ("fold_factors", fold_factors), ("fuse", lambda g: fuse(g, unfused)),
                       ("partition", lambda g: partition(g, frames[0].shape[0]))]:
         results[name] = run(graph_module)
         graph_module.graph.lint()

@@ -30,8 +30,7 @@ FUSED = {
     "conv, one trained slope": (lambda self, x: self.slope(self.conv(x)), ["conv2d"]),
     "two convs": (lambda self, x: F.relu(self.conv(x) + self.up(x)),
                   ["conv_transpose2d", "conv2d"]),
-    "no slope for each channel": (lambda self, x: self.slopes(self.conv(x)),
-                                  ["conv2d", "prelu"]),
+    "conv, a slope for each channel": (lambda self, x: self.slopes(self.conv(x)), ["conv2d"]),
     "only the first activation": (lambda self, x: F.relu(F.silu(self.conv(x))), ["conv2d", "relu"]),
     "an add behind the activation": (lambda self, x: F.relu(self.conv(x)) + self.pool(x),
                                      ["conv2d", "max_pool2d", "add"]),
@@ -102,3 +101,9 @@ def test_a_residual_from_another_input():
     frame = torch.randn(1, 2, 5, 6)
     assert specialised(model, frame, frame)["fuse"] == ["conv2d"]
     assert_same_outputs(model, frames_like(2, 2, 5, 6), frames_like(2, 2, 5, 6, seed=5))
+
+
+def test_slopes_stay_a_node_where_the_backend_takes_none():
+    model = whole(FUSED["conv, a slope for each channel"][0])
+    graph_module = specialised(model, torch.randn(1, 2, 5, 6), unfused=frozenset({"prelu"}))
+    assert graph_module["fuse"] == ["conv2d", "prelu"]

@@ -1,12 +1,18 @@
-"""Activations on vectors of numbers, inside the fused loop."""
+"""Activations on vectors of numbers, inside the fused loop.
+
+Those of short formulas are part of the end of a row; the longer ones, `curves`, are a pass of
+their own, which is compiled where a network has one.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils
+from torch import Tensor
 
 _LOG2_E = 1.44269504
 _LN2_HIGH = 0.693359375  # few bits, so that multiples of it are exact
@@ -21,11 +27,11 @@ class Activation(NamedTuple):
 
     Args:
         code: 0 for none.
-        slope: of ``leaky_relu``.
+        slope: of ``leaky_relu``; ``[C]``, where each channel has its own.
     """
 
     code: int = 0
-    slope: float = 0.0
+    slope: float | Tensor = 0.0
 
 
 def compiled_activation(activation: tuple[object, ...] | None) -> Activation | None:
@@ -33,10 +39,12 @@ def compiled_activation(activation: tuple[object, ...] | None) -> Activation | N
     if activation is None:
         return Activation()
     name, *numbers = activation
-    code = _CODES.get(str(name))
-    if code is None or len(numbers) != (name == "leaky_relu"):
+    code = _CODES.get("leaky_relu" if name == "prelu" else str(name))
+    if code is None or len(numbers) != (name in ("leaky_relu", "prelu")):
         return None
-    return Activation(code, float(numbers[0]) if numbers else 0.0)  # type: ignore[arg-type]
+    if not all(isinstance(number, int | float | Tensor) for number in numbers):
+        return None  # a slope that changes from frame to frame
+    return Activation(code, *numbers)  # type: ignore[arg-type]
 
 
 class Numbers:
@@ -84,29 +92,50 @@ class Numbers:
         above = self.builder.fcmp_ordered(">", self.value, self.of(number))
         return self._made(self.builder.select(above, self.of(number), self.value))
 
+    def magnitude(self) -> Numbers:
+        """Return it without its sign."""
+        return self._by_intrinsic("fabs")
+
+    def where_above(self, bound: float, yes: Numbers | float, no: Numbers | float) -> Numbers:
+        """Choose by whether it is more than a bound; NaN is not."""
+        above = self.builder.fcmp_ordered(">", self.value, self.of(bound))
+        return self._made(self.builder.select(above, self._other(yes), self._other(no)))
+
     def floor(self) -> Numbers:
         """Round down."""
+        return self._by_intrinsic("floor")
+
+    def _by_intrinsic(self, name: str) -> Numbers:
         kind, count = self.value.type, getattr(self.value.type, "count", 0)
-        floor = cgutils.get_or_insert_function(
+        function = cgutils.get_or_insert_function(
             self.builder.module, ir.FunctionType(kind, [kind]),
-            f"llvm.floor.v{count}f32" if count else "llvm.floor.f32")
-        return self._made(self.builder.call(floor, [self.value]))
+            f"llvm.{name}.v{count}f32" if count else f"llvm.{name}.f32")
+        return self._made(self.builder.call(function, [self.value]))
+
+    def _bits(self) -> tuple[Any, Callable[[int], Any]]:
+        """Return the type of its bits, and what makes constants of it."""
+        count = getattr(self.value.type, "count", 0)
+        bits = ir.VectorType(ir.IntType(32), count) if count else ir.IntType(32)
+        return bits, lambda number: ir.Constant(bits, [number] * count if count else number)
+
+    def upper_half(self) -> Numbers:
+        """Return it with so few bits that its square is exact."""
+        builder, (bits, constant) = self.builder, self._bits()
+        kept = builder.and_(builder.bitcast(self.value, bits), constant(0xFFFFF000))
+        return self._made(builder.bitcast(kept, self.value.type))
 
     def power_of_two(self) -> Numbers:
         """Return 2**n of whole numbers."""
-        builder, kind = self.builder, self.value.type
-        count = getattr(kind, "count", 0)
-        bits = ir.VectorType(ir.IntType(32), count) if count else ir.IntType(32)
-
-        def constant(number: int) -> Any:
-            return ir.Constant(bits, [number] * count) if count else ir.Constant(bits, number)
-
+        builder, (bits, constant) = self.builder, self._bits()
         whole = builder.add(builder.fptosi(self.value, bits), constant(_BIAS))
-        return self._made(builder.bitcast(builder.shl(whole, constant(_EXPONENT)), kind))
+        return self._made(builder.bitcast(builder.shl(whole, constant(_EXPONENT)),
+                                          self.value.type))
 
 
-def exp(x: Numbers) -> Numbers:
-    """e**x in float32, within 2 ulp; NaN stays NaN, what would overflow stays large.
+def exp(x: Numbers, rest: Numbers | float = 0.0) -> Numbers:
+    """e**(x + rest) in float32, within 2 ulp; NaN stays NaN, what would overflow stays large.
+
+    The rest is small: what ``x`` has no bits for.
 
     x = n ln 2 + r with |r| <= ln(2) / 2, Taylor's polynomial for e**r (within half a ulp
     there), and n added to the exponent's bits: no table and no branch.
@@ -115,38 +144,43 @@ def exp(x: Numbers) -> Numbers:
     n = (x * _LOG2_E + 0.5).floor()
     r = x - n * _LN2_HIGH
     r = r - n * _LN2_LOW
+    if rest != 0.0:
+        r = r + rest
     p = r * (1 / math.factorial(7)) + 1 / math.factorial(6)
     for degree in (5, 4, 3, 2, 1, 0):
         p = p * r + 1 / math.factorial(degree)
     return p * n.power_of_two()
 
 
-def _relu(x: Numbers, slope: Numbers) -> Numbers:
+Slope = Callable[[], Numbers]
+
+
+def _relu(x: Numbers, slope: Slope) -> Numbers:
     return x.at_least(0)
 
 
-def _relu6(x: Numbers, slope: Numbers) -> Numbers:
+def _relu6(x: Numbers, slope: Slope) -> Numbers:
     return x.at_least(0).at_most(6)
 
 
-def _leaky_relu(x: Numbers, slope: Numbers) -> Numbers:
+def _leaky_relu(x: Numbers, slope: Slope) -> Numbers:
     positive = x.builder.fcmp_ordered(">", x.value, x.of(0))
-    return Numbers(x.builder, x.builder.select(positive, x.value, (x * slope).value))
+    return Numbers(x.builder, x.builder.select(positive, x.value, (x * slope()).value))
 
 
-def _hardswish(x: Numbers, slope: Numbers) -> Numbers:
+def _hardswish(x: Numbers, slope: Slope) -> Numbers:
     return x * (x + 3).at_least(0).at_most(6) / 6
 
 
-def _sigmoid(x: Numbers, slope: Numbers) -> Numbers:
+def _sigmoid(x: Numbers, slope: Slope) -> Numbers:
     return Numbers(x.builder, x.of(1)) / (exp(x * -1) + 1)
 
 
-def _silu(x: Numbers, slope: Numbers) -> Numbers:
+def _silu(x: Numbers, slope: Slope) -> Numbers:
     return x / (exp(x * -1) + 1)
 
 
-def _hardsigmoid(x: Numbers, slope: Numbers) -> Numbers:
+def _hardsigmoid(x: Numbers, slope: Slope) -> Numbers:
     return (x + 3).at_least(0).at_most(6) / 6
 
 
@@ -155,12 +189,12 @@ _FORMULAS = {"relu": _relu, "relu6": _relu6, "leaky_relu": _leaky_relu, "hardswi
 _CODES = {name: code for code, name in enumerate(_FORMULAS, 1)}
 
 
-def apply(builder: Any, code: int, numbers: Any, slopes: Any) -> Any:
-    """Generate an activation of a vector; code 0 is none."""
+def apply(builder: Any, code: int, numbers: Any, slopes: Callable[[], Any]) -> Any:
+    """Generate an activation of a vector; code 0 is none. Slopes are loaded where it has any."""
     if code == 0:
         return numbers
     formula = list(_FORMULAS.values())[code - 1]
-    return formula(Numbers(builder, numbers), Numbers(builder, slopes)).value
+    return formula(Numbers(builder, numbers), lambda: Numbers(builder, slopes())).value
 
 
 CODES = range(len(_FORMULAS) + 1)

@@ -66,7 +66,7 @@ def find_rows(source, pixels, copies, addresses):
 
     Args:
         source: a `Source`.
-        pixels: int32 ``[M]``.
+        pixels: int32 ``[M]``, ascending.
         copies: of the map's type, ``[M, numbers]``: for lines of taps that have to be copied.
         addresses: int64 ``[blocks, segments, BLOCK]``; behind the last row, those of zeros.
     """
@@ -100,12 +100,12 @@ def _find_taps(source, pixels, addresses):
         x = pixel - start
         block, row = i // BLOCK, i % BLOCK
         for tap_y in range(source.rows.shape[1]):
-            line = source.rows[y, tap_y]
+            tapped = source.rows[y, tap_y]
             for tap_x in range(taps_x):
                 column = source.cols[x, tap_x]
                 where = nothing
-                if line >= 0 and column >= 0:
-                    where = base + size * source.step * ((first + line) * source.width + column)
+                if tapped >= 0 and column >= 0:
+                    where = base + size * source.step * ((first + tapped) * source.width + column)
                 addresses[block, tap_y * taps_x + tap_x, row] = where
 
 
@@ -126,12 +126,12 @@ def _find_lines(source, pixels, copies, addresses):
         for tap_y in range(source.rows.shape[1]):
             where = nothing
             if source.rows[y, tap_y] >= 0:
-                line = (first + source.rows[y, tap_y]) * source.width
+                tapped = (first + source.rows[y, tap_y]) * source.width
                 if source.runs[x] != 0:
-                    where = base + size * source.step * (line + source.cols[x, 0])
+                    where = base + size * source.step * (tapped + source.cols[x, 0])
                 else:
                     copied = copies[i][tap_y * numbers:(tap_y + 1) * numbers]
-                    _copy_line(source, line, x, copied)
+                    _copy_line(source, tapped, x, copied)
                     where = copied.ctypes.data
             addresses[i // BLOCK, tap_y, i % BLOCK] = where
 

@@ -12,6 +12,7 @@ from deltaconvert.backends.cpu import (
     convolution,
     elementwise,
     linear,
+    norm,
     pixelwise,
     pooling,
     selection,
@@ -147,6 +148,8 @@ def _kind(node: DeltaNode) -> Kind | None:
         return _KINDS[operator.name]
     if operator.name in ("select", "resize_nearest") and selection.refusal(node) is None:
         return selection
+    if operator.name in ("layer_norm2d", "rms_norm2d") and norm.refusal(node) is None:
+        return norm
     if operator.weights:
         return pooling
     if operator.pixelwise:

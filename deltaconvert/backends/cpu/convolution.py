@@ -20,6 +20,7 @@ from deltaconvert.backends.cpu import winograd
 from deltaconvert.backends.cpu.addresses import Source, find_rows, source_of
 from deltaconvert.backends.cpu.depthwise import FILTER, Depthwise
 from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.few import multiply_few
 from deltaconvert.backends.cpu.filters import (
     PIECE,
     Filters,
@@ -132,6 +133,7 @@ class Product(NamedTuple):
         parts: of the phase.
         source: where its rows lie.
         pieces, filters, panels: see `multiply_rows`.
+        numbers, columns: see `multiply_few`; no columns where these are many.
         new: float32 ``[workers, rows, columns]``.
         addresses: int64 ``[workers, workers * blocks, segments, BLOCK]``.
         copies: float32 ``[workers, rows, numbers]``, for lines of taps.
@@ -142,6 +144,8 @@ class Product(NamedTuple):
     pieces: Longs2
     filters: Numbers
     panels: Longs3
+    numbers: int
+    columns: int
     new: Floats3
     addresses: Longs4
     copies: Numbers3
@@ -188,14 +192,17 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
     order = ints(buffers.scratch["cpu.phases"], out.lanes * out.pixels) if several else _NONE
     phases = [engine.keep(_product(node, phase, buffers, engine, head.parts, order)).address
               for phase in filters.phases]
-    prepare, work, tilings = PREPARE.of(out.data), CONVOLVE.of(out.data), np.zeros(0, np.int64)
+    few = all(phase.columns for phase in filters.phases)
+    prepare, work = PREPARE.of(out.data), (CONVOLVE_FEW if few else CONVOLVE).of(out.data)
+    tilings = np.zeros(0, np.int64)
+    other = work
     if filters.tiled:
         prepare, work = _prepare_tiles, _convolve_tiles
         tilings = winograd.bind(node, filters, buffers, engine)
     task = Convolution(
         head.parts, _ending(node, filters.bias, buffers, head, engine),
         np.array(phases, np.int64), np.array(filters.period, np.int64), out.height, out.width,
-        order, tilings, PREPARE.of(out.data).address, CONVOLVE.of(out.data).address)
+        order, tilings, PREPARE.of(out.data).address, other.address)
     return CompiledStep(node, engine, head, work, task, prepare)
 
 
@@ -234,7 +241,7 @@ def _product(node: DeltaNode, phase: Phase, buffers: Buffers, engine: Engine, pa
         parts,
         source_of(flat_map(buffers.inputs[source].value), footprints_of(node)[source], phase.taps,
                   phase.lines),
-        phase.pieces, phase.filters, phase.panels,
+        phase.pieces, phase.filters, phase.panels, phase.numbers, phase.columns,
         rows_of(buffers.scratch["cpu.new"], threads, rows, channels + PANEL),
         longs(buffers.scratch["cpu.addresses"], threads, threads * rows // BLOCK,
               phase.segments, BLOCK),
@@ -280,7 +287,18 @@ def _convolve_tiles(address, worker):
         call(task.work, address, worker)
 
 
+@entry
+def _convolve_few(address, worker):
+    multiply_few_columns(read(address, _CONVOLUTION), _PRODUCT, worker)
+
+
+@entry
+def _convolve_few16(address, worker):
+    multiply_few_columns(read(address, _CONVOLUTION16), _PRODUCT16, worker)
+
+
 PREPARE, CONVOLVE = Entries(_prepare, _prepare16), Entries(_convolve, _convolve16)
+CONVOLVE_FEW = Entries(_convolve_few, _convolve_few16)
 
 
 @loop
@@ -357,6 +375,22 @@ def by_rows(product, ending, worker):
 
 
 @loop
+def multiply_few_columns(task, kind, worker):
+    """Do the same where columns are few."""
+    for phase in range(task.phases.shape[0]):
+        product = read(task.phases[phase], kind)
+        new, addresses = product.new[worker], product.addresses[worker]
+        while True:
+            pixels = take_pixels(product.parts, worker)
+            if pixels.shape[0] == 0:
+                break
+            find_rows(product.source, pixels, product.copies[worker], addresses)
+            multiply_few(addresses, pixels.shape[0], product.numbers, product.columns,
+                         product.filters, new)
+            finish_rows(new, pixels, task.ending, worker)
+
+
+@loop
 def by_columns(product, ending, worker):
     """Compute columns of all rows until all are taken; who is last finishes the rows."""
     progress = product.parts.progress
@@ -379,19 +413,31 @@ def by_columns(product, ending, worker):
 
 
 @loop
-def sort_by_phase(pixels, height, width, period_y, period_x, out,
-                  bounds):
-    """Write pixels to ``out``, phase by phase; phase ``i`` ends at ``bounds[i + 1]``."""
-    for i in range(pixels.shape[0]):
-        y, x = pixels[i] // width % height, pixels[i] % width
-        bounds[y % period_y * period_x + x % period_x + 1] += 1
-    at = np.empty(bounds.shape[0], np.int64)
-    for i in range(bounds.shape[0] - 1):
-        at[i] = bounds[i]
-        bounds[i + 1] += bounds[i]
-    for i in range(pixels.shape[0]):
-        y, x = pixels[i] // width % height, pixels[i] % width
-        phase = y % period_y * period_x + x % period_x
-        out[at[phase]] = pixels[i]
-        at[phase] += 1
+def sort_by_phase(pixels, height, width, period_y, period_x, out, bounds):
+    """Write pixels, ascending, to ``out``, phase by phase; phase ``i`` ends at ``bounds[i + 1]``.
 
+    Divisions are slow: neighbours have neighbouring phases.
+    """
+    at = np.zeros(bounds.shape[0], np.int64)
+    for placing in range(2):
+        end, down, along, before = 0, 0, 0, np.int64(-2)
+        for i in range(pixels.shape[0]):
+            pixel = np.int64(pixels[i])
+            if pixel >= end:
+                line = pixel // width
+                end, down = (line + 1) * width, line % height % period_y * period_x
+                along = (pixel - line * width) % period_x
+            elif pixel == before + 1:
+                along = along + 1 if along + 1 < period_x else 0
+            else:
+                along = (along + pixel - before) % period_x
+            before = pixel
+            if placing:
+                out[at[down + along]] = pixel
+                at[down + along] += 1
+            else:
+                bounds[down + along + 1] += 1
+        if not placing:
+            for i in range(bounds.shape[0] - 1):
+                at[i] = bounds[i]
+                bounds[i + 1] += bounds[i]

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numba import types
+from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.activations import compiled_activation
+from deltaconvert.backends.cpu.curves import compiled_curve
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
@@ -70,7 +72,7 @@ def refusal(node: DeltaNode) -> str | None:
     if about.rule != "local" and (reason := whole_refusal(node)):
         return reason
     if about.operator.is_activation:
-        known = compiled_activation(_activation(node))
+        known = compiled_activation(_activation(node)) or compiled_curve(_activation(node))
         return None if known else "the loops do not have this activation"
     if scaling_of(node):
         return None
@@ -94,28 +96,45 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     channels = out.channels
     rows = chunk_rows(channels)
     head = head_of(node, buffers, engine, 0.1 * channels + 20, buffers.output.mask.numel())
-    code, (x, y), factor, activation, scaling = _formula(node)
+    residual = _residual(node, buffers)
+    code, (x, y), factor, activation, scaling = _formula(node, residual is not None)
     x, x_channels, x_constant = _operand(node, buffers, x)
     y, y_channels, y_constant = _operand(node, buffers, y)
     scale, shift = (scaling.scale, scaling.shift) if scaling else (torch.empty(0), None)
     task = Elementwise(
-        head.parts, ending_of(node, buffers, head, engine, bias=shift, activation=activation),
+        head.parts, ending_of(node, buffers, head, engine, bias=shift, residual=residual,
+                              activation=activation),
         code, x, y, x_channels, y_channels, x_constant, y_constant, np.float32(factor),
         flat(scale), rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
     return CompiledStep(node, engine, head, COMBINE.of(out.data), task)
 
 
-def _formula(node: DeltaNode) -> tuple[int, Sequence[Any], float, Any, Scaling | None]:
+def _formula(node: DeltaNode, has_residual: bool
+             ) -> tuple[int, Sequence[Any], float, Any, Scaling | None]:
     """Return its code, the operands, the factor, the activation behind it, and the scaling."""
     about = node.about
     assert about.operator is not None
     name, behind = about.operator.name, about.params.get("activation")
     if about.operator.is_activation:
         return _COPY, (about.args[0], 0.0), 1, _activation(node), None
+    if has_residual:
+        return _COPY, (about.args[0], 0.0), 1, behind, None
     if scaling := scaling_of(node):
         return _SCALE, (scaling.x, 0.0), 1, behind, scaling
     factor = about.params.get("alpha", 1) * (-1 if name == "sub" else 1)
     return _CODES[name], about.args, factor, behind, None
+
+
+def _residual(node: DeltaNode, buffers: Buffers) -> Tensor | None:
+    """Return what is added to a map as it is, which the end of a row does on its way."""
+    about = node.about
+    if about.operator is None or about.operator.name != "add" or about.params.get("alpha", 1) != 1:
+        return None
+    x, y = about.args
+    for operand in (x, y):
+        if not isinstance(operand, Slot) or about.inputs[operand.index].shape != about.output.shape:
+            return None
+    return buffers.inputs[y.index].value
 
 
 def _activation(node: DeltaNode) -> tuple[Any, ...]:

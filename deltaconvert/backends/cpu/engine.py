@@ -72,7 +72,7 @@ class Engine:
 
     def callback(self, function: Callable[[int], None]) -> int:
         """Return the address of an entry that calls Python with the number of the worker."""
-        def call(worker: int, _: int) -> None:
+        def call(_: int, worker: int) -> None:
             try:
                 with torch.inference_mode():
                     function(worker)

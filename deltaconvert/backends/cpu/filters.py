@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu.few import HALF, MOST_COLUMNS
 from deltaconvert.backends.cpu.kernel import PANEL, WIDTH
 from deltaconvert.backends.cpu.storage import numbers_of
 from deltaconvert.nodes import DeltaNode, Slot
@@ -25,8 +26,12 @@ NARROWEST_GROUP = 16
 # Numbers of a row that are taken at a time: so much of a panel, 64 kB, stays in the second
 # cache. Half of it costs 1 to 5 %, double of it 6 % where rows are long.
 PIECE = 512
-# Taps of fewer channels lie side by side in the map, and are taken as one.
+# Of fewer channels, in or out, tiles save nothing.
 FEW_CHANNELS = 16
+# Taps of no more channels lie side by side in the map, and are taken as one.
+_IN_LINES = 16
+# Instructions that add up the sums of a row and column.
+_SUM = 8
 # Winograd's F(2, 3) and F(2, 2): the transform of so many taps along a side, to one place more.
 _TRANSFORMS = {3: ((1, 0, 0), (.5, .5, .5), (.5, -.5, .5), (0, 0, 1)), 2: ((1, 0), (1, 1), (0, 1))}
 
@@ -42,6 +47,7 @@ class Phase:
         segments: of a row.
         numbers: of a segment.
         pieces, filters, panels: see `kernel.multiply_rows`.
+        columns: where these are few and the filter is as `few.multiply_few` takes it; else 0.
     """
 
     place: tuple[int, int]
@@ -52,6 +58,7 @@ class Phase:
     pieces: np.ndarray
     filters: np.ndarray
     panels: np.ndarray
+    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,9 +152,11 @@ def fold(node: DeltaNode) -> Filters:
         depthwise = taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1).float().contiguous()
     cuts = [] if depthwise is not None else _cut(_merge(taps), params, period, transposed)
     tiled = [_tile(part) for _, _, part in cuts] if tiled_channels(node) else []
+    few = _few_columns([part for _, _, part in cuts])
     return Filters(
-        [_phase(*cut) for cut in cuts], [t for t in tiled if t] if all(tiled) else [], period,
-        depthwise, None if bias is None else bias.detach().float().contiguous())
+        [_few(*cut, few) if few else _phase(*cut) for cut in cuts],
+        [t for t in tiled if t] if all(tiled) else [], period, depthwise,
+        None if bias is None else bias.detach().float().contiguous())
 
 
 def fold_matrix(node: DeltaNode) -> Filters:
@@ -230,17 +239,55 @@ def _cut(taps: Tensor, params: dict[str, Any], period: tuple[int, int], transpos
 
 
 def _takes_lines(groups: int, width: int, channels: int) -> bool:
-    return groups == 1 and width > 1 and channels < FEW_CHANNELS
+    return groups == 1 and width > 1 and channels <= _IN_LINES
 
 
 def _phase(place: tuple[int, int], indices: tuple[np.ndarray, np.ndarray],
            taps: Tensor) -> Phase:
-    groups, height, width, channels, _ = taps.shape
-    lines = _takes_lines(groups, width, channels)
-    segments, numbers = (height, width * channels) if lines else (height * width, channels)
-    filters, panels = _panels(taps.reshape(groups, segments, numbers, taps.shape[4]))
+    groups, segments, numbers, columns, lines = _rows_of(taps)
+    filters, panels = _panels(taps.reshape(groups, segments, numbers, columns))
     return Phase(place, indices, lines, segments, numbers,
                  _pieces(segments, numbers, _step(taps)), filters, panels)
+
+
+def _rows_of(taps: Tensor) -> tuple[int, int, int, int, bool]:
+    """Return groups, segments of a row, numbers of each, columns, and if they are lines of taps."""
+    groups, height, width, channels, columns = taps.shape
+    lines = _takes_lines(groups, width, channels)
+    segments, numbers = (height, width * channels) if lines else (height * width, channels)
+    return groups, segments, numbers, columns, lines
+
+
+def _few_columns(phases: list[Tensor]) -> int:
+    """Return what columns phases are multiplied by as `few` does; 0 where these are many."""
+    shapes = [_rows_of(taps)[:4] for taps in phases]
+    if not shapes or shapes[0][0] > 1:
+        return 0
+    columns = shapes[0][3]
+    if columns <= MOST_COLUMNS and all(_pays(*shape) for shape in shapes):
+        return max(columns, 2)
+    return HALF if columns <= HALF < WIDTH else 0
+
+
+def _pays(groups: int, segments: int, numbers: int, columns: int) -> bool:
+    """Whether vectors of a row's numbers are fewer than its numbers, with what sums take."""
+    return segments * (numbers - columns * -(-numbers // WIDTH)) > _SUM * columns
+
+
+def _few(place: tuple[int, int], indices: tuple[np.ndarray, np.ndarray], taps: Tensor,
+         columns: int) -> Phase:
+    """Lay a filter of few columns out by its rows' numbers, or of half a vector of them."""
+    _, segments, numbers, own, lines = _rows_of(taps)
+    vectors = -(-numbers // WIDTH)
+    room = numbers if columns == HALF else vectors * WIDTH
+    padded = taps.new_zeros(segments, room, columns)
+    padded[:, :numbers, :own] = taps.reshape(segments, numbers, own)
+    if columns < HALF:
+        padded = padded.unflatten(1, (vectors, WIDTH)).transpose(2, 3)
+    packed = padded.flatten()
+    return Phase(place, indices, lines, segments, numbers,
+                 np.zeros((1, 5), np.int64), numbers_of(packed), np.zeros((1, 1, 4), np.int64),
+                 columns)
 
 
 def _step(weights: Tensor) -> int:

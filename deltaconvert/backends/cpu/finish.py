@@ -18,10 +18,13 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu.activations import Activation, compiled_activation
+from deltaconvert.backends.cpu.bend import Bend, bend_rows
+from deltaconvert.backends.cpu.curves import compiled_curve
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import Head
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import FlatMap, flat, flat_map, floats_at
+from deltaconvert.backends.cpu.narrow import MOST_ROWS, finish_narrow
 from deltaconvert.backends.cpu.native import (
     Bytes,
     Doubles,
@@ -31,8 +34,8 @@ from deltaconvert.backends.cpu.native import (
     Numbers,
     call,
 )
-from deltaconvert.backends.cpu.row import compare_row, trailing_zeros, write_row
-from deltaconvert.backends.cpu.storage import load
+from deltaconvert.backends.cpu.product import WIDTH
+from deltaconvert.backends.cpu.row import add_row, compare_row, trailing_zeros, write_row
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.operators import registry
 
@@ -41,7 +44,8 @@ _FETCHED_NUMBERS = 512
 # Rows that are compared before those that exceed are written, a bit each: whether one does is no
 # guess of the processor's then, and one row need not wait for another. So few that they stay in
 # the first cache.
-_COMPARED_NUMBERS, _MOST_COMPARED = 2048, 64
+_COMPARED_NUMBERS, _MOST_COMPARED = 2048, MOST_ROWS
+_ONE = np.float32(1)
 
 
 class Ending(NamedTuple):
@@ -50,9 +54,10 @@ class Ending(NamedTuple):
     Args:
         bias, zeros: float32 ``[C]``, added first; and nothing to add.
         added, added_step: a residual of the same shape, added next; empty for none.
-        code, slope: of the activation, see `activations.Activation`.
-        call: address of a function that applies another activation; 0 for none.
-        rows: int64 ``[workers, 4]``, where that is told the rows: address of the first, how
+        code, slopes: of the activation, see `activations.Activation`; float32 ``[C]``.
+        call, told: address of a function that applies another activation, and what it is told
+            beside the worker; 0 for none.
+        rows: int64 ``[workers, 4]``, where that finds the rows: address of the first, how
             many, numbers from one to the next, channels.
         out, step, plane: the value that is written: flat, from a pixel to the next, and the
             pixels of a lane.
@@ -68,8 +73,9 @@ class Ending(NamedTuple):
     added: Numbers
     added_step: int
     code: int
-    slope: np.float32
+    slopes: Floats
     call: int
+    told: int
     rows: Longs2
     out: Numbers
     step: int
@@ -100,16 +106,25 @@ def ending_of(node: DeltaNode, buffers: Buffers, head: Head, engine: Engine, *,
     out = flat_map(edge.value)
     known = compiled_activation(activation)
     rows = np.zeros((engine.workers.threads, 4), np.int64)
-    function = 0 if known or not activation else engine.callback(
-        lambda worker: _activate_with_torch(activation, rows[worker]))
+    function, told = (0, 0) if known or not activation else _apart(activation, rows, engine)
     known = known or Activation()
     added = FlatMap(out.data[:0], 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
-    zeros = np.zeros(out.channels, np.float32)
+    zeros, slopes = np.zeros((2, out.channels), np.float32)
+    slopes[:] = known.slope.float() if isinstance(known.slope, Tensor) else known.slope
     return Ending(
         zeros if bias is None else flat(bias), zeros, added.data, added.step, known.code,
-        np.float32(known.slope), function, rows, out.data, out.step, out.pixels, out.channels,
+        slopes, function, told, rows, out.data, out.step, out.pixels, out.channels,
         edge.threshold, buffers.state.fresh, node.about.norm == "rms", flat(edge.mask),
         head.counts)
+
+
+def _apart(activation: tuple[object, ...], rows: np.ndarray, engine: Engine) -> tuple[int, int]:
+    """Return the address of what applies a longer activation, and what it is told."""
+    if curve := compiled_curve(activation):
+        code, *settings = curve
+        task = engine.keep(Bend(rows, code, *map(np.float32, settings)))
+        return bend_rows.address, task.address
+    return engine.callback(lambda worker: _activate_with_torch(activation, rows[worker])), 0
 
 
 def _activate_with_torch(activation: tuple[object, ...], rows: np.ndarray) -> None:
@@ -142,10 +157,11 @@ def finish_batch(new, pixels, first, last, ending, worker):
     bias, adds = ending.bias.ctypes.data, ending.added.shape[0] != 0
     out, added = ending.out.ctypes.data, ending.added.ctypes.data
     if ending.call != 0:
-        _call_back(new, pixels[first:last], ending, worker)
+        _activate_apart(new, pixels[first:last], ending, worker)
         bias, adds = ending.zeros.ctypes.data, False
     ahead, size, end = _FETCHED_NUMBERS // channels + 1, ending.out.itemsize, pixels.shape[0] - 1
     group = min(max(_COMPARED_NUMBERS // channels, 1), _MOST_COMPARED)
+    narrow = channels <= WIDTH
     i = first
     while i < last:
         lane = np.int64(pixels[i]) // ending.plane
@@ -154,13 +170,21 @@ def finish_batch(new, pixels, first, last, ending, worker):
             stop -= 1
         threshold = np.float32(ending.thresholds[lane])
         row = new.ctypes.data + 4 * (i - first) * new.shape[1]
+        if narrow:
+            counts[lane] += finish_narrow(
+                ending.out, row, 4 * new.shape[1], pixels.ctypes.data + 4 * i, stop - i,
+                min(ahead, end + 1 - stop), out, size * ending.step, bias, added if adds else 0,
+                size * ending.added_step, channels, ending.code, ending.slopes.ctypes.data,
+                threshold, ending.rms, ending.fresh[lane], ending.mask.ctypes.data)
+            i = stop
+            continue
         exceeding = np.uint64(0)
         for k in range(i, stop):
             pixel, later = np.int64(pixels[k]), np.int64(pixels[min(k + ahead, end)])
             exceeds = compare_row(
                 ending.out, row + 4 * (k - i) * new.shape[1], out + size * pixel * ending.step,
                 bias, added + size * pixel * ending.added_step if adds else 0, channels,
-                ending.code, ending.slope, threshold, ending.rms,
+                ending.code, ending.slopes.ctypes.data, threshold, ending.rms,
                 out + size * later * ending.step, added + size * later * ending.added_step)
             exceeding |= np.uint64(exceeds) << np.uint64(k - i)
         if ending.fresh[lane]:
@@ -177,20 +201,17 @@ def finish_batch(new, pixels, first, last, ending, worker):
 
 
 @loop
-def _call_back(new, pixels, ending, worker):
-    """Add to the rows, and have Python activate them."""
-    channels = ending.channels
+def _activate_apart(new, pixels, ending, worker):
+    """Add to the rows, and have them activated."""
+    channels, size, bias = ending.channels, ending.added.itemsize, ending.bias.ctypes.data
+    row, step, added = new.ctypes.data, 4 * new.shape[1], ending.added.ctypes.data
     for i in range(pixels.shape[0]):
-        row = new[i]
-        for c in range(channels):
-            row[c] += ending.bias[c]
+        add_row(ending.bias, bias, _ONE, row + i * step, channels)
         if ending.added.shape[0] != 0:
-            start = np.int64(pixels[i]) * ending.added_step
-            other = ending.added[start:start + channels]
-            for c in range(channels):
-                row[c] += load(other, c)
+            place = size * np.int64(pixels[i]) * ending.added_step
+            add_row(ending.added, added + place, _ONE, row + i * step, channels)
     ending.rows[worker, 0] = new.ctypes.data
     ending.rows[worker, 1] = pixels.shape[0]
     ending.rows[worker, 2] = new.shape[1]
     ending.rows[worker, 3] = channels
-    call(ending.call, worker, 0)
+    call(ending.call, ending.told, worker)

@@ -123,7 +123,7 @@ def compute_parts(task, worker):
             return
         task.chunk[worker, 0] = pixels.ctypes.data
         task.chunk[worker, 1] = pixels.shape[0]
-        call(task.call, worker, 0)
+        call(task.call, 0, worker)
         finish_rows(new, pixels, task.ending, worker)
 
 

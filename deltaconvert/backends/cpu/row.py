@@ -149,7 +149,7 @@ def everywhere(builder: Any, number: Any, width: int) -> Any:
 
 
 def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, channels: Any,
-             code: Any, slope: Any, threshold: Any, rms: Any, old_ahead: Any, added_ahead: Any
+             code: Any, slopes: Any, threshold: Any, rms: Any, old_ahead: Any, added_ahead: Any
              ) -> Any:
     """Finish a row in place; return whether it differs from the old by more than the threshold.
 
@@ -160,18 +160,18 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
         new, bias: addresses of float32 ``[channels]``.
         old, added: addresses of a map's numbers; 0 for nothing added.
         channels: of the row.
-        code, slope: of the activation.
+        code, slopes: of the activation; the address of float32 ``[channels]``.
         threshold, rms: the test. Equal numbers differ by 0 (so do two equal infinities), and
             NaN is never within.
         old_ahead, added_ahead: addresses of rows to come.
     """
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        (_, new, old, bias, added, channels, code, slope, threshold, rms, old_ahead,
+        (_, new, old, bias, added, channels, code, slopes, threshold, rms, old_ahead,
          added_ahead) = args
         row = Row(builder, channels, like.dtype)
         square = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, None))
         beyond = cgutils.alloca_once_value(builder, ir.Constant(_MASK, None))
-        slopes, limit = (everywhere(builder, n, WIDTH) for n in (slope, threshold))
+        limit = everywhere(builder, threshold, WIDTH)
         magnitude = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.fabs.v{WIDTH}f32")
 
@@ -181,7 +181,8 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
                 if adds:
                     number = builder.fadd(number, row.load_stored(added, first, mask))
                     row.prefetch(added_ahead, first)
-                number = row.rounded(apply(builder, activation, number, slopes))
+                number = row.rounded(apply(builder, activation, number,
+                                           lambda: row.load(slopes, first, mask)))
                 row.store(number, new, first, mask)
                 was = row.load_stored(old, first, mask)
                 row.prefetch(old_ahead, first)
@@ -206,8 +207,8 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
                 builder.store(_any(builder, builder.load(beyond)), found)
         return builder.load(found)
 
-    return types.boolean(like, *[types.intp] * 6, types.float32, types.float32, types.boolean,
-                         types.intp, types.intp), codegen
+    return types.boolean(like, *[types.intp] * 7, types.float32, types.boolean, types.intp,
+                         types.intp), codegen
 
 
 def _choose(builder: Any, code: Any, added: Any, loop: Callable[[int, bool], None]) -> None:

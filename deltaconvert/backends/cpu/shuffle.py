@@ -33,7 +33,7 @@ class Shuffle(NamedTuple):
         parts, ending: of its step.
         data, step: of the map that is read, see `FlatMap`.
         factor: of the shuffle.
-        height, width: of a lane of the output.
+        width: of the output.
         new: float32 ``[workers, rows, C]``.
     """
 
@@ -42,7 +42,6 @@ class Shuffle(NamedTuple):
     data: Numbers
     step: int
     factor: int
-    height: int
     width: int
     new: Floats3
 
@@ -56,7 +55,7 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     rows = cached_rows(out.channels)
     head = head_of(node, buffers, engine, 0.3 * out.channels + 20, rows)
     task = Shuffle(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
-                   node.about.params["factor"], out.height, out.width,
+                   node.about.params["factor"], out.width,
                    rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows,
                            out.channels))
     return CompiledStep(node, engine, head, SHUFFLE.of(source.data), task)
@@ -83,20 +82,34 @@ def shuffle_parts(task, worker):
         pixels = take_pixels(task.parts, worker)
         if pixels.shape[0] == 0:
             return
-        shuffle_rows(task.data, task.step, task.factor, task.height, task.width, pixels, new)
+        shuffle_rows(task.data, task.step, task.factor, task.width, pixels, new)
         finish_rows(new, pixels, task.ending, worker)
 
 
 @loop
-def shuffle_rows(data, step, factor, height, width, pixels, out):
-    """Copy channel ``c factor^2 + i factor + j`` for the pixel at ``(i, j)`` of its square."""
-    square = factor * factor
+def shuffle_rows(data, step, factor, width, pixels, out):
+    """Copy channel ``c factor^2 + i factor + j`` for the pixel at ``(i, j)`` of its square.
+
+    Divisions are slow: neighbours have neighbouring places.
+    """
+    square, channels = factor * factor, out.shape[1]
+    end, first, base, column, along = 0, 0, 0, 0, 0
+    before = np.int64(-2)
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        x = pixel % width
-        y = pixel // width % height
-        lane = pixel // (width * height)
-        source = (lane * (height // factor) + y // factor) * (width // factor) + x // factor
-        start = source * step + y % factor * factor + x % factor
-        for c in range(out.shape[1]):
-            out[i, c] = load(data, start + c * square)
+        if pixel >= end:
+            line = pixel // width
+            first, end = line * width, (line + 1) * width
+            down = line // factor  # lines of all lanes: the height is a multiple
+            base = down * (width // factor) * step + (line - down * factor) * factor
+        if pixel == before + 1 and pixel != first:
+            along += 1
+            if along == factor:
+                column, along = column + 1, 0
+        else:
+            column = (pixel - first) // factor
+            along = pixel - first - column * factor
+        before = pixel
+        start, row = base + column * step + along, out[i]
+        for c in range(channels):
+            row[c] = load(data, start + c * square)

@@ -78,6 +78,7 @@ class CudaBackend:
     launcher: Launcher
     told: Mapping[str, Any] = field(default_factory=dict)
     name: str = "cuda"
+    unfused: frozenset[str] = frozenset({"prelu"})  # the kernels have one slope for all channels
     counters: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
