@@ -22,6 +22,7 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cuda import CudaBackend
+from deltaconvert.backends.cuda.scan import as_words, words_of
 from deltaconvert.config import Config
 from deltaconvert.cuda.launcher import CupyLauncher
 from deltaconvert.footprint import identity, window
@@ -113,6 +114,9 @@ class Bound:
         state = State(lanes, [False] * lanes)
         # Kept: it owns what the steps point to.
         backend = self.backend = CudaBackend(Config(), GPU, launcher, told or {})
+        # As where the network's own nodes are in front of this one, and behind it.
+        backend.tables.markers.update(spec.name for spec in node.about.inputs)
+        backend.tables.bits["y"] = words_of(node.about.output)
         weights = self.weights = backend.fold_filters(node)
         scratch = {s.name: torch.empty(s.nbytes, dtype=torch.uint8, device=GPU)
                    for s in backend.plan(node)}
@@ -131,8 +135,18 @@ class Bound:
             self.steps.append(backend.bind(node, weights, Buffers(self.inputs, self.output, state,
                                                                   scratch)))
             state.context.lists.clear()
+            state.context.scans.clear()
         self.context = state.context
+        self.mark_bits()
         self.context.upload_thresholds({"y": self.output})
+
+    def mark_bits(self) -> None:
+        """Keep the inputs' masks as bits, where they are wanted."""
+        for edge in self.inputs:
+            place = self.context.place_of(edge)
+            if place is not None:
+                words = as_words(edge.mask)
+                self.context.words[place:place + len(words)] = words
 
     def sparse(self) -> None:
         """Run `REPEATS` times."""

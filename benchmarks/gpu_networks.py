@@ -1,6 +1,6 @@
 """Whole networks on a GPU, frame by frame, against dense inference in the same run.
 
-    python benchmarks/gpu_networks.py [--compile] [--out FILE]
+    python benchmarks/gpu_networks.py [--compile] [--precisions tf32 float32] [--out FILE]
 
 The clip is textured noise with rectangles of other noise that move, about 5 % of the pixels a
 frame, different in every stream; BatchNorm statistics come from it. A frame's time is the median
@@ -129,7 +129,9 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
     torch.manual_seed(1)
     model = NETWORKS[name]().eval().to(GPU)
     batch_norm_statistics(model, [frames[0][:1], frames[5][:1]])
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     exact = [model(f[:1]) for f in frames]  # in single precision
+    torch.backends.cudnn.allow_tf32 = tf32
     model = model.to(dtype).to(memory_format=torch.channels_last)
     frames = [f.to(dtype).contiguous(memory_format=torch.channels_last) for f in frames]
     share = float((frames[1] != frames[0]).any(1).float().mean())
@@ -160,7 +162,7 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
         total = sum(w.dense for w in delta.stream.last.values())
         program = delta.stream.program
         row = {"network": name, "size": size, "lanes": lanes, "dtype": str(dtype),
-               "share": share, "threshold": threshold, "dense_ms": dense, "ms": ms,
+               "tf32": tf32, "share": share, "threshold": threshold, "dense_ms": dense, "ms": ms,
                "speedup": best / ms, "still_us": 1e3 * still, "still_share": still / best,
                "still_p90_us": 1e3 * still_times[len(still_times) * 9 // 10],
                "needed": needed / total, "error": error, "all_ms": frame_ms(delta, unrelated),
@@ -186,8 +188,9 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
 def in_words(row: dict[str, Any]) -> str:
     """Return a line of what was measured."""
     dense = ", ".join(f"{name} {ms:.3f}" for name, ms in row["dense_ms"].items())
-    return (f"{row['network']:12} {row['size']} lanes {row['lanes']} {row['dtype']} changing "
-            f"{row['share']:.1%} threshold {row['threshold']}: dense {dense} ms; delta "
+    single = " (tf32)" if row["tf32"] and row["dtype"] == "torch.float32" else ""
+    return (f"{row['network']:12} {row['size']} lanes {row['lanes']} {row['dtype']}{single} "
+            f"changing {row['share']:.1%} threshold {row['threshold']}: dense {dense} ms; delta "
             f"{row['ms']:.3f} ms, {row['speedup']:.2f}x, needed {row['needed']:.1%}; all changing "
             f"{row['all_ms']:.3f} ms; still frame {row['still_us']:.0f} us "
             f"(p90 {row['still_p90_us']:.0f}), {row['still_share']:.1%}; error {row['error']:.2e} "
@@ -203,7 +206,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--sizes", nargs="*", default=list(SIZES))
     parser.add_argument("--lanes", nargs="*", type=int, default=[1, 8])
-    parser.add_argument("--dtypes", nargs="*", default=["float16"])
+    parser.add_argument("--precisions", nargs="*", default=["float16"],
+                        help="names of PyTorch's dtypes, or tf32")
     parser.add_argument("--out")
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True
@@ -213,9 +217,10 @@ def main() -> None:
         for name in options.networks:
             for size in options.sizes:
                 for lanes in options.lanes:
-                    for dtype in options.dtypes:
-                        rows += measure(name, size, lanes, getattr(torch, dtype),
-                                        options.compile and lanes == 1)
+                    for precision in options.precisions:
+                        torch.backends.cudnn.allow_tf32 = precision != "float32"
+                        dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+                        rows += measure(name, size, lanes, dtype, options.compile)
                         torch.cuda.empty_cache()
     if options.out:
         Path(options.out).write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -15,9 +15,9 @@ class Rule(ctypes.Structure):
     """How a node decides; ``common.cuh``."""
 
     _fields_ = (("thresholds", c_void_p), ("fresh", c_void_p), ("mask", c_void_p),
-                ("changed", c_void_p), ("list", c_void_p), ("plane", c_int), ("channels", c_int),
-                ("rms", c_int), ("activation", c_int), ("slope", c_float),
-                ("least", c_float), ("most", c_float), ("unused", c_int))
+                ("changed", c_void_p), ("list", c_void_p), ("bits", c_void_p), ("plane", c_int),
+                ("channels", c_int), ("rms", c_int), ("activation", c_int), ("slope", c_float),
+                ("least", c_float), ("most", c_float), ("width", c_int))
 
 
 class MaskSource(ctypes.Structure):
@@ -48,7 +48,8 @@ class BeginArgs(ctypes.Structure):
     """Of ``begin_frame``; ``masks.cu``."""
 
     _fields_ = (("masks", c_void_p), ("mask_packs", c_longlong), ("counters", c_void_p),
-                ("counter_packs", c_longlong), ("bad", c_void_p), ("pending", c_void_p),
+                ("counter_packs", c_longlong), ("bits", c_void_p), ("bit_packs", c_longlong),
+                ("bad", c_void_p), ("pending", c_void_p),
                 ("fresh", c_void_p), ("told", c_void_p), ("work", c_void_p), ("lanes", c_int),
                 ("unused", c_int))
 
@@ -99,7 +100,8 @@ class ConvArgs(ctypes.Structure):
     _fields_ = (("rule", Rule), ("input", c_void_p), ("weight", c_void_p), ("bias", c_void_p),
                 ("residual", c_void_p), ("output", c_void_p), ("list", c_void_p),
                 ("counts", c_void_p), ("tables", c_void_p), ("phases", c_void_p),
-                ("parts", c_void_p), ("step_in", c_int), ("step_out", c_int),
+                ("parts", c_void_p), ("bits", c_void_p), ("more_bits", c_void_p),
+                ("step_in", c_int), ("step_out", c_int),
                 ("step_residual", c_int), ("height_in", c_int), ("width_in", c_int),
                 ("height_out", c_int), ("width_out", c_int), ("group_in", c_int),
                 ("group_out", c_int), ("groups", c_int), ("phase_count", c_int),

@@ -30,13 +30,14 @@ struct Rule {
     byte* mask;               // [lanes * plane]
     int* changed;             // how many pixels of the mask are set
     int* list;                // which, in any order; null where no reader wants to know
+    unsigned* bits;           // the mask as bits, `mark`; null where no reader wants them
     int plane;                // pixels of a lane
     int channels;             // of the output
     int rms;                  // which norm
     int activation;
     float slope;
     float least, most;        // of what an activation that only clamps lets pass
-    int unused;
+    int width;                // of the map
 };
 
 // Comparisons are such that NaN stays NaN. CLAMPS: the activation is none, or one that only
@@ -81,6 +82,16 @@ __device__ __forceinline__ bool exceeds(float total, const Rule& rule, float thr
     return total > 0.f;
 }
 
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Says that a pixel changed. Bits are in whole words a row, 32 pixels each.
+__device__ __forceinline__ void mark(const Rule& rule, int pixel) {
+    rule.mask[pixel] = 1;
+    if (!rule.bits) return;
+    const int row = pixel / rule.width, x = pixel - row * rule.width;
+    atomicOr(rule.bits + row * ceil_div(rule.width, 32) + x / 32, 1u << x % 32);
+}
+
 // Reserves places in the list for what the lanes with a flag changed, and counts it.
 __device__ __forceinline__ void list_changes(const Rule& rule, bool flag, int pixel) {
     const unsigned votes = ballot(flag);
@@ -109,5 +120,3 @@ __device__ __forceinline__ float group_max(float x) {
         x = fmaxf(x, shuffle_xor(x, distance));
     return x;
 }
-
-__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -20,6 +20,7 @@ struct ConditionArgs {
 
 // A thread will do, and one warp is launched.
 extern "C" __global__ void decide(ConditionArgs args) {
+    wait_for_earlier_kernels();
     const int fresh = args.fresh[args.lanes];
     float pixels = 0.f;
     for (int door = 0; door < args.doors; ++door) pixels += *args.changed[door];

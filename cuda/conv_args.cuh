@@ -17,10 +17,12 @@ struct ConvArgs {
     const Number* residual;  // as large as the output, or null
     Number* output;
     const int* list;
-    const int* counts;       // one a phase
+    int* counts;             // one a phase
     const int* tables;       // where Phase.rows and .cols point into
     const Phase* phases;
     float* parts;
+    const unsigned* bits;       // SCAN, in place of the list: an input's mask as bits, `mark`
+    const unsigned* more_bits;  // another's, or null
     int step_in, step_out, step_residual;
     int height_in, width_in, height_out, width_out;
     int group_in, group_out;  // channels of a group

@@ -172,7 +172,7 @@ __device__ void decide(const Shared& shared, const ConvArgs& args) {
             *reinterpret_cast<OutPack*>(args.output + pixel * args.step_out + c) =
                 *reinterpret_cast<const OutPack*>(shared.result + i * shared.result_step + c);
         if (lane_id % ROW_LANES == 0) {
-            args.rule.mask[pixel] = 1;
+            mark(args.rule, static_cast<int>(pixel));
             moved[atomicAdd(shared.changed, 1)] = static_cast<int>(pixel);
         }
     }
@@ -211,6 +211,7 @@ __device__ void compute_tile(const Shared& shared, const ConvArgs& args, const P
 extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) convolve(ConvArgs args) {
     SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     NO_UNROLL
     for (int f = 0; f < args.phase_count; ++f) {
         const Phase phase = args.phases[f];  // loaded together with the count

@@ -7,33 +7,35 @@
 // each BN channels, of which the first adds up what the others have summed, and finishes it.
 //
 // Filters lie as [phase][tile of BN channels][K in stages of BK][BN][BK], the channels of every 32
-// in an order (`channel_order` in filters.py) with which a thread holds 8 neighbours.
+// in an order (`channel_order` in filters.py) with which a thread holds 8 neighbours, and packs of
+// 16 bytes permuted as in shared memory: so a stage's are copied by one instruction.
 //
 // Specialised on: NUMBER, float16 or bfloat16; BM, rows of a tile; BN; STAGES; VEC, the numbers of
 // A copied at once; OUT_VEC, those moved at once behind it; RMS, the norm; BLOCKS, how many are
 // resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with and adds is
-// copied while the tile is multiplied, which takes shared memory, or only asked for.
+// copied while the tile is multiplied, which takes shared memory, or only asked for; SCAN, whether
+// each block finds the candidates itself (scan.cuh).
 #include "device_sm90.cuh"
 
 constexpr int BK = 64, THREADS = BM / 64 * WARPGROUP;
 #include "gather.cuh"
+#include "scan.cuh"
 
 constexpr int ROW_BYTES = 128;
 constexpr int A_STAGE = BM * ROW_BYTES, B_STAGE = BN * ROW_BYTES;
-constexpr int B_VEC = 8, B_COPIES = BN * BK / B_VEC / THREADS;
 constexpr int WIDE = BN < 128 ? BN : 128, ACROSS = BN / WIDE;  // columns of an instruction
 constexpr int GROUPS = BN / 32;  // packs of 8 channels that a thread has in a row
 constexpr int AHEAD = STAGES - 2;  // stages under way: one is multiplied, one may be still
-static_assert(BN * BK / B_VEC % THREADS == 0, "a stage of B is as many copies for every thread");
 static_assert(AHEAD >= 1, "stages: one to be copied, and two that are multiplied");
 
 // Shared memory, in this order; `shared_bytes` in tiles.py counts the same.
 struct Shared {
     byte* a;       // [STAGES][BM][ROW_BYTES], permuted
     byte* b;       // [STAGES][BN][ROW_BYTES], permuted
+    Arrivals* arrived;  // [STAGES]: of B
     byte* early;   // [old values, residual][half][GROUPS][THREADS] packs of 8, a thread's own
     float* total;  // [BM]: of the norm, this block's part
-    int* rows;     // of this tile and of the next, `rows_of`
+    int* rows;     // of this tile and of the next, `rows_of`; behind them `found_of`
 };
 
 constexpr int PACK = 16;                               // bytes
@@ -46,7 +48,8 @@ __device__ __forceinline__ Shared share(byte* memory, const ConvArgs& args) {
     shared.early = shared.b + STAGES * B_STAGE;
     shared.total = reinterpret_cast<float*>(
         shared.early + (EARLY ? args.residual ? 2 * EARLY_BYTES : EARLY_BYTES : 0));
-    shared.rows = reinterpret_cast<int*>(shared.total + BM);
+    shared.arrived = reinterpret_cast<Arrivals*>(shared.total + BM);
+    shared.rows = reinterpret_cast<int*>(shared.arrived + (STAGES + 1) / 2 * 2);
     return shared;
 }
 
@@ -62,6 +65,19 @@ __device__ __forceinline__ TileRows rows_of(const Shared& shared, const ConvArgs
     rows.row = rows.pixel + 2 * BM;
     rows.col = rows.row + BM * args.most_taps_y;
     return rows;
+}
+
+__device__ __forceinline__ Found found_of(const Shared& shared, const ConvArgs& args) {
+    return found_in(rows_of(shared, args, 2).pixel, args);
+}
+
+// The pixel of this thread's row of the tile that begins at `first`, if there is one.
+__device__ __forceinline__ int pixel_of(const Shared& shared, const ConvArgs& args, int start,
+                                        int first, int count) {
+    if (!SCAN) return listed_at(args, start, first);
+    const int row = static_cast<int>(threadIdx.x);
+    return row < BM && first + row < count ? candidate(found_of(shared, args), args, first + row)
+                                           : -1;
 }
 
 __device__ __forceinline__ void find_tile(const TileRows& rows, const ConvArgs& args,
@@ -131,17 +147,20 @@ struct Loader {
     const Number* weight;
     byte* a;
     byte* b;
+    Arrivals* arrived;
 
     __device__ Loader(const Shared& shared, Rows rows, const ConvArgs& args,
                       const Phase& phase, int column, int first_stage)
         : gather(rows, args, phase, 0, first_stage) {
         const long long stage = static_cast<long long>(column) * phase.stages + first_stage;
-        weight = args.weight + phase.weight + stage * BK * BN + threadIdx.x * B_VEC;
+        weight = args.weight + phase.weight + stage * BK * BN;
         a = shared.a;
-        b = shared.b + swizzled(threadIdx.x / 8, threadIdx.x % 8 * 16);
+        b = shared.b;
+        arrived = shared.arrived;
     }
 
     __device__ void load(int slot) {
+        if (threadIdx.x == 0) copy_all(b + slot * B_STAGE, weight, B_STAGE, arrived + slot);
         gather.look_up();
         UNROLL
         for (int i = 0; i < A_COPIES; ++i) {
@@ -149,10 +168,6 @@ struct Loader {
             const int at = threadIdx.x % PACKS_A_ROW * VEC * static_cast<int>(sizeof(Number));
             gather.copy(i, reinterpret_cast<Number*>(a + slot * A_STAGE + swizzled(row, at)));
         }
-        UNROLL
-        for (int i = 0; i < B_COPIES; ++i)
-            copy_async<16>(b + slot * B_STAGE + i * (THREADS / 8) * ROW_BYTES,
-                           weight + i * THREADS * B_VEC, true);
         weight += BK * BN;
         gather.advance();
     }
@@ -204,7 +219,7 @@ __device__ __forceinline__ void start_sums(Sums& sums, const ConvArgs& args, con
 // AHEAD stages before products: one loop for both, because there is much code in it.
 __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, Rows rows,
                               TileRows next, int first_of_next, int count, const ConvArgs& args,
-                              const Phase& phase, const Part& part) {
+                              const Phase& phase, const Part& part, unsigned& parities) {
     const int first = first_stage(phase, part.split);
     const int stages = first_stage(phase, part.split + 1) - first;
     if (!EARLY && part.split == 0) prefetch_rows(rows, args, part.column);
@@ -219,6 +234,8 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
             wait_for_copies<AHEAD - 1>();
             show_tensor_cores();
             block_barrier();  // the stage is there for all; all are done with the one before the last
+            wait_for_arrival(shared.arrived + slot, parities >> slot & 1u);
+            parities ^= 1u << slot;
             multiply_stage(sums, further(a, slot * A_STAGE), further(b, slot * B_STAGE));
             if (++slot == STAGES) slot = 0;
         }
@@ -230,7 +247,8 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
         if (stage < 0) continue;
         // Behind a barrier: all are done with the tile before this one, whose rows these replace.
         if (stage == 0 && first_of_next < count)
-            find_tile(next, args, phase, listed_at(args, phase.list, first_of_next), first_of_next,
+            find_tile(next, args, phase,
+                      pixel_of(shared, args, phase.list, first_of_next, count), first_of_next,
                       count);
         wait_for_products<1>();
     }
@@ -250,6 +268,7 @@ __device__ __forceinline__ void add_splits(Sums& sums, const Shared& shared, con
             const float* from = &sums.at[i / FOURS][i % FOURS * 4];
             mine[i * THREADS] = Four{from[0], from[1], from[2], from[3]};
         }
+        show_tensor_cores();  // and the copies of the next tile's stages
     }
     cluster_barrier();
     if (part.split == 0) {
@@ -405,27 +424,44 @@ __device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Ti
         if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;
         write_row(rows[half], args, column);
         if (column == 0 && threadIdx.x % 4 == half) {
-            args.rule.mask[pixel] = 1;
+            mark(args.rule, pixel);
             listed = pixel;
         }
     }
     if (column == 0) list_changes(args.rule, listed >= 0, listed);
 }
 
+// Asks for the block's part of the filter, which no kernel writes; of many blocks, one does.
+__device__ __forceinline__ void prefetch_filter(const ConvArgs& args, const Part& part) {
+    const Phase phase = args.phases[0];
+    const int first = first_stage(phase, part.split);
+    const long long stage = static_cast<long long>(part.column) * phase.stages + first;
+    prefetch_all(args.weight + phase.weight + stage * BK * BN,
+                 (first_stage(phase, part.split + 1) - first) * B_STAGE);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve_sm90(ConvArgs args) {
     SHARED_MEMORY(memory);
-    wait_for_earlier_kernels();
     const int columns = ceil_div(args.group_out, BN), blocks = columns * SPLITS;  // of a cluster
     const int rank = blockIdx.x % blocks, clusters = gridDim.x / blocks;
     const Part part = {rank % columns, columns, SPLITS == 1 ? 0 : rank / columns};
+    if (blockIdx.x < blocks && threadIdx.x == 0) prefetch_filter(args, part);
+    wait_for_earlier_kernels();
+    if (!SCAN) let_next_kernel_begin();
     const Shared shared = share(memory, args);
+    if (threadIdx.x == 0) start_arrivals(shared.arrived, STAGES);
+    unsigned parities = 0;  // of the arrivals that are waited for next, a bit a stage
     NO_UNROLL
     for (int f = 0; f < args.phase_count; ++f) {
         const Phase phase = args.phases[f];  // loaded together with the count
-        const int count = args.counts[f];
+        const int count = SCAN ? scan(found_of(shared, args),
+                                      reinterpret_cast<unsigned*>(shared.a), args)
+                               : args.counts[f];
+        if (SCAN && blockIdx.x == 0 && threadIdx.x == 0) args.counts[f] = count;
         int tile = blockIdx.x / blocks;
         // With one phase, a list begins at its beginning: no answer is waited for.
-        const int listed = listed_at(args, args.phase_count == 1 ? 0 : phase.list, tile * BM);
+        const int listed = pixel_of(shared, args, args.phase_count == 1 ? 0 : phase.list,
+                                    tile * BM, count);
         if (tile * BM >= count) continue;
         find_tile(rows_of(shared, args, 0), args, phase, listed, tile * BM, count);
         block_barrier();
@@ -435,8 +471,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve_sm90(Conv
             const TileRows next = rows_of(shared, args, turn ^ 1);
             tile += clusters;
             Sums sums;
-            multiply_tile(sums, shared, rows, next, tile * BM, count, args, phase, part);
+            multiply_tile(sums, shared, rows, next, tile * BM, count, args, phase, part,
+                          parities);
             block_barrier();  // the stages are free
+            // Not before: its blocks would come to where these have work, rather than elsewhere.
+            if (SCAN && tile * BM >= count) let_next_kernel_begin();
             if (SPLITS > 1) add_splits(sums, shared, part);
             finish_tile(sums, shared, rows, args, part);
         }

@@ -57,6 +57,11 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask) {
     return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
+// What the lane some places before has; the first lanes get what they gave.
+__device__ __forceinline__ int shuffle_up(int x, int distance) {
+    return __shfl_up_sync(0xffffffffu, x, distance);
+}
+
 // What lane 0 has.
 __device__ __forceinline__ int broadcast(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
@@ -67,10 +72,16 @@ __device__ __forceinline__ unsigned ballot(bool flag) {
 __device__ __forceinline__ int count_bits(unsigned x) { return __popc(x); }
 
 // Kernels are launched before the one ahead of them in the stream is done, where the device can
-// (sm_90): each begins by waiting for it, and by letting the next one do the same.
+// (sm_90): each waits for it, before it reads anything that may have been written by an earlier
+// one, and lets the next one begin.
 __device__ __forceinline__ void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }

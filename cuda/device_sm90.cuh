@@ -19,6 +19,44 @@ __device__ __forceinline__ void show_tensor_cores() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// What has arrived in shared memory, of copies of known size.
+typedef unsigned long long Arrivals;
+
+// By one thread, before a barrier of the block.
+__device__ __forceinline__ void start_arrivals(Arrivals* arrivals, int count) {
+    for (int i = 0; i < count; ++i) {
+        const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(arrivals + i));
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(place) : "memory");
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    show_tensor_cores();
+}
+
+// Copies bytes, a multiple of 16 that are aligned to 16, by one instruction of one thread. All
+// threads wait for them; each of `arrivals` is for one copy at a time.
+__device__ __forceinline__ void copy_all(void* to, const void* from, int bytes,
+                                         Arrivals* arrivals) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    const unsigned arrived = static_cast<unsigned>(__cvta_generic_to_shared(arrivals));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(place), "l"(from), "r"(bytes), "r"(arrived)
+                 : "memory");
+}
+
+// `parity` is 0 for the first copy, 1 for the second, 0 for the third.
+__device__ __forceinline__ void wait_for_arrival(Arrivals* arrivals, unsigned parity) {
+    const unsigned arrived = static_cast<unsigned>(__cvta_generic_to_shared(arrivals));
+    unsigned done = 0;
+    while (!done)
+        asm volatile("{\n"
+                     ".reg .pred done;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, done;\n"
+                     "}" : "=r"(done) : "r"(arrived), "r"(parity) : "memory");
+}
+
 // Before the first product: orders it behind what the registers were used for.
 __device__ __forceinline__ void begin_products() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -185,6 +223,10 @@ __device__ __forceinline__ unsigned rounded_pair(bf16, float x, float y) {
 
 __device__ __forceinline__ void prefetch(const void* from) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+__device__ __forceinline__ void prefetch_all(const void* from, int bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
 }
 
 // All threads of the blocks of a cluster.

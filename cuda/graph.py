@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import byref, c_int, c_longlong, c_uint, c_void_p
+from ctypes import byref, c_int, c_longlong, c_ubyte, c_uint, c_void_p
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from deltaconvert.cuda.arguments import ConditionArgs
 from deltaconvert.cuda.launcher import CupyLauncher, Launch, Launcher, current_stream, driver
 
 CONDITIONAL, IF, SWITCH, DEFAULT_EACH_LAUNCH = 13, 0, 2, 1
+PROGRAMMATIC = 1  # of an edge: its kind, and the port of the kernel that it leaves
+OVERLAP = "cuGraphAddDependencies_v2"  # what older drivers lack
 
 
 class _KernelNode(ctypes.Structure):
@@ -26,6 +28,13 @@ class _KernelNode(ctypes.Structure):
     _fields_ = (("function", c_void_p), ("grid", c_uint * 3), ("block", c_uint * 3),
                 ("shared_bytes", c_uint), ("args", ctypes.POINTER(c_void_p)),
                 ("extra", c_void_p), ("kernel", c_void_p), ("context", c_void_p))
+
+
+class _Edge(ctypes.Structure):
+    """``CUgraphEdgeData``."""
+
+    _fields_ = (("from_port", c_ubyte), ("to_port", c_ubyte), ("type", c_ubyte),
+                ("reserved", c_ubyte * 5))
 
 
 class _ConditionalNode(ctypes.Structure):
@@ -58,7 +67,9 @@ class FrameGraph:
         assert isinstance(launcher, CupyLauncher)
         self._launcher, self._bodies = launcher, bodies  # whose memory the graph uses
         self._library = driver()
+        self._can_overlap = launcher.overlaps and hasattr(self._library, OVERLAP)
         self._graph, self._executable, self._last = c_void_p(), c_void_p(), c_void_p()
+        self._overlaps = False  # the last node is a kernel that lets the next one begin early
         self._context = c_void_p()
         self._call("cuCtxGetCurrent", byref(self._context))
         self._call("cuGraphCreate", byref(self._graph), 0)
@@ -67,6 +78,7 @@ class FrameGraph:
                        for launch in before}
         if condition is None:
             self._add("cuGraphAddChildGraphNode", c_void_p(bodies[0].raw_cuda_graph()))
+            self._overlaps = False
         else:
             self._add_condition(condition, bodies)
         for launch in behind:
@@ -98,8 +110,16 @@ class FrameGraph:
             launch.shared_bytes, ctypes.cast(args, ctypes.POINTER(c_void_p)))
 
     def _add_kernel(self, launch: Launch) -> c_void_p:
-        params = self._params(launch)
-        return self._add("cuGraphAddKernelNode_v2", byref(params))
+        params, before, overlaps = self._params(launch), self._last, self._overlaps
+        self._overlaps = self._can_overlap
+        if not overlaps:
+            return self._add("cuGraphAddKernelNode_v2", byref(params))
+        self._last = c_void_p()
+        node = self._add("cuGraphAddKernelNode_v2", byref(params))
+        edge = _Edge(from_port=PROGRAMMATIC, type=PROGRAMMATIC)
+        self._call(OVERLAP, self._graph, byref(before), byref(node),
+                   byref(edge), ctypes.c_size_t(1))
+        return node
 
     def _add_condition(self, condition: Launch, bodies: Sequence[torch.cuda.CUDAGraph]) -> None:
         """Add the kernel that decides, and the node with the bodies."""
@@ -114,7 +134,7 @@ class FrameGraph:
         added, after = c_void_p(), (c_void_p * 1)(self._last)
         self._call("cuGraphAddNode_v2", byref(added), self._graph, after, None,
                    ctypes.c_size_t(1), byref(node))
-        self._last = added
+        self._last, self._overlaps = added, False
         for i, body in enumerate(bodies):
             self._call("cuGraphAddChildGraphNode", byref(c_void_p()), c_void_p(node.bodies[i]),
                        None, ctypes.c_size_t(0), c_void_p(body.raw_cuda_graph()))

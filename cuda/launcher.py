@@ -70,6 +70,9 @@ class Launcher(Protocol):
     def launch(self, launch: Launch) -> None:
         """Run on the current stream, asynchronously."""
 
+    def join(self) -> None:
+        """Say that the next launch follows kernels of several streams: it waits for all of them."""
+
 
 class CupyLauncher:
     """Runs kernels on one CUDA device."""
@@ -86,7 +89,8 @@ class CupyLauncher:
         self.capability = (about.major, about.minor)
         self._functions: dict[Kernel, Any] = {}
         self._allowed: dict[Kernel, int] = {}
-        self._driver = Driver(overlap=self.capability >= (9, 0))
+        self.overlaps = self.capability >= (9, 0)  # kernels begin before the one ahead is done
+        self._driver = Driver(self.overlaps)
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Compile, several at once; say so on stderr when it takes a while."""
@@ -126,6 +130,10 @@ class CupyLauncher:
         if launch.cluster > 1 and not launch.fits:
             self._driver.clip(function.kernel.ptr, launch)
         return int(function.kernel.ptr)
+
+    def join(self) -> None:
+        """See `Launcher`."""
+        self._driver.joins = True
 
     def launch(self, launch: Launch) -> None:
         """Run on PyTorch's current stream of the device; see `Launcher`."""
@@ -201,7 +209,7 @@ class Driver:
     def __init__(self, overlap: bool) -> None:
         """Load the driver; ``overlap`` launches kernels before the one ahead is done."""
         self._library = driver()
-        self.overlap = overlap
+        self.overlap, self.joins = overlap, False
 
     def launch(self, function: int, launch: Launch, stream: int) -> None:
         """Launch a function.
@@ -213,6 +221,7 @@ class Driver:
         args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
         self._check(launch, self._library.cuLaunchKernelEx(
             ctypes.byref(config), ctypes.c_void_p(function), args, None))
+        self.joins = False
 
     def allow_large_clusters(self, function: int, launch: Launch) -> None:
         """Let a kernel have clusters that not every GPU of its kind need be able to run."""
@@ -231,7 +240,7 @@ class Driver:
     def _config(self, launch: Launch, stream: int) -> _Config:
         attributes = (_Attribute * 2)()
         count = 0
-        if self.overlap:
+        if self.overlap and not self.joins:
             attributes[0].id, attributes[0].value[0] = PROGRAMMATIC_STREAM_SERIALIZATION, 1
             count = 1
         if launch.cluster > 1:

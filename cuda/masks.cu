@@ -143,6 +143,7 @@ __device__ __forceinline__ int work_of_lane(const CandidateArgs& args) {
 // within a warp. blockIdx.y is the phase.
 extern "C" __global__ void __launch_bounds__(THREADS, 4) find_candidates(CandidateArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     // Asked for before the masks, and used behind them: no answer is waited for twice.
     const int work = work_of_lane(args);
     const int phase = blockIdx.y;
@@ -181,6 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) find_candidates(Candida
 // may be called again with more inputs. counts is the number of pixels that became set.
 extern "C" __global__ void __launch_bounds__(THREADS) unite_masks(CandidateArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     if (!ballot(work_of_lane(args))) return;
     const int plane = args.height * args.width, total = args.lanes * plane;
     const int rounds = ceil_div(total, gridDim.x * THREADS);
@@ -205,6 +207,8 @@ struct BeginArgs {
     long long mask_packs;    // of 16 bytes
     uint4* counters;         // all counters
     long long counter_packs;
+    uint4* bits;             // all masks that are kept as bits too
+    long long bit_packs;
     const int* bad;   // [lanes]: the frame holds what is not finite
     int* pending;     // [lanes]: the next good frame is a first frame
     int* fresh;       // [lanes + 1]: as in Rule
@@ -216,6 +220,7 @@ struct BeginArgs {
 // Starts a frame: empties masks and counters, and settles what each lane is in for.
 extern "C" __global__ void __launch_bounds__(THREADS) begin_frame(BeginArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const long long first = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
     const long long step = static_cast<long long>(gridDim.x) * THREADS;
     NO_UNROLL
@@ -223,6 +228,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) begin_frame(BeginArgs args
     NO_UNROLL
     for (long long i = first; i < args.counter_packs; i += step)
         args.counters[i] = uint4{0, 0, 0, 0};
+    NO_UNROLL
+    for (long long i = first; i < args.bit_packs; i += step) args.bits[i] = uint4{0, 0, 0, 0};
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
     int any = 0;
     NO_UNROLL
@@ -258,6 +265,7 @@ struct EndArgs {
 extern "C" __global__ void __launch_bounds__(THREADS) end_frame(EndArgs args) {
     SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     float share = 0.f, doors = 0.f;
     const bool dense = args.work->dense != 0.f;
     NO_UNROLL

@@ -320,7 +320,7 @@ __device__ __forceinline__ bool compute_pixel(const PixelArgs& args, const Place
         *reinterpret_cast<OutPack*>(output + c) = now;
     }
 #endif
-    if (threadIdx.x % LANES == 0) args.rule.mask[at.pixel] = 1;
+    if (threadIdx.x % LANES == 0) mark(args.rule, static_cast<int>(at.pixel));
     return true;
 }
 
@@ -337,6 +337,7 @@ __device__ __forceinline__ Place place_of(const PixelArgs& args, int pixel) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(PixelArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, lane_id = threadIdx.x % WARP;
     // What changed is listed all LANES turns: then each lane knows of one pixel.
     int mine = 0, turn = 0;

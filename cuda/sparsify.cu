@@ -1,4 +1,7 @@
 // The door in: which pixels of a frame changed, found while it is checked, in one read.
+//
+// Specialised on NUMBER, and PACKS: of 16 bytes, that the channels of a strip are; 0 where they are
+// no few whole ones.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -16,7 +19,7 @@ struct FrameArgs {
     int step;     // numbers from a pixel of the value to the next
     int lanes, height, width;
     float threshold, cap;  // of the block test
-    int packed;   // frame and value lie alike, without gaps, in whole packs of 16 bytes a strip
+    int packed;   // frame and value lie alike, without gaps, and strips are whole packs
     int unused;
 };
 
@@ -43,26 +46,42 @@ __device__ __noinline__ bool exceeds_at(const FrameArgs& args, int pixel) {
     return exceeds(sum, args.rule, threshold);
 }
 
-// What is the same in every bit did not change, and is finite, as all values are: most of a frame.
-__device__ bool differs(const FrameArgs& args, int first) {
+#if PACKS
+
+// Which strips of the warp, whose first pixel is `first`, are not the same in every bit, a lane
+// each. What is the same did not change, and is finite, as all values are: most of a frame. A warp
+// reads packs side by side, and then each lane looks for those of its own strip.
+__device__ __forceinline__ bool strip_differs(const FrameArgs& args, int first, int total) {
+    const int lane = threadIdx.x % WARP;
+    const int left = (total - first) / STRIP * PACKS;  // of whole strips, from here on
     const long long start = static_cast<long long>(first) * args.step;
     const uint4* now = reinterpret_cast<const uint4*>(args.frame + start);
     const uint4* old = reinterpret_cast<const uint4*>(args.value + start);
-    const int packs = STRIP * args.step * static_cast<int>(sizeof(Number)) / 16;
-    unsigned bits = 0;
-    UNROLL_BY_4
-    for (int i = 0; i < packs; ++i) {
-        const uint4 x = now[i], y = old[i];
-        bits |= (x.x ^ y.x) | (x.y ^ y.y) | (x.z ^ y.z) | (x.w ^ y.w);
+    uint4 x[PACKS], y[PACKS];
+    UNROLL
+    for (int i = 0; i < PACKS; ++i) {
+        const int pack = i * WARP + lane;
+        x[i] = pack < left ? now[pack] : uint4{0, 0, 0, 0};
+        y[i] = pack < left ? old[pack] : uint4{0, 0, 0, 0};
     }
-    return bits != 0;
+    unsigned found = 0;
+    UNROLL
+    for (int i = 0; i < PACKS; ++i) {
+        const unsigned differing = ballot(((x[i].x ^ y[i].x) | (x[i].y ^ y[i].y)
+                                           | (x[i].z ^ y[i].z) | (x[i].w ^ y[i].w)) != 0);
+        const int at = lane * PACKS - i * WARP;  // of the strip's first pack among these
+        if (at > -PACKS && at < WARP) found |= at < 0 ? differing << -at : differing >> at;
+    }
+    return found & ((1u << PACKS) - 1u);
 }
 
 __device__ void examine_strips(const FrameArgs& args) {
     const int total = args.lanes * args.rule.plane, step = gridDim.x * THREADS * STRIP;
-    for (int first = (blockIdx.x * THREADS + threadIdx.x) * STRIP; first < total; first += step) {
-        const bool whole = first + STRIP <= total;
-        if (whole && !differs(args, first)) {
+    const int warp = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    for (int start = warp * WARP * STRIP; start < total; start += step) {
+        const bool differs = strip_differs(args, start, total);
+        const int first = start + threadIdx.x % WARP * STRIP;
+        if (first + STRIP <= total && !differs) {
             *reinterpret_cast<uint2*>(args.marks + first) = uint2{0, 0};
             continue;
         }
@@ -71,14 +90,19 @@ __device__ void examine_strips(const FrameArgs& args) {
     }
 }
 
+#endif
+
 // Marks the pixels whose change exceeds the lane's threshold.
-extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) examine_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const int total = args.lanes * args.rule.plane;
+#if PACKS
     if (args.packed) {
         examine_strips(args);
         return;
     }
+#endif
     for (int first = blockIdx.x * THREADS * EACH; first < total;
          first += gridDim.x * THREADS * EACH) {
         const Number* now[EACH];
@@ -123,6 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) examine_pixels(FrameArgs a
 // threshold, or that hold a pixel whose change exceeds the cap. A warp a block.
 extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const int across = ceil_div(args.width, BLOCK), down = ceil_div(args.height, BLOCK);
     const int lane_id = threadIdx.x % WARP;
     const int warps = gridDim.x * (THREADS / WARP);
@@ -174,6 +199,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) examine_blocks(FrameArgs a
 // Replaces the marked pixels, and all of a fresh lane; none of a lane that is refused.
 extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs args) {
     wait_for_earlier_kernels();
+    let_next_kernel_begin();
     const int total = args.lanes * args.rule.plane;
     const int rounds = ceil_div(total, gridDim.x * THREADS * STRIP);
     const bool any_fresh = args.rule.fresh[args.lanes] != 0;
@@ -204,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs a
                 Number* value = args.value + static_cast<long long>(pixel) * args.step;
                 for (int c = 0; c < args.rule.channels; ++c)
                     value[c] = now[c * args.stride_channel];
-                args.rule.mask[pixel] = 1;
+                mark(args.rule, pixel);
             }
             list_changes(args.rule, moves, pixel);
         }

@@ -79,6 +79,11 @@ class Config:
         Raises:
             ConfigError: naming the setting, its value and what it may be.
         """
+        from deltaconvert.backends.base import backend_names  # which has settings of its own
+
+        if self.backend not in ("auto", *backend_names()):
+            raise ConfigError(f"backend={self.backend!r}: choose auto, "
+                              f"{', '.join(backend_names())}.")
         _check_amount("threshold", self.threshold)
         _check_amount("input_threshold", self.input_threshold)
         if self.input_cap is not None:

@@ -93,3 +93,9 @@ class CheckError(DeltaConvertError):
     """What was to be measured does not do what it should; the message holds the report."""
 
     exit_code = 1
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory; on a CPU PyTorch has no type for that."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or "can't allocate memory" in str(error))

@@ -168,7 +168,7 @@ def _names() -> Mapping[Callable[..., Any], str]:
 
 def _refusal(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Say why a call must not be in a file although what it calls may be; "" where it may."""
-    if "out" in kwargs or kwargs.get("inplace"):
+    if kwargs.get("out") is not None or kwargs.get("inplace"):
         return f"{target} writes into its argument"
     if op == "method" and not (args and isinstance(args[0], fx.Node)):
         return f"the method {target} is called on something that is not a node"

@@ -34,7 +34,7 @@ from deltaconvert.errors import (
 )
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.passes.find_state import Attributes
+from deltaconvert.passes.attributes import Attributes
 from deltaconvert.program import compile_graph
 from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream
@@ -147,6 +147,8 @@ class IslandsModule(nn.Module):
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> IslandsModule:
+        for island in self.islands.values():
+            island._refuse_another_dtype(fn)
         for island in self.islands.values():
             island._forget()
         super()._apply(fn, recurse)
@@ -436,7 +438,7 @@ def _is_by_region(module: nn.Module) -> bool:
 
 def _can_be_traced(module: nn.Module, frames: Sequence[Tensor]) -> bool:
     try:
-        compile_graph(module, frames)
+        compile_graph(module, frames, hooks=False)
     except TraceError:
         return False
     return True
@@ -444,7 +446,7 @@ def _can_be_traced(module: nn.Module, frames: Sequence[Tensor]) -> bool:
 
 def _compiled(module: nn.Module, path: str, frames: Sequence[Tensor]) -> Any:
     try:
-        return compile_graph(module, frames)
+        return compile_graph(module, frames, hooks=False)  # the model's own call runs them
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from error
 

@@ -34,7 +34,8 @@ class DeltaModule(nn.Module):
     Called with the frames of a video one after the other it answers as the dense model
     does. Made by `convert` or `load`. ``state_dict()`` has the original's names, shapes and
     values; ``load_state_dict``, ``.to()`` and ``.half()`` derive everything anew and start
-    all streams afresh. Gradients are not computed.
+    all streams afresh (a model that was converted for some shapes alone keeps its dtype).
+    Gradients are not computed.
     """
 
     graph: fx.Graph
@@ -147,9 +148,27 @@ class DeltaModule(nn.Module):
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> DeltaModule:
+        self._refuse_another_dtype(fn)
         self._forget()
         super()._apply(fn, recurse)
         return self
+
+    def _refuse_another_dtype(self, fn: Any) -> None:
+        """Refuse ``.half()`` and the like where the graph may hold the dtype that was asked for.
+
+        Raises:
+            UnsupportedError: saying what to do instead.
+        """
+        first = next((p for p in self.parameters() if p.is_floating_point()), None)
+        if self.traced_for is None or first is None:
+            return
+        wanted = fn(first.new_empty(0)).dtype
+        if wanted != first.dtype:
+            raise UnsupportedError(
+                f"this model was converted for frames of {self.traced_for}, because its code goes "
+                f"by them, and in {first.dtype}, which it may have asked for as well. Convert the "
+                f"model as it is in {wanted}, with example_inputs of that dtype; or keep it and "
+                "say convert(model, dtype='bfloat16').")
 
     def _forget(self) -> None:
         self._programs.clear()
@@ -174,16 +193,18 @@ class DeltaModule(nn.Module):
                 f"the model's code branches on shapes, so it was converted for frames of "
                 f"{self.traced_for}; these are {shapes}. Convert it again with example_inputs of "
                 "these shapes.")
-        return self._version, *((tuple(f.shape), f.dtype, f.device) for f in frames)
+        return ((self._version, _autocast(frames)),
+                *((tuple(f.shape), f.dtype, f.device) for f in frames))
 
     def is_signature(self, signature: Any, frames: Sequence[Any]) -> bool:
         """Whether frames have a signature that was made before; quicker than making theirs."""
-        version, *specs = signature
+        (version, autocast), *specs = signature
         if version != self._version or len(specs) != len(frames):
             return False
         return all(
             isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
-            for f, (shape, dtype, device) in zip(frames, specs, strict=True))
+            for f, (shape, dtype, device) in zip(frames, specs, strict=True)
+        ) and autocast == _autocast(frames)
 
     def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
         """Whether the graph is right for frames of these shapes; -1 stands for any size."""
@@ -229,6 +250,12 @@ IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticErro
               AssertionError)
 
 
+def _autocast(frames: Sequence[Tensor]) -> torch.dtype | None:
+    """Return the dtype that autocast has calls computed in around a frame, if it is on."""
+    kind = frames[0].device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
     if not isinstance(frame, Tensor):
         what = f"input {name!r} is a {type(frame).__name__}"
@@ -241,6 +268,9 @@ def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
     if frame.dim() == 0 or frame.numel() == 0:
         raise FrameShapeError(f"input {name!r} has the shape {tuple(frame.shape)}: there is no "
                               "lane or no pixel in it. Give N x C x H x W, N at least 1.")
+    if frame.is_meta:
+        raise FrameTypeError(f"input {name!r} is on the meta device, where tensors have no "
+                             "numbers. Give a real frame, and load the model's weights first.")
     if device is not None and frame.device != device:
         raise FrameTypeError(f"input {name!r} is on {frame.device}, the weights are on {device}. "
                              f"Move the frame with .to({str(device)!r}), or the model.")

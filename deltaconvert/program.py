@@ -16,14 +16,16 @@ from torch.fx import GraphModule
 from deltaconvert.backends.base import Backend, Buffers, Step, create
 from deltaconvert.backends.rule import unite_masks
 from deltaconvert.config import Config
-from deltaconvert.errors import UnsupportedError
+from deltaconvert.errors import UnsupportedError, lacks_memory
 from deltaconvert.exported import ExportedModel
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
+from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
+from deltaconvert.passes.join_whole import join_whole, joined
 from deltaconvert.passes.lower import lower
 from deltaconvert.passes.normalize import normalize
 from deltaconvert.passes.partition import partition
@@ -98,7 +100,9 @@ class Program:
     def _allocate(self) -> Allocated:
         try:
             return self.plan.allocate(self.device)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
             raise UnsupportedError(
                 f"a stream of {self.lanes} lanes needs {self.plan.nbytes / 1e6:.0f} MB on "
                 f"{self.device} ({self.plan.value_bytes / 1e6:.0f} MB of values), and they are not "
@@ -113,7 +117,8 @@ class Program:
         return backend.bind(node, self.weights[node.about.name], buffers)
 
 
-def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
+def compile_graph(model: nn.Module, frames: Sequence[Tensor] = (),
+                  hooks: bool = True) -> GraphModule:
     """Trace a model and give every operator its one canonical form.
 
     Free of shapes, unless the model's code branches on them and frames are given.
@@ -121,7 +126,8 @@ def compile_graph(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModul
     Raises:
         TraceError: where the model cannot be traced.
     """
-    graph_module = model.traced() if isinstance(model, ExportedModel) else trace(model, frames)
+    graph_module = model.traced() if isinstance(model, ExportedModel) else trace(
+        model, frames, hooks)
     graph_module.meta["results"] = [normalize(graph_module)]
     return graph_module
 
@@ -139,9 +145,11 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
       `channels_first`, which makes local nodes of what it brings back to the map.
     - `channels_first` behind `infer`, which finds out where channels are moved, and before
       `fuse`: what is written as a matrix product takes activations as a convolution.
+    - `fold_factors` behind `channels_first`, which makes convolutions, and before `fuse`, for
+      which what is scaled has another reader.
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
     - `partition` behind `fuse`: a fused node is asked once, for all that it holds.
-    - `lower` behind `partition`, which settles the rule of each node.
+    - `join_whole` behind `partition`, which settles the rule of each node, and before `lower`.
     - `fold_filters` behind `lower`: the backend is asked about delta nodes.
     - `plan_state` last: it needs to know which backend runs what.
 
@@ -155,11 +163,12 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
                store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
-               channels_first(graph_module, lanes),
+               channels_first(graph_module, lanes), fold_factors(graph_module),
                fuse(graph_module, getattr(chosen, "unfused", frozenset())),
-               partition(graph_module, lanes)]
+               partition(graph_module, lanes), join_whole(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
-    config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)])
+    config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)]
+                       + [(n.name, n.meta.get("path", "")) for n in joined(graph_module)])
     backends = {fallback.name: fallback, chosen.name: chosen}
     weights = fold_filters(lowered, chosen, fallback)
     plan = plan_state(lowered, backends)

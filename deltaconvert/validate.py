@@ -96,6 +96,10 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
     """
     if law_every < 1:
         raise InputError(f"law_every={law_every}: give 1 to check the law in every frame, or more.")
+    for what, limit in (("tolerance", tolerance), ("max_abs", max_abs)):
+        for number in limit.values() if isinstance(limit, Mapping) else [limit]:
+            if number is not None and not number >= 0:  # nor NaN, which nothing exceeds
+                raise InputError(f"{what}={number}: give a number that is 0 or larger.")
     run = _Run(model or _stored(delta), delta, tolerance, max_abs, law_every)
     with evaluating(run.model), torch.no_grad():
         for frame in frames:

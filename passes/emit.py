@@ -20,10 +20,12 @@ def emit(graph: fx.Graph, before: fx.Node, argument: Any, meta: Mapping[str, Any
     Args:
         graph: is written into.
         before: the nodes go in front of it.
-        argument: a call; anything else is returned as it is.
+        argument: a call, or a tuple of them; anything else is returned as it is.
         meta: a copy becomes each node's metadata.
         made: gets the nodes, in order of execution.
     """
+    if type(argument) is tuple:
+        return tuple(emit(graph, before, part, meta, made) for part in argument)
     if not isinstance(argument, Call):
         return argument
     args = tuple(emit(graph, before, a, meta, made) for a in argument.args)

@@ -4,69 +4,36 @@ Before: ``self.background = 0.9 * self.background + 0.1 * x; return x - self.bac
 After: `KeepsState`, which names ``background``.
 
 A graph reads every attribute as it was when the model was traced, so such a model would be
-answered as if each frame were its first. What a forward leaves and never reads (a map for whoever
-looks at it, a counter) is no state, and neither is what it makes of shapes alone (a grid).
+answered as if each frame were its first. So it is traced twice, one forward behind the other: a
+second graph that differs from the first, in a call or a constant, goes by what the first forward
+left. What is left and never read (a map for whoever looks at it, a counter) is no state, and
+neither is what is made of shapes alone (a grid).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from deltaconvert.passes.attributes import Attributes, proxies, storage
 from deltaconvert.passes.functionalize import is_shape_read, written_into
+from deltaconvert.passes.watch_counters import Watch
 
-TABLES = ("_buffers", "_parameters")
+PLAIN = (bool, int, float, complex, str, type(None), slice, torch.dtype, torch.device,
+         torch.memory_format)
+CONVERSIONS = frozenset({"to", "type_as", "type", "float", "double", "half", "bfloat16"})
 
 
 class KeepsState(Exception):
     """Raised for a forward whose answer depends on the frames before."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Name the attributes."""
-        super().__init__(f"it keeps {', '.join(sorted(set(names)))} from frame to frame")
-
-
-class Attributes:
-    """What the modules of a model hold, to find out what a forward does to it, and undo that."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Take note of attributes, of what is in lists and dicts, and of the tensors' numbers."""
-        self._held = [(name, holder, copy.copy(holder)) for name, holder in _holders(model)]
-        self._tensors = [(_join(name, key), value, value.detach().clone())
-                         for name, holder, _ in self._held for key, value in _items(holder)
-                         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
-        self._versions = [_version(tensor) for _, tensor, _ in self._tensors]
-
-    def written(self) -> dict[int, str]:
-        """Return the names of the tensors that were written into, by identity."""
-        return {id(tensor): name for (name, tensor, _), version in zip(
-            self._tensors, self._versions, strict=True) if _version(tensor) != version}
-
-    def left(self) -> list[str]:
-        """Return where proxies are that were computed from a frame's numbers."""
-        return [name if isinstance(holder, list) else _join(name, key)
-                for name, holder, _ in self._held for key, value in _items(holder)
-                if any(map(_carries_numbers, _proxies(value)))]
-
-    def restore(self, undo: Callable[[Any], Any]) -> None:
-        """Put back what was written into, and what had the place of such new values."""
-        for _, holder, before in self._held:
-            known = dict(_items(before))
-            for key, value in reversed(list(_items(holder))):
-                if key in known:
-                    holder[key] = known[key] if undo(value) else value
-                elif undo(value):
-                    del holder[key]
-        written = self.written()
-        with torch.no_grad():
-            for _, tensor, before in self._tensors:
-                if id(tensor) in written:
-                    tensor.copy_(before)
+        """Name the attributes; none is for what is kept outside of the model."""
+        kept = ", ".join(sorted(set(names))) or "something outside of its attributes"
+        super().__init__(f"it keeps {kept} from frame to frame")
 
 
 def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
@@ -77,97 +44,153 @@ def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
     """
     attributes = Attributes(model)
     try:
-        graph = trace()
-        left, written = attributes.left(), attributes.written()
+        graph, constants = _trace_alone(model, attributes, trace)
+        if kept := _receivers(model, graph, attributes):
+            raise KeepsState(kept)
+        _trace_again(model, graph, constants, attributes, trace)
+        changed = attributes.changed()
     finally:
-        attributes.restore(_proxies)
-    if kept := _read_though_written(model, graph, written):
-        raise KeepsState(kept)
-    if left and _reads_again(attributes, trace):
-        raise KeepsState(left)
+        attributes.restore(proxies)
+    # Not so where a constant is a part of what was written into, and now is as it was before.
+    if not _same(constants, _constants(model, attributes, graph)):
+        raise KeepsState(changed)
     return graph
 
 
-def _read_though_written(model: nn.Module, graph: fx.Graph, written: dict[int, str]) -> list[str]:
-    """Return which tensors of the model get a frame's numbers, or count frames and are read.
-
-    FX computes at once with a buffer, so what was made of one cannot be followed further.
-    """
-    def tensor(node: fx.Node) -> int:
-        value: Any = model
-        for name in str(node.target).split("."):
-            value = getattr(value, name)
-        return id(value)
-    receivers = [written_into(model, node) for node in graph.nodes]
-    into = [str(r.target) for r in receivers if r is not None and r.op == "get_attr"
-            and not _is_made(r)]
-    read = [tensor(n) for n in _behind(graph.output_node()) if n.op == "get_attr"]
-    return into + [written[key] for key in read if key in written]
+def _trace_alone(model: nn.Module, attributes: Attributes, trace: Callable[[], fx.Graph]
+                 ) -> tuple[fx.Graph, dict[str, Any]]:
+    """Trace with the same random numbers each time; copy the constants as they are then."""
+    with torch.random.fork_rng(devices=[]):
+        graph = trace()
+    return graph, {name: value.clone() if isinstance(value, Tensor) and not isinstance(
+        value, nn.Parameter) else value
+                   for name, value in _constants(model, attributes, graph).items()}
 
 
-def _is_made(node: fx.Node) -> bool:
-    """Whether a tensor was made by the forward itself, and only put into the model by FX."""
-    return str(node.target).startswith("_tensor_constant")
-
-
-def _reads_again(attributes: Attributes, trace: Callable[[], fx.Graph]) -> bool:
-    """Whether a second forward reads what a first one left."""
+def _trace_again(model: nn.Module, graph: fx.Graph, constants: dict[str, Any],
+                 attributes: Attributes, trace: Callable[[], fx.Graph]) -> None:
+    """Trace once more, with what the first forward left; see `find_state`."""
+    changed, counts = attributes.changed(), _counts(attributes)
+    of_numbers = _with_numbers(model, graph, changed)
+    attributes.put_back(lambda value: any(p.node not in of_numbers for p in proxies(value)))
+    size, held = len(graph.nodes), Attributes(model)
     try:
-        first = trace()
-        attributes.restore(lambda value: not all(map(_carries_numbers, _proxies(value))))
-        before = len(first.nodes)
-        second = trace()
+        second, others = _trace_alone(model, held, trace)
         foreign = any(n.graph is not second for node in second.nodes for n in node.all_input_nodes)
-        return foreign or len(first.nodes) > before
-    except Exception:
-        return True  # the first one went well: it is what it left that the second failed on
+    except Exception as error:  # the first one went well: it is what it left that this failed on
+        raise KeepsState(changed) from error
+    if foreign or len(graph.nodes) > size or not _alike(graph, constants, second, others) or (
+            _receivers(model, second, held)) or _calls_written(second, attributes):
+        raise KeepsState(changed)
+    moving = [name for name, count in _counts(attributes).items() if counts.get(name) != count]
+    if moving and _looks(attributes, moving, trace):
+        raise KeepsState(moving)
+
+
+def _receivers(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> list[str]:
+    """Return which tensors of the model a graph writes into, itself or through a view."""
+    storages = attributes.storages()
+    found = [written_into(model, node) for node in graph.nodes]
+    tensors = [_attribute(model, attributes, str(n.target)) for n in found
+               if n is not None and n.op == "get_attr"]
+    return [storages[storage(t)] for t in tensors if storage(t) in storages]
+
+
+def _calls_written(graph: fx.Graph, attributes: Attributes) -> bool:
+    """Whether a module that is called as a whole has a tensor that the forward wrote into."""
+    called = tuple(f"{n.target}." for n in graph.nodes if n.op == "call_module")
+    return any(name.startswith(called) for name in attributes.written().values())
+
+
+def _looks(attributes: Attributes, moving: list[str], trace: Callable[[], fx.Graph]) -> bool:
+    """Whether a forward goes by the numbers of these names."""
+    found = [entry for entry in attributes.moving() if entry[0] in moving]
+    watch = Watch([value for _, _, _, value in found if isinstance(value, Tensor)])
+    for _, holder, key, value in found:
+        if not isinstance(value, Tensor):
+            holder[key] = watch.number(value)
+    try:
+        with watch:
+            trace()
     finally:
-        attributes.restore(_proxies)
+        for _, holder, key, value in found:
+            holder[key] = value
+    return watch.looked
 
 
-def _behind(node: fx.Node, stop: Callable[[fx.Node], bool] = lambda node: False
-            ) -> Iterator[fx.Node]:
-    """Yield a node, all that it is computed from, and so on; nothing behind what stops it."""
-    waiting, seen = [node], set()
-    while waiting:
-        node = waiting.pop()
-        if node not in seen and not stop(node):
-            seen.add(node)
-            waiting += node.all_input_nodes
-            yield node
+def _counts(attributes: Attributes) -> dict[str, Any]:
+    """Return what stands for each number and tensor that changes from forward to forward."""
+    return {name: (id(value), 0 if value.is_inference() else value._version)
+            if isinstance(value, Tensor) else value
+            for name, _, _, value in attributes.moving() if "_tensor_constant" not in name}
 
 
-def _carries_numbers(proxy: fx.Proxy) -> bool:
-    """Whether a value is computed from the numbers of a frame, not only from its shape."""
-    def makes_new(node: fx.Node) -> bool:
-        name = getattr(node.target, "__name__", str(node.target))
-        return is_shape_read(node) or name.startswith("new_") or name.endswith("_like")
-    return any(n.op == "placeholder" for n in _behind(proxy.node, makes_new))
+# --- graphs -----------------------------------------------------------------------------
 
 
-def _holders(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes of each module, and each list or dict among them."""
-    for path, module in model.named_modules():
-        yield path, vars(module)
-        for name, value in list(vars(module).items()):
-            if type(value) in (list, dict):
-                yield (path if name in TABLES else _join(path, name)), value
+def _attribute(model: nn.Module, before: Attributes, path: str) -> Any:
+    """Return what a graph reads: what was there before, where the forward left a proxy."""
+    value: Any = model
+    for name in path.split("."):
+        value = getattr(value, name)
+    return before.tensor(path) if isinstance(value, fx.Proxy) else value
 
 
-def _items(holder: Any) -> Iterable[tuple[Any, Any]]:
-    """Return keys and values; containers of an object are holders of their own."""
-    if isinstance(holder, list):
-        return enumerate(holder)
-    return [(key, value) for key, value in holder.items() if key not in TABLES]
+def _constants(model: nn.Module, before: Attributes, graph: fx.Graph) -> dict[str, Any]:
+    """Return the attributes that a graph reads, by the names of their nodes."""
+    return {node.name: _attribute(model, before, str(node.target)) for node in graph.nodes
+            if node.op == "get_attr"}
 
 
-def _proxies(value: Any) -> list[fx.Proxy]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Proxy)]
+def _alike(graph: fx.Graph, constants: dict[str, Any], other: fx.Graph, others: dict[str, Any]
+           ) -> bool:
+    """Whether two graphs make the same calls with the same constants."""
+    if len(graph.nodes) != len(other.nodes):
+        return False
+    place = {node: i for g in (graph, other) for i, node in enumerate(g.nodes)}
+    for one, two in zip(graph.nodes, other.nodes, strict=True):
+        if one.op != two.op or (one.op == "get_attr" and not _same(
+                constants[one.name], others[two.name])):
+            return False
+        if one.op.startswith("call_") and one.target != two.target:
+            return False
+        if not _same(fx.map_arg((one.args, one.kwargs), place.__getitem__),
+                     fx.map_arg((two.args, two.kwargs), place.__getitem__)):
+            return False
+    return True
 
 
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments mean the same; what cannot be compared is taken to."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or ((one.shape, one.dtype) == (other.shape, other.dtype) and (
+            one.is_meta or one.is_quantized or one.layout is not torch.strided or bool(
+                torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, PLAIN) and isinstance(other, PLAIN):
+        return one == other or (one != one and other != other)
+    return isinstance(one, PLAIN) == isinstance(other, PLAIN)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _with_numbers(model: nn.Module, graph: fx.Graph, changed: list[str]) -> set[fx.Node]:
+    """Return the nodes that hold numbers of a frame, or of what changes from frame to frame.
+
+    Not those of what follows from shapes alone, nor an attribute that was only converted.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_source = node.op == "placeholder" or (node.op == "get_attr" and node.target in changed)
+        if is_source or (not _makes_new(node) and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+            if receiver := written_into(model, node):
+                found.add(receiver)
+    return found
+
+
+def _makes_new(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", str(node.target))
+    converts = name in CONVERSIONS and all(n.op == "get_attr" for n in node.all_input_nodes[:1])
+    return is_shape_read(node) or converts or name.startswith("new_") or name.endswith("_like")

@@ -24,6 +24,7 @@ from deltaconvert.operators.batch_norm import batch_norm
 from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.operators.conv_transpose2d import conv_transpose2d
 from deltaconvert.passes.find_writes import drop_unused
+from deltaconvert.passes.fold_factors import scaled_filter
 from deltaconvert.passes.functionalize import is_shape_read
 from deltaconvert.passes.result import PassResult
 
@@ -104,12 +105,7 @@ def folded_weight(weight: Tensor, gamma: Tensor | None, var: Tensor, eps: float,
         eps: of the norm.
         transposed_groups: the groups of a transposed convolution, else ``None``.
     """
-    scale = _scale(gamma, var, eps)
-    if transposed_groups is None:
-        return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-    grouped = weight.double().unflatten(0, (transposed_groups, -1))
-    scaled = grouped * scale.view(transposed_groups, 1, -1, 1, 1)
-    return scaled.flatten(0, 1).to(weight.dtype)
+    return scaled_filter(weight, _scale(gamma, var, eps), False, transposed_groups)
 
 
 def folded_bias(bias: Tensor | None, mean: Tensor, gamma: Tensor | None, beta: Tensor | None,

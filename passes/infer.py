@@ -11,10 +11,8 @@ arguments as numbers. Weights are real tensors, so derived weights are computed 
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +21,20 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
-from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError
+from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError, UnsupportedError
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
 from deltaconvert.passes.find_writes import settle_writes, versions
 from deltaconvert.passes.result import PassResult
+from deltaconvert.passes.trace import without_logging
 
 CONVERSIONS = frozenset({"to", "float", "double", "half", "bfloat16", "type", "type_as",
                          "expand_as", "expand", "cpu", "cuda"})
+QUANTISED = frozenset({torch.quint8, torch.qint8, torch.qint32})
+# Calls that ask one of their arguments, by its place, for its shape or type alone.
+ASKED_FOR_SHAPE = {"expand_as": 1, "view_as": 1, "reshape_as": 1, "type_as": 1, "zeros_like": 0,
+                   "ones_like": 0, "full_like": 0, "new_zeros": 0, "new_ones": 0, "new_full": 0}
 
 
 def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *rest: Any,
@@ -48,10 +51,11 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
 
     Raises:
         FrameError: where a node fails on such frames, with its line and reason.
+        UnsupportedError: for a quantised model.
     """
     result = PassResult("infer")
     try:
-        with _without_logging():
+        with without_logging():
             _annotate(graph_module, _fake_frames(frames))
     except NeedsNumbers:
         _annotate(graph_module, [torch.zeros_like(f) for f in frames])
@@ -66,18 +70,6 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
 
 class NeedsNumbers(Exception):
     """A fake tensor was not enough."""
-
-
-@contextmanager
-def _without_logging() -> Iterator[None]:
-    """Keep PyTorch from printing the stack of what fails on fake tensors: it is tried again."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _fake_frames(frames: Sequence[Tensor]) -> list[Tensor]:
@@ -107,14 +99,33 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
         node: whose inputs have theirs.
         mode: that of the fake frames; nothing where the frames are real.
     """
-    constant = all(n.meta["constant"] for n in node.all_input_nodes)
+    asked = _asked_for_shape(node)
+    constant = all(n.meta["constant"] for n in node.all_input_nodes if n is not asked)
     written = versions(node)
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-        value = _run(graph_module, node, None if constant else mode)
+        value = _run(graph_module, node, None if constant else mode, asked)
     value = settle_writes(node, written, value)
+    if isinstance(value, Tensor) and value.dtype in QUANTISED:
+        raise UnsupportedError(
+            f"{node.meta.get('path') or node.name} gives integers with a scale "
+            f"({value.dtype}), which have no pixels to compare. Convert the model as it was before "
+            "it was quantised; dtype='bfloat16' makes that faster.")
+    if constant and asked is not None:  # that shape is all there is to know of it
+        shape = tuple(asked.meta["value"].shape)
+        node.args = tuple(shape if a is asked else a for a in node.args)
     constant = constant or not has_tensor(value)
     node.meta.update(value=value, constant=constant,
                      multiply_adds=counter.get_total_flops() // 2)
+
+
+def _asked_for_shape(node: fx.Node) -> fx.Node | None:
+    """Return the input of which a call reads no number, if there is one."""
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    known = node.op == "call_method" or node.target is getattr(torch, str(name), None)
+    place = ASKED_FOR_SHAPE.get(str(name)) if known else None
+    asked = None if place is None or place >= len(node.args) else node.args[place]
+    others = [a for i, a in enumerate(node.args) if i != place]
+    return asked if isinstance(asked, fx.Node) and asked not in others else None
 
 
 def with_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[Any, dict[str, Any]]:
@@ -141,8 +152,14 @@ def attribute(graph_module: torch.nn.Module, path: str) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) -> Any:
-    args, kwargs = with_values(node, lambda n: n.meta["value"])
+def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None,
+         asked: fx.Node | None) -> Any:
+    """Make a call; without a mode the numbers are real, but for those it is not asked for."""
+    def value_of(n: fx.Node) -> Any:
+        value = n.meta["value"]
+        return _like(value) if mode is None and n is asked and isinstance(
+            value, FakeTensor) else value
+    args, kwargs = with_values(node, value_of)
     try:
         if mode is None:
             return _call(graph_module, node, args, kwargs)
@@ -152,6 +169,11 @@ def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) 
         if mode is not None:
             raise NeedsNumbers from error
         raise _refused(node, args, error) from error
+
+
+def _like(fake: FakeTensor) -> Tensor:
+    """Return a real tensor of one number that stands for all of a fake one's."""
+    return torch.zeros((), dtype=fake.dtype, device=fake.fake_device).expand(fake.shape)
 
 
 def _refused(node: fx.Node, args: tuple[Any, ...], error: Exception) -> FrameError:

@@ -9,6 +9,7 @@ thresholds and norms are attached, and constants move from the graph into the no
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,11 +25,14 @@ from deltaconvert.nodes import (
     Slot,
     SparsifyNode,
     copy_value,
+    fill,
+    slots,
 )
 from deltaconvert.operators import registry
 from deltaconvert.passes.find_selects import moves_a_tensor
 from deltaconvert.passes.find_writes import on_copies
 from deltaconvert.passes.infer import with_values
+from deltaconvert.passes.join_whole import inputs_of
 from deltaconvert.passes.partition import edges
 from deltaconvert.passes.store_as import floating_dtype
 
@@ -61,9 +65,9 @@ class _Lowering:
             (results,) = node.args
             given = node.meta.get("given", [None] * len(results))  # type: ignore[arg-type]
             self.graph.output(list(map(self._door_out, results, given)))  # type: ignore[arg-type]
-        elif node.op != "get_attr" and not node.meta["constant"]:
-            inputs = [self.lowered[e] for e in edges(node)]
-            self._add(node, DeltaNode(self._describe(node)), *inputs)
+        elif node.op != "get_attr" and not node.meta["constant"] and "elsewhere" not in node.meta:
+            describe = self._describe_joined if _is_joined(node) else self._describe
+            self._add(node, DeltaNode(describe(node)), *(self.lowered[e] for e in _edges(node)))
 
     def _add(self, node: fx.Node, made: DeltaNode, *inputs: fx.Node) -> None:
         # The call ``x.half()`` makes a node ``half``, which every module has already.
@@ -110,12 +114,12 @@ class _Lowering:
         args, params = with_values(node, lambda n: position.get(n, n.meta["value"]))
         config = self.config if node in self.paying else self.config.replace(threshold=0.0)
         own = config.for_node(node.name, node.meta.get("path", ""))
-        value, spec, rule = node.meta["value"], self._spec(node), node.meta["rule"]
+        spec, rule = self._spec(node), node.meta["rule"]
         shapes = node.meta.get("shapes")
         # Moving numbers without computing adds no noise that a threshold could hold back,
         # and a label (a number without a difference) must never be held back.
         exact = bool(operator and operator.moves_only) or moves_a_tensor(node) or not (
-            isinstance(value, Tensor) and value.is_floating_point())
+            _is_floating(node))
         return Description(
             node.name, node.meta.get("path", ""), node.meta.get("source", ""), rule,
             node.meta["reason"], self._function(node), operator, args, params,
@@ -125,6 +129,25 @@ class _Lowering:
                            else node.meta["multiply_adds"] // self.lanes),
             threshold=0.0 if exact else float(own.threshold or 0.0), norm=own.norm or "max",
             shapes=shapes, advice=node.meta.get("advice", ""))
+
+    def _describe_joined(self, node: fx.Node) -> Description:
+        """Describe the nodes that run as one, the last of which is given."""
+        members: list[fx.Node] = node.meta["joined"]
+        inputs = _edges(node)
+        position = {n: Slot(i) for i, n in enumerate([*inputs, *members])}
+        parts = [self._describe(member) for member in members]
+        function = Joined(len(inputs), [
+            (part.function, *with_values(member, lambda n: position.get(n, n.meta["value"])))
+            for part, member in zip(parts, members, strict=True)])
+        own = parts[-1]
+        unknown = any(p.rule == "unknown" and p.multiply_adds for p in parts)
+        why = max(parts, key=lambda p: (bool(p.reason), p.multiply_adds))
+        return replace(
+            own, rule="unknown" if unknown else "global", reason=why.reason, advice=why.advice,
+            function=function, operator=None, args=tuple(Slot(i) for i in range(len(inputs))),
+            params={}, inputs=tuple(map(self._spec, inputs)), shapes=None, constants={},
+            multiply_adds=sum(p.multiply_adds for p in parts),
+            threshold=max(p.threshold for p in parts) if _is_floating(node) else 0.0)
 
     def _function(self, node: fx.Node) -> Any:
         function = self._as_written(node)
@@ -153,6 +176,48 @@ def _paying(graph: fx.Graph) -> set[fx.Node]:
             if reader in paying or (operator and operator.multiply_adds(reader.meta["shapes"])):
                 paying.add(node)
     return paying
+
+
+def _is_joined(node: fx.Node) -> bool:
+    return len(node.meta.get("joined", ())) > 1
+
+
+def _edges(node: fx.Node) -> list[fx.Node]:
+    return inputs_of(node.meta["joined"]) if _is_joined(node) else edges(node)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta["value"]
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+class Joined:
+    """Calls one after the other, as one function of what they read together.
+
+    Args:
+        inputs: how many.
+        calls: function, arguments and keyword arguments of each; a `Slot` counts the inputs and
+            then the results of the calls.
+    """
+
+    def __init__(self, inputs: int, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
+                 ) -> None:
+        """Find out who reads each result last."""
+        self.inputs, self.calls = inputs, calls
+        self.__name__ = f"{getattr(calls[0][0], '__name__', 'whole')}_to_{calls[-1][0].__name__}"
+        last = {slot.index: n for n, (_, *rest) in enumerate(calls) for slot in slots(rest)}
+        self.done = [[i for i, n in last.items() if n == call] for call in range(len(calls))]
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Call them; a result is dropped behind its last reader."""
+        values = list(inputs)
+        for (function, args, params), done in zip(self.calls, self.done, strict=True):
+            found = tuple(values)
+            values.append(function(*fill(args, found), **fill(params, found)))
+            del found
+            for i in done:
+                values[i] = None
+        return values[-1]
 
 
 class _Method:

@@ -47,9 +47,14 @@ def normalize(graph_module: GraphModule) -> PassResult:
         adapter, reason = _adapter(graph_module, node)
         try:
             meaning = adapter(*node.args, **node.kwargs) if adapter else None
-        except (Refusal, TypeError, ValueError) as refusal:
+        except Refusal as refusal:
             node.meta["reason"] = result.refused[node.name] = str(refusal)
-            node.meta["advice"] = getattr(refusal, "advice", "")
+            node.meta["advice"] = refusal.advice
+            continue
+        except (TypeError, ValueError):
+            name = getattr(node.target, "__name__", str(node.target))
+            node.meta["reason"] = result.refused[node.name] = (
+                f"{name} is called with arguments that deltaconvert does not know")
             continue
         if meaning is None:
             node.meta["reason"] = reason
@@ -98,7 +103,8 @@ def _replace(graph: fx.Graph, node: fx.Node, meaning: Any, result: PassResult) -
     if isinstance(meaning, Call):
         node.op, node.target = "call_function", meaning.function
         node.args = tuple(emit(graph, node, a, node.meta, []) for a in meaning.args)
-        node.kwargs = meaning.params
+        node.kwargs = {name: emit(graph, node, value, node.meta, [])
+                       for name, value in meaning.params.items()}
         result.changed.append(f"{node.name}: {meaning.function.__name__}")
         return
     node.replace_all_uses_with(meaning)

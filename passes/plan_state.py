@@ -5,13 +5,15 @@ After: a `Plan`: a value and a mask an edge, a concatenation's inputs as slices 
 buffer (so that writing them is the concatenation), and working memory shared by all nodes.
 
 An edge is written in place into a concatenation where that is along the channels, all its
-inputs are maps of other nodes' making, and none is in another concatenation already.
+inputs are maps of other nodes' making, and none is in another concatenation already; larger ones
+choose first. What another one joins is often a run of a larger one's inputs (a dense block joins
+all that it has made so far, again and again): then it is a slice of that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -59,17 +61,24 @@ class Plan:
         return sum(_mask_bytes(e) for e in self.edges)
 
     def allocate(self, device: torch.device) -> Allocated:
-        """Make the buffers on a device; outer concatenations first."""
+        """Make the buffers on a device; what others lie in first."""
         made: dict[str, tuple[Tensor | None, Tensor]] = {}
         masks = torch.zeros(self.mask_bytes, dtype=torch.uint8, device=device)
         at = 0
-        for spec in reversed(self.edges):
+        for spec in sorted(self.edges, key=self._depth):
             mask = masks[at:at + math.prod(spec.mask_shape)].view(spec.mask_shape)
             made[spec.name] = self._value(spec, made, device), mask
             at += _mask_bytes(spec)
         scratch = {name: torch.empty(nbytes, dtype=torch.uint8, device=device)
                    for name, nbytes in self.scratch.items()}
         return made, scratch, masks
+
+    def _depth(self, spec: EdgeSpec) -> int:
+        """Count the concatenations that an edge lies in."""
+        depth, name = 0, spec.name
+        while name in self.inside:
+            depth, name = depth + 1, self.inside[name][0]
+        return depth
 
     def _value(self, spec: EdgeSpec, made: Mapping[str, tuple[Tensor | None, Tensor]],
                device: torch.device) -> Tensor | None:
@@ -90,29 +99,55 @@ def plan_state(graph_module: GraphModule, backends: Mapping[str, Backend]) -> Pl
     nodes = delta_nodes(graph_module)
     plan = Plan([n.about.output for n in nodes])
     made = {n.about.name: n for n in nodes}
-    for node in nodes:
-        if _can_hold(node, made, plan):
-            first = 0
-            for spec in node.about.inputs:
-                assert spec.shape is not None
+    for node in sorted(filter(_joins_maps, nodes), key=lambda n: -_value_bytes(n.about.output)):
+        place = _place_inside(node, plan)
+        if place:
+            plan.inside[node.about.name] = place
+        elif _can_hold(node, made, plan):
+            for spec, first in _first_channels(node):
                 plan.inside[spec.name] = (node.about.name, first)
-                first += spec.shape[1]
-            node.about.aliases = True
+        else:
+            continue
+        node.about.aliases = True
     for node in nodes:
         for want in backends[node.backend].plan(node):
             plan.scratch[want.name] = max(want.nbytes, plan.scratch.get(want.name, 0))
     return plan
 
 
-def _can_hold(node: DeltaNode, made: Mapping[str, DeltaNode], plan: Plan) -> bool:
+def _joins_maps(node: DeltaNode) -> bool:
+    """Whether this is a concatenation of different maps along their channels, and of nothing else.
+    """
     about = node.about
     if about.function is not cat or about.rule != "local":
         return False
-    joined = about.args[0]
-    names = [spec.name for spec in about.inputs]
-    same_kind = all(s.dtype == about.output.dtype for s in about.inputs)
-    return (same_kind and len(joined) == len(names) == len(set(names)) and all(
-        made[name].about.rule != "sparsify" and name not in plan.inside for name in names))
+    names = {spec.name for spec in about.inputs}
+    return len(about.args[0]) == len(about.inputs) == len(names) and all(
+        spec.dtype == about.output.dtype for spec in about.inputs)
+
+
+def _can_hold(node: DeltaNode, made: Mapping[str, DeltaNode], plan: Plan) -> bool:
+    return all(made[spec.name].about.rule != "sparsify" and spec.name not in plan.inside
+               for spec in node.about.inputs)
+
+
+def _place_inside(node: DeltaNode, plan: Plan) -> tuple[str, int] | None:
+    """Return where all inputs lie one behind the other in a concatenation already, if they do."""
+    if node.about.name in plan.inside:
+        return None
+    outer, start = plan.inside.get(node.about.inputs[0].name, ("", 0))
+    together = outer and all(plan.inside.get(spec.name) == (outer, start + first)
+                             for spec, first in _first_channels(node))
+    return (outer, start) if together else None
+
+
+def _first_channels(node: DeltaNode) -> Iterator[tuple[EdgeSpec, int]]:
+    """Yield each input of a concatenation and the first of its channels in the output."""
+    first = 0
+    for spec in node.about.inputs:
+        assert spec.shape is not None
+        yield spec, first
+        first += spec.shape[1]
 
 
 def _mask_bytes(spec: EdgeSpec) -> int:

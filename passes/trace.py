@@ -8,26 +8,35 @@ with the user's own line in ``stack_trace``.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import linecache
+import logging
 import operator
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Proxy
+from torch.fx._symbolic_trace import _orig_module_call
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import TraceError
+from deltaconvert.passes.attributes import Attributes
 from deltaconvert.passes.find_state import KeepsState, find_state
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
             "__itruediv__": operator.itruediv, "__ifloordiv__": operator.ifloordiv,
             "__imod__": operator.imod, "__ipow__": operator.ipow, "__iand__": operator.iand,
             "__ior__": operator.ior, "__ixor__": operator.ixor}
+
+
+class NotSupported(Exception):
+    """Raised for what can be traced, but means something that no graph says."""
 
 
 class MutableProxy(Proxy):
@@ -40,6 +49,17 @@ class MutableProxy(Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record an item assignment."""
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __getattr__(self, name: str) -> Any:
+        """Take ``x.data`` as ``x.detach()``: a write into it is one into ``x``."""
+        return self.detach() if name == "data" else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Record ``x.data = y`` as a write of all numbers."""
+        if name == "data":
+            self.copy_(value)
+        else:
+            super().__setattr__(name, value)
 
 
 def _recorded(target: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +79,8 @@ class Tracer(fx.Tracer):
         """Keep the stack of each call."""
         super().__init__()
         self.record_stack_traces = True
+        self.autocast: str | None = None
+        self.hooks = True
         self.out_spec: pytree.TreeSpec | None = None
 
     def proxy(self, node: fx.Node) -> Proxy:
@@ -82,10 +104,15 @@ class Tracer(fx.Tracer):
         FX would make a proxy of ``mask=None`` too, and ``mask is None`` would be false.
         The result is flattened, so that an ``OrderedDict`` or a named tuple is one again.
         """
-        tensors, settings = [], {}
+        tensors: list[tuple[str, Any]] = []
+        settings: dict[str, Any] = {}
+        first_setting = None
         for name, parameter in list(inspect.signature(root_fn).parameters.items())[1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
+            if first_setting is None and (parameter.kind is parameter.KEYWORD_ONLY
+                                          or parameter.default is not parameter.empty):
+                first_setting = len(tensors)
             if parameter.default is parameter.empty or torch.is_tensor(parameter.default):
                 tensors.append((name, self.create_proxy("placeholder", name, (), {})))
             else:
@@ -95,19 +122,41 @@ class Tracer(fx.Tracer):
                             "in one whose forward names each")
 
         def flat(root: nn.Module) -> list[Any]:
-            leaves, self.out_spec = pytree.tree_flatten(
-                root_fn(root, **dict(tensors), **settings))
+            # FX calls a root's forward; its hooks are run by `nn.Module.__call__` itself.
+            if is_module and self.hooks and (root._forward_hooks or root._forward_pre_hooks):
+                by_place = [tensor for _, tensor in tensors[:first_setting]]
+                made = _orig_module_call(root, *by_place, **dict(tensors[len(by_place):]))
+            else:
+                made = root_fn(root, **dict(tensors), **settings)
+            leaves, self.out_spec = pytree.tree_flatten(made)
+            for leaf in leaves:
+                if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+                    raise NotSupported(
+                        f"it returns a {type(leaf).__name__}, of which PyTorch does not know the "
+                        f"parts. Say torch.export.register_dataclass({type(leaf).__name__}) before")
             return leaves
         return flat, [self.root]
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record a call, unless it would be computed in another precision than the graph's."""
+        device = next((k for k in ("cuda", "cpu") if torch.is_autocast_enabled(k)), "")
+        if self.autocast is None:
+            self.autocast = device  # what the caller has on is not of the model
+        if device != self.autocast:
+            raise NotSupported(
+                "its forward switches autocast on, which a graph does not keep. Switch it off "
+                "there (enabled=False), and say convert(model, dtype='bfloat16') for speed")
+        return super().create_node(*args, **kwargs)
 
-def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
+
+def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -> GraphModule:
     """Trace a copy of a model in eval mode; the model itself is not touched.
 
     Parameters of ``forward`` with a default that is not a tensor are set to it. The graph
     returns a flat list; ``meta["out_spec"]`` is the tree it belongs into. Where the model's
     code branches on shapes, it is traced for frames of the given shapes, and no others:
-    ``meta["traced_for"]`` has them.
+    ``meta["traced_for"]`` has them. Without ``hooks`` those of the model itself are left to
+    whoever calls it.
 
     Raises:
         TraceError: naming the user's own line, why it cannot be traced, and what to
@@ -128,17 +177,17 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = ()) -> GraphModule:
     copied = private_copy(model).eval()
     shapes = None
     try:
-        graph, out_spec = _run(Tracer, copied)
-    except KeepsState as state:
-        raise TraceError(_explain_state(model, state)) from state
+        graph, out_spec = _run(Tracer, copied, hooks)
+    except (KeepsState, NotSupported) as reason:
+        raise TraceError(_explain_refusal(model, reason)) from reason
     except Exception as error:
         if not frames:
             raise TraceError(_explain(model, error, SHAPES_HELP)) from error
         shapes = [tuple(f.shape) for f in frames]
         try:
-            graph, out_spec = _run(lambda: _with_shapes(frames), copied)
-        except KeepsState as state:
-            raise TraceError(_explain_state(model, state)) from state
+            graph, out_spec = _run(lambda: _with_shapes(frames), copied, hooks)
+        except (KeepsState, NotSupported) as reason:
+            raise TraceError(_explain_refusal(model, reason)) from reason
         except Exception as second:
             raise TraceError(_explain(model, second)) from second
     traced = GraphModule(copied, graph, class_name=type(model).__name__)
@@ -170,15 +219,32 @@ def private_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
-def _run(make_tracer: Callable[[], Tracer], model: nn.Module) -> tuple[fx.Graph, Any]:
-    """Return the graph of a model, which is left as it was, and the tree of its outputs."""
+def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
+         ) -> tuple[fx.Graph, Any]:
+    """Return the graph of a model, which is left as it was, and the tree of its outputs.
+
+    What is computed of buffers is recorded, so that it follows them: new weights, another dtype.
+    Where the code goes by the numbers in them, it is computed at once.
+    """
     tracers = []
 
-    def run() -> fx.Graph:
+    def run(record_buffers: bool) -> fx.Graph:
         tracers.append(make_tracer())
+        tracers[-1].proxy_buffer_attributes = record_buffers
+        tracers[-1].hooks = hooks
         with torch.no_grad():
             return tracers[-1].trace(model)
-    graph = find_state(model, run)
+    before = Attributes(model)
+    try:
+        with without_logging():
+            graph = find_state(model, lambda: run(True))
+    except NotSupported:
+        raise
+    except Exception:
+        tracers.clear()
+        before.restore(lambda value: True)
+        with without_logging():
+            graph = find_state(model, lambda: run(False))
     attributes: dict[str, fx.Node] = {}
     for node in graph.nodes:
         # Of `torch.fx.wrap`: the generated code would register the function's name for the
@@ -188,6 +254,18 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module) -> tuple[fx.Graph,
         if node.op == "get_attr":  # one node a tensor: what writes into it, all its readers see
             node.replace_all_uses_with(attributes.setdefault(str(node.target), node))
     return graph, tracers[0].out_spec
+
+
+@contextmanager
+def without_logging() -> Iterator[None]:
+    """Keep PyTorch from printing the stack of what fails on fake tensors: it is tried again."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _with_shapes(frames: Sequence[Tensor]) -> Tracer:
@@ -223,10 +301,13 @@ def _is_ours(file: str) -> bool:
 SHAPES_HELP = " If it branches on shapes alone, give convert its example_inputs."
 
 
-def _explain_state(model: nn.Module, state: KeepsState) -> str:
-    return (f"{type(model).__name__} cannot be converted whole: {state}, and a converted model has "
-            "only a past of its own. Take that as an input and return it, forward(x, state), or "
-            "convert the parts that have none: modules='auto', or their paths.")
+def _explain_refusal(model: nn.Module, reason: Exception) -> str:
+    whole = f"{type(model).__name__} cannot be converted whole: {reason}"
+    if isinstance(reason, KeepsState):
+        return (f"{whole}, and a converted model has only a past of its own. Take that as an input "
+                "and return it, forward(x, state), or convert the parts that have none: "
+                "modules='auto', or their paths.")
+    return f"{whole}; or convert its parts: modules='auto', or their paths."
 
 
 def _explain(model: nn.Module, error: Exception, more: str = "") -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.errors import FrameError, StreamBusyError
+from deltaconvert.errors import FrameError, FrameTypeError, StreamBusyError
 from tests.passes.graphs import Model, TwoInputs
 
 BACKENDS = ["reference", "cpu"]
@@ -498,3 +498,17 @@ def test_the_memory_of_a_stream_is_free_with_it(backend):
         assert held[1]() is None
     finally:
         gc.enable()
+
+
+def test_autocast_around_a_call_is_obeyed_as_by_the_dense_model():
+    conv, frame = nn.Conv2d(3, 2, 3), torch.randn(1, 3, 6, 7)
+    delta = deltaconvert.convert(conv)
+    for enabled in (False, True, False, True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            torch.testing.assert_close(delta(frame), conv(frame))
+
+
+def test_a_frame_without_numbers_is_refused():
+    delta = deltaconvert.convert(nn.Conv2d(3, 2, 3, device="meta"))
+    with pytest.raises(FrameTypeError, match="on the meta device"):
+        delta(torch.rand(1, 3, 6, 7, device="meta"))

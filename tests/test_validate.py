@@ -361,6 +361,11 @@ class TestRefusals:
         with pytest.raises(InputError, match="tolerance names boxes; the outputs are out"):
             validate(model, converted(model), frames, tolerance={"boxes": 0.1})
 
+    @pytest.mark.parametrize("limits", [{"tolerance": -1.0}, {"max_abs": {"out": float("nan")}}])
+    def test_a_limit_that_is_none(self, model, frames, limits):
+        with pytest.raises(InputError, match="give a number that is 0 or larger"):
+            validate(model, converted(model), frames, **limits)
+
 
 def test_slope_is_that_of_the_least_squares_line():
     assert slope([1.0, 3.0, 5.0]) == pytest.approx(2)

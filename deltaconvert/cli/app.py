@@ -21,7 +21,7 @@ from deltaconvert.cli.output import STDOUT, complain, saying
 from deltaconvert.cli.run import run
 from deltaconvert.cli.tune import tune
 from deltaconvert.cli.validate import validate
-from deltaconvert.errors import DeltaConvertError
+from deltaconvert.errors import DeltaConvertError, lacks_memory
 
 INTERRUPTED = 130
 
@@ -45,7 +45,9 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
         except DeltaConvertError as error:
             complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
             complain("error: there is not enough memory. Give smaller frames (--size), fewer "
                      "lanes, or a machine with more.")
             raise typer.Exit(DeltaConvertError.exit_code) from None

@@ -23,12 +23,15 @@ from deltaconvert.cli.output import check_writable, say, write_json
 from deltaconvert.cli.pictures import Channels
 from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
-from deltaconvert.errors import InputError
+from deltaconvert.errors import ConfigError, FrameError, InputError
 from deltaconvert.files import save
 from deltaconvert.model_specs import preprocessing_of
+from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
 from deltaconvert.report import count
+
+USUAL_SIZE = 224, 224  # where nothing says another
 
 
 @settings_as_flags()
@@ -65,6 +68,8 @@ def convert(
     if extent is not None:
         frame = example_frame(delta, extent)
         program = delta.program(delta.signature([frame]), [frame])
+    elif config.nodes:
+        _check_nodes(delta, (preprocessing and preprocessing.size) or USUAL_SIZE)
     save(delta, out)
     data = {"checkpoint": str(checkpoint), "entry": source.entry, "prefix": source.prefix,
             "program": source.is_program, "out": str(out), "bytes": out.stat().st_size,
@@ -73,6 +78,23 @@ def convert(
     say(_text(data, source.weights, f"{preprocessing} ({whose})",
               preprocessing.size_in_words if preprocessing else ""))
     write_json(json, data)
+
+
+def _check_nodes(delta: DeltaModule, size: tuple[int, int]) -> None:
+    """Refuse settings of nodes that are not there, as far as that is known without a size.
+
+    Raises:
+        ConfigError: naming the nodes most like it.
+    """
+    known = [(n.name, n.meta.get("path", "")) for n in delta.graph.nodes if n.op != "output"]
+    try:
+        delta.config.check_nodes(known)
+    except ConfigError as unknown:
+        try:  # some nodes come with a size
+            frame = example_frame(delta, size)
+            delta.program(delta.signature([frame]), [frame])
+        except (FrameError, InputError) as error:
+            raise unknown from (None if isinstance(error, ConfigError) else error)
 
 
 def _preprocessing(channels: Channels, spec: str | None, model: nn.Module

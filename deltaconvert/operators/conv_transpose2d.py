@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator as operator_
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from deltaconvert.operators.conv2d import pair
 from deltaconvert.operators.epilogue import Activation, finish
 from deltaconvert.operators.registry import (
     Pair,
-    Refusal,
     Shapes,
     call,
     operator,
@@ -54,8 +54,18 @@ def _function(input, weight, bias=None, stride=1, padding=0, output_padding=0, g
 
 @spelled_module(nn.ConvTranspose2d)
 def _module(module, attribute, input, output_size=None):
-    if output_size is not None:
-        raise Refusal("a transposed convolution told its output size in the call",
-                      "an output_padding of the module in its place")
+    padding = module.output_padding if output_size is None else tuple(
+        _padding(module, input, output_size, dim) for dim in (-2, -1))
     return _function(input, attribute("weight"), attribute("bias"), module.stride,
-                     module.padding, module.output_padding, module.groups, module.dilation)
+                     module.padding, padding, module.groups, module.dilation)
+
+
+def _padding(module, input, output_size, dim):
+    """Return what is missing to an output size, which may follow from shapes that are not known."""
+    stride, taps = module.stride[dim], module.dilation[dim] * (module.kernel_size[dim] - 1) + 1
+    size_in = call(operator_.getitem, call(getattr, input, "shape"), dim)
+    least = call(operator_.add, call(operator_.mul, size_in, stride),
+                 taps - stride - 2 * module.padding[dim])
+    wanted = output_size[dim] if isinstance(output_size, (list, tuple)) else call(
+        operator_.getitem, output_size, dim)
+    return call(operator_.sub, wanted, least)

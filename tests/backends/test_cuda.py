@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.rule import change_norm
-from deltaconvert.nodes import DeltaNode
+from deltaconvert.nodes import DeltaNode, Slot
 from tests.backends.test_cpu import ACTIVATIONS, CASES, MAP, conv, make_node, pool, weights
 from tests.cuda.host.launcher import ORDERS
 from tests.cuda.streams import TF32, KernelStream
@@ -84,6 +84,22 @@ def test_warpgroups(name: str, told: dict[str, Any], dtype: torch.dtype) -> None
     stream = KernelStream(at(make_node(scaled(CASES[name])), dtype), told=told)
     stream.run()
     assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve_sm90"}
+
+
+# Words that are full and that are not, more of them than threads, and lanes that are fresh.
+@pytest.mark.parametrize("width", [31, 64, 130])
+@pytest.mark.parametrize("told", [TWO, SPLIT], ids=["two", "split"])
+@pytest.mark.parametrize("residual", [None, Slot(1)], ids=["plain", "residual"])
+def test_candidates_that_blocks_find_themselves(width: int, told: dict[str, Any],
+                                                residual: Slot | None) -> None:
+    maps = [(2, 72, 37, width)] + ([(2, 16, 37, width)] if residual else [])
+    case = conv(weights(16, 72, 1, 1), padding=(0, 0), residual=residual), maps
+    stream = KernelStream(at(make_node(scaled(case)), torch.float16), told=told)
+    for share, fresh in ((1.0, 2), (0.0, 0), (1e-3, 0), (0.05, 1), (0.6, 0)):
+        stream.state.fresh[:] = [lane < fresh for lane in range(2)]
+        stream.change(share, range(2))
+        stream.check()
+    assert {k.entry for k in stream.launcher.ran} == {"convolve_sm90"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -155,9 +155,11 @@ def test_the_shell_completes_commands_and_flags():
         assert done.stdout.split() == [expected], done.stderr
 
 
-def test_no_memory_is_an_error_of_one_line(cli):
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")])
+def test_no_memory_is_an_error_of_one_line(cli, error):
     def large():
-        raise MemoryError
+        raise error
 
     app_module.app.command("large")(app_module._reporting(large))
     try:

@@ -76,6 +76,8 @@ def test_size_checks_that_the_model_takes_the_frames(cli, folder):
      "do not fit the model"),
     (("plain.pth", "--model", SPEC, "-o", "a.delta", "--norm", "l2"), 2, "choose one of max, rms"),
     (("plain.pth", "--model", SPEC, "-o", "a.delta", "--node", "conv"), 2, "PATTERN=THRESHOLD"),
+    (("plain.pth", "--model", SPEC, "-o", "a.delta", "--node", "2=0.5", "--node", "cnv*=0.1"), 2,
+     "nodes['cnv*'] matches no node; there are "),
     (("plain.pth", "--model", SPEC, "-o", "a.delta", "--threshold", "-1"), 2, "threshold=-1.0"),
 ])
 def test_refusals(cli, folder, words, code, said):

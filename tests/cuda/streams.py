@@ -15,6 +15,7 @@ from torch import Tensor
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cuda import CudaBackend
+from deltaconvert.backends.cuda.scan import as_words, words_of
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
 from deltaconvert.cuda.launcher import Launcher
@@ -55,6 +56,10 @@ class KernelStream:
         self.launcher = launcher or HostLauncher(order, change, processors)
         self.backend = CudaBackend(Config(), self.device, self.launcher, told or {})
         assert self.backend.supports(node) is None
+        # As where they have producers, which keep masks as bits.
+        self.backend.tables.markers.update(spec.name for spec in node.about.inputs)
+        if node.about.output.is_map:  # as if a reader wanted them
+            self.backend.tables.bits["y"] = words_of(node.about.output)
         self.inputs = [make_edge(spec, 0.0, beside, device) for spec in node.about.inputs]
         self.output, self.expected = (
             make_edge(node.about.output, node.about.threshold, beside, device) for _ in range(2))
@@ -92,13 +97,25 @@ class KernelStream:
             edge.mask.copy_(mask)
             edge.publish(mask.flatten(1).sum(1).tolist())
 
+    def _mark_bits(self, edge: Edge) -> None:
+        """Keep a mask as bits, as a producer would, where the node wants that."""
+        words = self.bits_of(edge)
+        if words is not None:
+            words.copy_(as_words(edge.mask))
+
+    def bits_of(self, edge: Edge) -> Tensor | None:
+        place = self.context.place_of(edge)
+        return None if place is None else self.context.words[place:place + words_of(edge.spec)]
+
     def begin(self) -> None:
         """Do what begins a frame: empty masks and counters, tell which lanes are fresh."""
         lanes = self.state.lanes
+        self.output.mask.zero_()
         self.context.counters.zero_()
+        for edge in (*self.inputs, self.output):
+            self._mark_bits(edge)
         self.context.fresh[:lanes] = torch.tensor(self.state.fresh, dtype=torch.int32)
         self.context.fresh[lanes:] = int(any(self.state.fresh))
-        self.output.mask.zero_()
 
     def check(self) -> int:
         """Run one frame by both and compare everything; return how many candidates there were."""
@@ -114,6 +131,8 @@ class KernelStream:
         self.check_value(before, new)
         changed = self.context.tallies["y"].changed
         assert int(self.context.counters[changed]) == int(self.output.mask.sum())
+        bits = self.bits_of(self.output)
+        assert bits is None or torch.equal(bits, as_words(self.output.mask))
         self.check_canaries()
         return found
 

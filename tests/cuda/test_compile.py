@@ -54,8 +54,8 @@ def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
     made = [Tile(True, bm, bn, 64, stages, True, True, *more) for bm, bn, stages, *more in tiles]
     return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=tile.bm, BN=tile.bn,
                    STAGES=tile.stages, VEC=8, OUT_VEC=8, CLAMPS=1, RMS=1, BLOCKS=tile.resident,
-                   EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1)
-            for tile in made]
+                   EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1, SCAN=scan)
+            for tile, scan in [(tile, 0) for tile in made] + [(tile, 1) for tile in made[-3:]]]
 
 
 def kernels(capability: int) -> list[Kernel]:
@@ -64,7 +64,7 @@ def kernels(capability: int) -> list[Kernel]:
         made += of_warpgroups(torch.float16) + of_warpgroups(torch.bfloat16)[:2]
         made.append(kernel("condition.cu", "decide", torch.float32))
     for dtype in (torch.float32, *HALVES):
-        made.append(kernel("sparsify.cu", "examine_pixels", dtype))
+        made.append(kernel("sparsify.cu", "examine_pixels", dtype, PACKS=3 * dtype.itemsize // 2))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
                             OUT_VEC=16 // dtype.itemsize, LANES=lanes, PACKS=packs, RMS=1,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltaconvert.nodes import Slot
 from tests.backends.test_cpu import CASES, conv, make_node, weights
 from tests.backends.test_cuda import at, scaled
 from tests.cuda.streams import KernelStream
@@ -65,6 +66,14 @@ MISTAKES_OF_SPLITS = {
         "    wait_for_copies<0>();\n    wait_for_products<0>();", "    wait_for_products<0>();"),
 }
 MISTAKES_OF_WARPGROUPS = {
+    "earlier kernels that are not waited for": (
+        "    wait_for_earlier_kernels();\n    if (!SCAN)", "    if (!SCAN)"),
+    "earlier kernels that are waited for too late": (
+        "    wait_for_earlier_kernels();\n    if (!SCAN) let_next_kernel_begin();",
+        "    if (threadIdx.x == 0) atomicAdd(args.counts, 0);\n    wait_for_earlier_kernels();"),
+    "a filter that is not waited for": (
+        "wait_for_arrival(shared.arrived + slot, parities >> slot & 1u);", ""),
+    "arrivals that are mixed up": ("parities ^= 1u << slot;", ""),
     "a missing barrier before a stage is used": (
         "block_barrier();  // the stage is there for all", "// the stage is there for all"),
     "a stage that is not waited for": (
@@ -95,6 +104,17 @@ MISTAKES_OF_WARPGROUPS = {
 }
 
 
+MISTAKES_OF_SCANS = {
+    "an input whose mask is forgotten": ("if (args.more_bits) bits |= memory[i];", ""),
+    "a candidate that is taken for its neighbour": (
+        "if (left < low) continue;", "if (left <= low) continue;"),
+    "counts of other warps that are read too early": (
+        "found.warps[warp] = upto;\n    block_barrier();", "found.warps[warp] = upto;"),
+    "bits that are read before they are copied": (
+        "    int sum = 0;\n    wait_for_copies<0>();", "    int sum = 0;"),
+}
+
+
 def run(change: tuple[str, str, str] | None, told: dict[str, Any], case: Any = None,
         order: int = 0) -> None:
     """Run a convolution on tensor cores, with a mistake in it; then with changes to hold back."""
@@ -111,11 +131,14 @@ WARP_TILE = {"fused": True, "warpgroups": False}
 GROUP_TILE = {"warpgroups": True, "bm": 128, "bn": 32, "stages": 4, "early": False}
 # The same, K cut in two.
 SPLIT_TILE = {**GROUP_TILE, "early": True, "splits": 2}
+SCANNED = (conv(weights(40, 40, 1, 1), padding=(0, 0), residual=Slot(1)),
+           [(3, 40, 7, 70), (3, 40, 7, 70)])
 LONG = conv(weights(40, 40, 3, 3)), [(3, 40, 7, 9)]
 
 
-@pytest.mark.parametrize("told, case", [(WARP_TILE, None), (GROUP_TILE, LONG), (SPLIT_TILE, LONG)],
-                         ids=["warps", "warpgroups", "splits"])
+@pytest.mark.parametrize("told, case", [(WARP_TILE, None), (GROUP_TILE, LONG), (SPLIT_TILE, LONG),
+                                        (GROUP_TILE, SCANNED)],
+                         ids=["warps", "warpgroups", "splits", "scan"])
 @torch.inference_mode()
 def test_without_a_mistake_all_is_well(told, case):
     run(None, told, case)
@@ -147,3 +170,10 @@ def test_a_mistake_of_one_column_is_noticed(mistake):
 def test_a_mistake_of_splits_is_noticed(mistake):
     with pytest.raises(AssertionError):
         run((WARPGROUPS, *MISTAKES_OF_SPLITS[mistake]), SPLIT_TILE, LONG)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_OF_SCANS)
+@torch.inference_mode()
+def test_a_mistake_of_scans_is_noticed(mistake):
+    with pytest.raises(AssertionError):
+        run((WARPGROUPS, *MISTAKES_OF_SCANS[mistake]), GROUP_TILE, SCANNED)

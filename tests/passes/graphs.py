@@ -15,6 +15,7 @@ import deltaconvert
 from deltaconvert.operators import registry
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
+from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
 from deltaconvert.passes.partition import partition
@@ -105,7 +106,7 @@ def specialised(model: nn.Module, *frames: Tensor,
                       ("infer", lambda g: infer(g, frames)),
                       ("rejoin_maps", lambda g: rejoin_maps(g, frames[0].shape[0])),
                       ("channels_first", lambda g: channels_first(g, frames[0].shape[0])),
-                      ("fuse", lambda g: fuse(g, unfused)),
+                      ("fold_factors", fold_factors), ("fuse", lambda g: fuse(g, unfused)),
                       ("partition", lambda g: partition(g, frames[0].shape[0]))]:
         results[name] = run(graph_module)
         graph_module.graph.lint()

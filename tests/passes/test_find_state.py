@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -61,7 +64,102 @@ def in_a_submodule(self, x):
     return self.conv(x) - before
 
 
+def counted_and_computed_with(self, x):
+    self.count += 1
+    return self.conv(x) * (self.count % 2)
+
+
+def counted_anew(self, x):
+    self.count = self.count + 1
+    return self.conv(x) * self.count
+
+
+def counted_by_a_number(self, x):
+    self.number += 1
+    return self.conv(x) * self.number
+
+
+def every_thirtieth(self, x):
+    self.number += 1
+    return self.conv(x) * (2 if self.number % 30 == 0 else 1)
+
+
+def after_the_fifth(self, x):
+    self.count = self.count + 1
+    return self.conv(x) * (2 if self.count > 5 else 1)
+
+
+def from_the_second_on(self, x):
+    first, self.warm = not self.warm, True
+    return self.conv(x) * (1 if first else 2)
+
+
+def in_turn(self, x):
+    self.number = (self.number + 1) % 2
+    return self.conv(x) + self.past[:, self.number:self.number + 1]
+
+
+def decayed(self, x):
+    self.past.mul_(0.9)
+    return self.conv(x) + self.past.sum()
+
+
+def through_a_view(self, x):
+    self.past.view(2, 6, 7).mul_(0.5).add_(self.conv(x)[0])
+    return self.past * 2
+
+
+def by_a_parameter(self, x):
+    y = self.conv(x)
+    self.learnt.data.copy_(y)
+    return y + self.learnt * 2
+
+
+def of_weights(self, x):
+    self.conv.weight.detach().mul_(0.5)
+    return self.conv(x)
+
+
+def made_at_first_and_written(self, x):
+    y = self.conv(x)
+    if self.hidden is None:
+        self.hidden = torch.zeros_like(y)
+    self.hidden.mul_(0.9).add_(y)
+    return self.hidden * 2
+
+
+def made_of_numbers_and_written(self, x):
+    if self.hidden is None:
+        self.hidden = torch.zeros(1, 2, 6, 7)
+    self.hidden.mul_(0.9).add_(self.conv(x))
+    return self.hidden * 2
+
+
+def in_a_deque(self, x):
+    self.last.append(self.conv(x))
+    return sum(self.last)
+
+
+def in_an_object(self, x):
+    y, self.settings.before = self.settings.before, self.conv(x)
+    return y - self.settings.before
+
+
+SEEN = []
+
+
+def in_a_global(self, x):
+    SEEN.append(self.conv(x))
+    return SEEN[0]
+
+
 STATES = {f.__name__: (f, name) for f, name in (
+    (counted_and_computed_with, "count"), (counted_anew, "count"), (counted_by_a_number, "number"),
+    (every_thirtieth, "number"), (after_the_fifth, "count"), (from_the_second_on, "warm"),
+    (in_turn, "number"), (decayed, "past"), (through_a_view, "past"), (by_a_parameter, "learnt"),
+    (of_weights, "conv.weight"), (made_at_first_and_written, "hidden"),
+    (made_of_numbers_and_written, "hidden"), (in_a_deque, "last"),
+    (in_an_object, "settings.before"), (in_a_global, "tests.passes.test_find_state.SEEN"),
     (assigned, "past"), (written, "past"), (written_by_its_item, "past"), (added_to, "past"),
     (counted, "count"), (none_at_first, "hidden"), (in_a_list, "queue"),
     (in_a_submodule, "part.before"))}
@@ -94,16 +192,47 @@ def canvas(self, x):
     return self.conv(made)
 
 
-HARMLESS = {f.__name__: f for f in (left_for_others, counted_in_vain, grid_of_a_shape,
+def counted_by_a_number_in_vain(self, x):
+    self.number += 1
+    return self.conv(x)
+
+
+def in_a_deque_for_others(self, x):
+    self.last.append(self.conv(x))
+    return self.last[-1] * 2
+
+
+GRIDS = {}
+
+
+def grid_of_a_shape_in_a_global(self, x):
+    key = str(x.shape)
+    if key not in GRIDS:
+        GRIDS[key] = torch.ones_like(x[:, :1])
+    return self.conv(x) + GRIDS[key]
+
+
+def written_through_its_data(self, x):
+    y = self.conv(x)
+    y.data[:, :1] = 0
+    y.data += 1
+    return y * 2
+
+
+HARMLESS = {f.__name__: f for f in (counted_by_a_number_in_vain, in_a_deque_for_others,
+                                    grid_of_a_shape_in_a_global, written_through_its_data,
+                                    left_for_others, counted_in_vain, grid_of_a_shape,
                                     to_where_it_is, canvas)}
 
 
 def model(function) -> Model:
     torch.manual_seed(0)
     made = Model(function, conv=nn.Conv2d(3, 2, 3, padding=1), hidden=None, queue=[],
-                 part=nn.Identity())
+                 part=nn.Identity(), number=0, warm=False, last=deque(maxlen=2),
+                 settings=SimpleNamespace(before=torch.zeros(1, 2, 6, 7)),
+                 learnt=torch.zeros(1, 2, 6, 7))
     made.part.before = torch.zeros(1, 2, 6, 7)
-    made.register_buffer("past", torch.zeros(1, 2, 6, 7))
+    made.register_buffer("past", torch.arange(84.0).view(1, 2, 6, 7) / 84)
     made.register_buffer("count", torch.zeros(()))
     return made
 
@@ -137,3 +266,12 @@ def test_the_parts_without_state_are_converted():
     for frame in frames:
         with torch.no_grad():
             torch.testing.assert_close(delta(frame), dense(frame))
+
+
+def test_nothing_is_left_in_what_is_beside_the_model():
+    GRIDS.clear()
+    deltaconvert.convert(model(grid_of_a_shape_in_a_global))
+    assert not GRIDS
+    with pytest.raises(TraceError):
+        deltaconvert.convert(model(in_a_global))
+    assert not SEEN

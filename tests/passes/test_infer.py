@@ -60,6 +60,26 @@ def test_what_does_not_depend_on_the_frame_is_computed_once():
     assert [n.about.operator.name for n in program_of(delta).nodes[1:]] == ["mul", "add"]
 
 
+def test_what_takes_only_a_shape_from_the_frame_is_constant():
+    def forward(self, x):
+        scale = self.w.unsqueeze(0).unsqueeze(2).unsqueeze(3).expand_as(x)
+        ones = torch.ones_like(x[:, :1]) + x.new_full((1, 1, 4, 5), 2.0)
+        return x * (scale * 2) + ones, scale, ones
+    delta = assert_same_outputs(Model(forward, w=torch.randn(2)), frames_like(2, 2, 4, 5))
+    assert [n.about.operator.name for n in program_of(delta).nodes[1:3]] == ["mul", "add"]
+
+
+@pytest.mark.parametrize("size", [
+    lambda x: x.size(), lambda x: x.shape[-2:], lambda x: [x.size(2), x.size(3)],
+    lambda x: (9, 10)])
+def test_a_transposed_convolution_may_be_told_its_output_size(size):
+    model = Model(lambda self, x: self.up(self.down(x), output_size=size(x)),
+                  down=nn.Conv2d(2, 4, 3, (2, 3), 1),
+                  up=nn.ConvTranspose2d(4, 2, (3, 5), (2, 3), (1, 2), dilation=(1, 1)))
+    delta = assert_same_outputs(model, frames_like(2, 2, 9, 10))
+    assert {n.about.rule for n in program_of(delta).nodes} == {"local", "sparsify"}
+
+
 def test_conversions_to_what_it_is_already_disappear():
     model = Model(lambda self, x: x.to(x.dtype).type_as(x).expand_as(x) + x.float())
     stages = specialised(model, torch.randn(1, 2, 3, 3))
@@ -110,3 +130,12 @@ def test_multiply_adds_of_attention_count():
     (node,) = [n for n in program_of(delta).nodes if n.about.operator
                and n.about.operator.name == "attention"]
     assert node.dense_multiply_adds == 18 * 5 * (4 + 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_model_is_refused():
+    from torch.ao.nn import quantized
+    model = nn.Sequential(quantized.Quantize(0.1, 0, torch.quint8), quantized.Conv2d(3, 2, 1),
+                          quantized.DeQuantize())
+    with pytest.raises(deltaconvert.UnsupportedError, match="before it was quantised"):
+        deltaconvert.convert(model)(torch.rand(1, 3, 4, 4))

@@ -77,6 +77,22 @@ def written_behind(self, x):
     return whole, a
 
 
+def growing(self, x):
+    """What a dense block joins: all that it made so far, and once more a run in the middle."""
+    a = self.a(x)
+    b = self.b(torch.cat([a], 1))
+    c = self.join(torch.cat([a, b], 1))
+    every = torch.cat([a, b, c], 1)
+    return every, torch.cat([b, c], 1), torch.cat([a, c], 1)
+
+
+def in_one_and_its_run_in_another(self, x):
+    """The run lies in the larger one, and its copy in the smaller."""
+    a, b, c = self.a(x), self.b(x), self.b(F.relu(x))
+    run = torch.cat([a, b], 1)
+    return torch.cat([a, b, c, F.relu(c)], 1), torch.cat([run, self.a(b)], 1)
+
+
 #: the concatenations, and which of them are made in place
 CASES = {
     two: {"cat": True}, nested: {"cat": True, "cat_1": True, "cat_2": True}, twice: {"cat": False},
@@ -85,6 +101,8 @@ CASES = {
     of_picks_and_gates: {"cat": True}, of_gates_alone: {"cat": True},
     of_unknown_nodes: {"cat": True},
     of_outputs: {"cat": True}, written_behind: {"cat": True},
+    growing: {"cat": True, "cat_1": True, "cat_2": True, "cat_3": True, "cat_4": False},
+    in_one_and_its_run_in_another: {"cat": False, "cat_1": True, "cat_2": True},
 }
 
 

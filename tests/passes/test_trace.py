@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import linecache
 from collections import OrderedDict, namedtuple
 
@@ -156,3 +158,105 @@ def test_wrapped_functions_leave_nothing_behind():
     assert swin.shifted_window_attention in [n.target for n in traced.graph.nodes]
     traced.recompile()
     assert dict(_wrapped_fns_to_patch).keys() == before.keys()
+
+
+def test_hooks_of_the_model_itself_run():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3)
+            self.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1, *inputs[1:]))
+            self.register_forward_hook(lambda module, inputs, output: output * 5)
+
+        def forward(self, x, scale=2.0, *, mask):
+            return self.conv(x) * scale + mask[:, :1, 1:-1, 1:-1]
+    model, frame = Scaled().eval(), torch.randn(1, 3, 6, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(deltaconvert.convert(model)(frame, frame),
+                                   model(frame, mask=frame))
+
+
+@dataclasses.dataclass
+class Parts:
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def test_a_dataclass_is_returned_if_pytorch_knows_it():
+    model = Model(lambda self, x: Parts(x + 1, x * 2))
+    with pytest.raises(TraceError, match=r"returns a Parts.*torch\.export\.register_dataclass"):
+        deltaconvert.convert(model)
+    torch.export.register_dataclass(Parts)
+    out = deltaconvert.convert(model)(torch.ones(1, 1, 2, 2))
+    assert isinstance(out, Parts)
+    assert torch.equal(out.second, torch.full((1, 1, 2, 2), 2.0))
+
+
+def test_a_forward_that_switches_autocast_on_is_refused():
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.conv(x)
+
+    def switched_off(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.conv(x)
+    conv = nn.Conv2d(3, 2, 3)
+    with pytest.raises(TraceError, match=r"switches autocast on.*dtype='bfloat16'"):
+        deltaconvert.convert(Model(forward, conv=conv))
+    assert_same_outputs(Model(switched_off, conv=conv), frames_like(1, 3, 5, 6))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # around it: no business of the model's
+        deltaconvert.convert(conv)
+
+
+class Normalised(nn.Module):
+    """Computes with buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+        self.register_buffer("mean", torch.rand(3))
+        self.register_buffer("levels", torch.tensor(1))
+
+    def forward(self, x):
+        for _ in range(int(self.levels)) if self.by_numbers else range(1):
+            x = self.conv(x - (self.mean * 255).view(1, 3, 1, 1))
+        return x
+
+    by_numbers = False
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: m.double(), lambda m: m.bfloat16(),
+    lambda m: m.load_state_dict({k: v * 2 for k, v in m.state_dict().items()})])
+def test_what_is_computed_of_buffers_follows_them(change):
+    model = Normalised().eval()
+    delta = deltaconvert.convert(model)
+    change(model), change(delta)
+    frame = torch.randn(1, 3, 6, 7).to(model.conv.weight.dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(delta(frame), model(frame))
+
+
+def test_code_that_goes_by_the_numbers_in_a_buffer_is_traced_as_it_goes():
+    model = Normalised().eval()
+    model.by_numbers = True
+    frame = torch.randn(1, 3, 6, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(deltaconvert.convert(model)(frame), model(frame))
+
+
+def test_a_model_for_some_shapes_keeps_its_dtype():
+    def forward(self, x):
+        if x.shape[-1] > 4:
+            x = self.conv(x)
+        return self.conv(x + torch.arange(x.shape[-1], dtype=x.dtype))
+    model, frame = Model(forward, conv=nn.Conv2d(3, 3, 3, padding=1)), torch.randn(1, 3, 6, 7)
+    delta = deltaconvert.convert(model, frame)
+    before = delta(frame)
+    for change in (lambda m: m.half(), lambda m: m.double(), lambda m: m.to(torch.bfloat16)):
+        with pytest.raises(deltaconvert.UnsupportedError, match=r"in torch\.float32.*Convert the "
+                                                                r"model as it is in"):
+            change(delta)
+    assert torch.equal(copy.deepcopy(delta).float().to("cpu")(frame), before)
+    double = deltaconvert.convert(model.double(), frame.double())
+    torch.testing.assert_close(double(frame.double()).float(), before)

@@ -90,14 +90,13 @@ def _find_taps(source, pixels, addresses):
     height_out, width_out = source.rows.shape[0], source.cols.shape[0]
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
     taps_x, size = source.cols.shape[1], source.data.itemsize
-    start, end, y, first = 0, 0, 0, 0  # of the line of the pixel before
+    start, y, first = np.int64(-width_out), 0, 0  # of a line: its pixel, row and lane's first row
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        if pixel >= end:
+        if pixel < start or pixel >= start + width_out:  # rarely: division is slow
             line = pixel // width_out
-            start, end = line * width_out, (line + 1) * width_out
-            lane = line // height_out
-            y, first = line - lane * height_out, lane * source.height
+            start, y = line * width_out, line % height_out
+            first = line // height_out * source.height
         x = pixel - start
         block, row = i // BLOCK, i % BLOCK
         for tap_y in range(source.rows.shape[1]):
@@ -116,14 +115,13 @@ def _find_lines(source, pixels, copies, addresses):
     base, nothing = source.data.ctypes.data, source.zeros.ctypes.data
     channels, taps_x = source.channels, source.cols.shape[1]
     numbers, size = taps_x * channels, source.data.itemsize
-    start, end, y, first = 0, 0, 0, 0  # of the line of the pixel before
+    start, y, first = np.int64(-width_out), 0, 0  # as above
     for i in range(pixels.shape[0]):
         pixel = np.int64(pixels[i])
-        if pixel >= end:
+        if pixel < start or pixel >= start + width_out:
             line = pixel // width_out
-            start, end = line * width_out, (line + 1) * width_out
-            lane = line // height_out
-            y, first = line - lane * height_out, lane * source.height
+            start, y = line * width_out, line % height_out
+            first = line // height_out * source.height
         x = pixel - start
         for tap_y in range(source.rows.shape[1]):
             where = nothing

@@ -1,13 +1,15 @@
-"""Sums and products of maps, gates and numbers, and activations that stand alone."""
+"""Sums and products of maps, gates and constants, norms, and activations that stand alone."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (the compiled loops: Numba infers their types)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numba import types
 from torch import Tensor
 
@@ -18,21 +20,22 @@ from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
-from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats3, layout, read
+from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
+from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
 from deltaconvert.backends.cpu.row import add_row, load_row, multiply_row
 from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch, whole_refusal
+from deltaconvert.backends.cpu.scaling import Scaling, scaling_of
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.nodes import DeltaNode, Slot
 
-_ADD, _MULTIPLY, _COPY = range(3)
+_ADD, _MULTIPLY, _COPY, _SCALE = range(4)
 _CODES = {"add": _ADD, "sub": _ADD, "mul": _MULTIPLY}
 
 
 class Elementwise(NamedTuple):
-    """``x + factor * y``, ``x * y`` or ``x``.
+    """``x + factor * y``, ``x * y``, ``x`` or ``x * scale``.
 
     Args:
         parts, ending: of its step.
@@ -41,6 +44,7 @@ class Elementwise(NamedTuple):
         x_channels, y_channels: of the maps; 1 is read by every channel.
         x_constant, y_constant: else.
         factor: of ``y`` in a sum.
+        scale: float32 ``[C]``.
         new: float32 ``[workers, rows, C]``.
     """
 
@@ -54,6 +58,7 @@ class Elementwise(NamedTuple):
     x_constant: np.float32
     y_constant: np.float32
     factor: np.float32
+    scale: Floats
     new: Floats3
 
 
@@ -69,6 +74,8 @@ def refusal(node: DeltaNode) -> str | None:
     if about.operator.is_activation:
         known = compiled_activation(_activation(node)) or compiled_curve(_activation(node))
         return None if known else "the loops do not have this activation"
+    if scaling_of(node):
+        return None
     if about.operator.name not in _CODES or len(about.args) != 2:
         return "the loops do not have this operator"
     if not all(isinstance(a, Slot | int | float) for a in about.args):
@@ -85,26 +92,37 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a sum, a product or an activation."""
-    about = node.about
-    assert about.operator is not None
     out = flat_map(buffers.output.value)
     channels = out.channels
     rows = chunk_rows(channels)
     head = head_of(node, buffers, engine, 0.1 * channels + 20, buffers.output.mask.numel())
     residual = _residual(node, buffers)
-    alone = about.operator.is_activation or residual is not None
-    activation = (_activation(node) if about.operator.is_activation
-                  else about.params.get("activation"))
-    operands = [_operand(node, buffers, a) for a in ((about.args[0], 0.0) if alone else about.args)]
-    (x, x_channels, x_constant), (y, y_channels, y_constant) = operands
-    factor = about.params.get("alpha", 1) * (-1 if about.operator.name == "sub" else 1)
+    code, (x, y), factor, activation, scaling = _formula(node, residual is not None)
+    x, x_channels, x_constant = _operand(node, buffers, x)
+    y, y_channels, y_constant = _operand(node, buffers, y)
+    scale, shift = (scaling.scale, scaling.shift) if scaling else (torch.empty(0), None)
     task = Elementwise(
-        head.parts,
-        ending_of(node, buffers, head, engine, residual=residual, activation=activation),
-        _COPY if alone else _CODES[about.operator.name], x, y, x_channels, y_channels,
-        x_constant, y_constant, np.float32(factor),
-        rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
+        head.parts, ending_of(node, buffers, head, engine, bias=shift, residual=residual,
+                              activation=activation),
+        code, x, y, x_channels, y_channels, x_constant, y_constant, np.float32(factor),
+        flat(scale), rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
     return CompiledStep(node, engine, head, COMBINE.of(out.data), task)
+
+
+def _formula(node: DeltaNode, has_residual: bool
+             ) -> tuple[int, Sequence[Any], float, Any, Scaling | None]:
+    """Return its code, the operands, the factor, the activation behind it, and the scaling."""
+    about = node.about
+    assert about.operator is not None
+    name, behind = about.operator.name, about.params.get("activation")
+    if about.operator.is_activation:
+        return _COPY, (about.args[0], 0.0), 1, _activation(node), None
+    if has_residual:
+        return _COPY, (about.args[0], 0.0), 1, behind, None
+    if scaling := scaling_of(node):
+        return _SCALE, (scaling.x, 0.0), 1, behind, scaling
+    factor = about.params.get("alpha", 1) * (-1 if name == "sub" else 1)
+    return _CODES[name], about.args, factor, behind, None
 
 
 def _residual(node: DeltaNode, buffers: Buffers) -> Tensor | None:
@@ -128,7 +146,7 @@ def _activation(node: DeltaNode) -> tuple[Any, ...]:
 def _operand(node: DeltaNode, buffers: Buffers, argument: Any) -> tuple[Taps, int, np.float32]:
     if not isinstance(argument, Slot):
         nowhere, nothing = np.zeros((1, 1), np.int32), flat_map(buffers.output.value).data[:0]
-        return Taps(nothing, 0, 0, 0, nowhere, nowhere, False), 1, np.float32(argument)
+        return Taps(nothing, 0, 0, 0, nowhere, nowhere, True), 1, np.float32(argument)
     source = flat_map(buffers.inputs[argument.index].value)
     return (taps_of(source, footprints_of(node)[argument.index]), source.channels,
             np.float32(0))
@@ -159,7 +177,9 @@ def combine_parts(task, worker):
         for first in range(0, taken.shape[0], batch):
             last = min(first + batch, taken.shape[0])
             load_rows(task.x, task.x_channels, task.x_constant, taken[first:last], new)
-            if task.code != _COPY:
+            if task.code == _SCALE:
+                scale_rows(task.scale, last - first, new)
+            elif task.code != _COPY:
                 combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant,
                              taken[first:last], new)
             finish_batch(new, taken, first, last, task.ending, worker)
@@ -167,48 +187,61 @@ def combine_parts(task, worker):
 
 @loop
 def place_of(taps, pixel):
-    """Return where the numbers of the one pixel lie that an output pixel reads."""
-    if taps.same:
-        return pixel * taps.step
+    """Return where the numbers of the one pixel lie that an output pixel reads.
+
+    Callers ask for what is none of their own, nor a gate of the first lane: a call with so many
+    arguments takes longer than the rest of a short row.
+    """
     height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
-    plane = height_out * width_out
-    if taps.height * taps.width == 1:  # a gate
-        return pixel // plane * taps.step if pixel >= plane else 0
     y, x = pixel // width_out % height_out, pixel % width_out
-    line = pixel // plane * taps.height + taps.rows[y, 0]
+    line = pixel // (height_out * width_out) * taps.height + taps.rows[y, 0]
     return (line * taps.width + taps.cols[x, 0]) * taps.step
+
+
+@loop
+def read_by_all(taps):
+    """Return how many output pixels read the first pixel and no other: a gate's, of a lane."""
+    return taps.rows.shape[0] * taps.cols.shape[0] if taps.height * taps.width == 1 else 0
 
 
 @loop
 def load_rows(taps, channels, constant, pixels, new):
     """Write an operand's pixels to rows."""
-    data, size = taps.data.ctypes.data, taps.data.itemsize
+    data, size, same, gate = (
+        taps.data.ctypes.data, taps.data.itemsize, taps.same, read_by_all(taps))
     for i in range(pixels.shape[0]):
-        row = new[i]
+        row, pixel = new[i], np.int64(pixels[i])
+        place = pixel * taps.step if same else 0 if pixel < gate else place_of(taps, pixel)
         if taps.data.shape[0] == 0:
             row[:] = constant
         elif channels == 1:
-            row[:] = load(taps.data, place_of(taps, np.int64(pixels[i])))
+            row[:] = load(taps.data, place)
         else:
-            load_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), row.ctypes.data,
-                     channels)
+            load_row(taps.data, data + size * place, row.ctypes.data, channels)
+
+
+@loop
+def scale_rows(scale, count, new):
+    """Multiply rows with a number for each channel."""
+    for i in range(count):
+        row = new[i]
+        for c in range(scale.shape[0]):
+            row[c] *= scale[c]
 
 
 @loop
 def combine_rows(code, factor, taps, channels, constant, pixels, new):
     """Add a multiple of an operand's pixels to rows, or multiply rows with them."""
-    data, size = taps.data.ctypes.data, taps.data.itemsize
+    data, size, same, gate = (
+        taps.data.ctypes.data, taps.data.itemsize, taps.same, read_by_all(taps))
     for i in range(pixels.shape[0]):
-        row = new[i]
+        row, pixel = new[i], np.int64(pixels[i])
+        place = pixel * taps.step if same else 0 if pixel < gate else place_of(taps, pixel)
         if taps.data.shape[0] == 0 or channels == 1:
-            one = constant
-            if taps.data.shape[0] != 0:
-                one = load(taps.data, place_of(taps, np.int64(pixels[i])))
+            one = load(taps.data, place) if taps.data.shape[0] != 0 else constant
             for c in range(row.shape[0]):
                 row[c] = row[c] + factor * one if code == _ADD else row[c] * one
         elif code == _ADD:
-            add_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])), factor,
-                    row.ctypes.data, channels)
+            add_row(taps.data, data + size * place, factor, row.ctypes.data, channels)
         else:
-            multiply_row(taps.data, data + size * place_of(taps, np.int64(pixels[i])),
-                         row.ctypes.data, channels)
+            multiply_row(taps.data, data + size * place, row.ctypes.data, channels)

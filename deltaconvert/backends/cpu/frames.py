@@ -19,6 +19,7 @@ from deltaconvert.backends.cpu.storage import load, store
 BLOCK = 8
 _ZERO = np.float32(0)
 _LARGEST = np.finfo(np.float32).max
+_SURELY, _TINY = np.float32(1 - 2.0**-20), np.float32(2.0**-100)
 
 
 @loop
@@ -92,28 +93,34 @@ def compare_interleaved(new, old, threshold, rms, marks):
 
 
 @loop
-def add_three(red, green, blue, old, cap, rms, marks, over, sums):
-    """Compare one line of three planes for the test of blocks; return whether all is finite.
+def add_three(red, green, blue, old, rms, sums, most, marks):
+    """Compare one line of three planes for the test of blocks, with a threshold of 0.
 
-    As `compare_line`, with a threshold of 0; ``over`` keeps what is set in it, and ``sums`` is
-    float32 ``[3, W]``.
+    Args:
+        red, green, blue, old, rms: as for `compare_three`.
+        sums: float32 ``[3, W]``, the differences are added.
+        most: float32 ``[W]``, the largest so far: the sum of squares of a pixel's differences, or
+            the magnitude of one.
+        marks: uint8 ``[W]``, written.
     """
-    bad = np.uint8(0)
-    first, second, third, three = sums[0], sums[1], sums[2], np.float32(3)
-    for x in range(marks.shape[0]):
-        r, g, b = load(red, x), load(green, x), load(blue, x)
-        u, v, w = r - load(old, 3 * x), g - load(old, 3 * x + 1), b - load(old, 3 * x + 2)
-        bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
-            not (abs(b) <= _LARGEST))
+    first, second, third = sums[0], sums[1], sums[2]
+    for x in range(most.shape[0]):
+        u, v, w = (load(red, x) - load(old, 3 * x), load(green, x) - load(old, 3 * x + 1),
+                   load(blue, x) - load(old, 3 * x + 2))
         first[x] += u
         second[x] += v
         third[x] += w
         marks[x] = np.uint8(u != _ZERO) | np.uint8(v != _ZERO) | np.uint8(w != _ZERO)
-        if rms:
-            over[x] |= np.uint8(not (np.sqrt((u * u + v * v + w * w) / three) <= cap))
-        else:
-            over[x] |= np.uint8(not (abs(u) <= cap)) | np.uint8(not (abs(v) <= cap)) | np.uint8(
-                not (abs(w) <= cap))
+        size = u * u + v * v + w * w if rms else max(abs(u), abs(v), abs(w))
+        most[x] = size if size > most[x] else most[x]
+
+
+@loop
+def all_finite(numbers):
+    """Return whether none is infinite or NaN."""
+    bad = np.uint8(0)
+    for i in range(numbers.shape[0]):
+        bad |= np.uint8(not (abs(load(numbers, i)) <= _LARGEST))
     return bad == 0
 
 
@@ -192,50 +199,107 @@ def compare_blocks(frame, strides, shape, value, value_step, threshold, cap, rms
     channels, height, width = shape[1], shape[2], shape[3]
     block_rows = (height + BLOCK - 1) // BLOCK
     alike = strides[1] == 1 and strides[3] == channels and value_step == channels
+    planes = channels == 3 and value_step == 3 and strides[3] == 1
     finite = True
-    keep, line_over = np.empty(width, np.uint8), np.empty(width, np.uint8)
-    numbers = channels if alike else 1  # of a pixel, that are marked one by one
-    over = np.empty(width * numbers, np.uint8)
+    keep, most = np.empty(width, np.uint8), np.empty(width, np.float32)
+    line_over = np.empty(width, np.uint8)
+    over = np.empty(width * channels if alike else width, np.uint8)
     sums = np.empty((channels, width), np.float32)
-    across, along = (1, channels) if alike else (width, 1)  # to the next channel, and pixel
     for block_row in range(first, last):
         lane, top = block_row // block_rows, block_row % block_rows * BLOCK
         lines, start = min(BLOCK, height - top), lane * strides[0] + top * strides[2]
         pixel = (lane * height + top) * width
-        sums[:] = _ZERO
-        over[:] = 0
-        for i in range(lines):
-            new, old = frame[start + i * strides[2]:], value[(pixel + i * width) * value_step:]
-            out = marks[pixel + i * width:pixel + (i + 1) * width]
-            if alike:
-                ok = add_flat(new, old, cap, over, sums.reshape(-1))
-            elif channels == 3 and value_step == 3 and strides[3] == 1:
-                ok = add_three(new, new[strides[1]:], new[2 * strides[1]:], old, cap, rms, out,
-                               over, sums)
-            else:
-                ok = compare_line(new, 0, strides[1], strides[3], old, 0, value_step, channels,
-                                  _ZERO, cap, rms, out, line_over, sums, width)
-                over |= line_over
-            finite = finite and ok
-        any_kept = find_changed(sums.reshape(-1), across, along, channels, lines, threshold, rms,
-                                keep)
-        if any_set(over):
-            for left in range(0, width, BLOCK):
-                right = min(left + BLOCK, width)
-                if keep[left] == 0 and any_set(over[left * numbers:right * numbers]) and (
-                        not alike or not rms or pixel_exceeds(
-                            frame, start, strides, value, pixel, width, channels, lines, left,
-                            right, cap)):
-                    keep[left:right] = 255
-                    any_kept = True
-        for i in range(lines):
-            out = marks[pixel + i * width:pixel + (i + 1) * width]
-            if alike and any_kept:
-                mark_flat(frame[start + i * strides[2]:], value[(pixel + i * width) * channels:],
-                          channels, out)
-            for x in range(width):
-                out[x] = out[x] & keep[x] if any_kept else np.uint8(0)
+        out = marks[pixel:pixel + lines * width]
+        if planes:
+            ok = planes_of_blocks(frame, start, strides, value, pixel, lines, threshold, cap, rms,
+                                  sums, most, keep, out)
+        else:
+            ok = lines_of_blocks(frame, start, strides, value, value_step, pixel, lines, threshold,
+                                 cap, rms, alike, sums, over, line_over, keep, out)
+        finite = finite and ok
     return finite
+
+
+@loop
+def planes_of_blocks(frame, start, strides, value, pixel, lines, threshold, cap, rms, sums, most,
+                     keep, marks):
+    """Mark the pixels of a row of blocks of three planes; return whether all is finite.
+
+    A number that is not finite is one in the sum of its column, so only where a sum is not are
+    the numbers looked at.
+    """
+    width, plane, finite = keep.shape[0], strides[1], True
+    sums[:] = _ZERO
+    most[:] = _ZERO
+    for i in range(lines):
+        new, old = frame[start + i * strides[2]:], value[3 * (pixel + i * width):]
+        add_three(new, new[plane:], new[2 * plane:], old, rms, sums, most,
+                  marks[i * width:(i + 1) * width])
+    if not all_finite(sums.reshape(-1)):
+        for i in range(lines):
+            for c in range(3):
+                line = start + i * strides[2] + c * plane
+                finite = finite and all_finite(frame[line:line + width])
+    any_kept = find_changed(sums.reshape(-1), width, 1, 3, lines, threshold, rms, keep)
+    limit = cap
+    if rms:  # rounding moves a sum of squares by less than it is lowered here, but for tiny ones
+        limit = min(np.float32(3) * cap * cap * _SURELY, _LARGEST)
+        limit = limit if limit > _TINY else _ZERO
+    for left in range(0, width, BLOCK):
+        right, largest = min(left + BLOCK, width), _ZERO
+        for x in range(left, right):
+            largest = max(largest, most[x])
+        if largest > limit and keep[left] == 0 and pixel_exceeds(
+                frame, start, strides, value, pixel, width, 3, lines, left, right, rms, cap):
+            keep[left:right] = 255
+            any_kept = True
+    for i in range(lines):
+        keep_marks(marks[i * width:(i + 1) * width], keep, any_kept)
+    return finite
+
+
+@loop
+def lines_of_blocks(frame, start, strides, value, value_step, pixel, lines, threshold, cap, rms,
+                    alike, sums, over, line_over, keep, marks):
+    """Do the same for a frame of any layout."""
+    channels, width, finite = sums.shape[0], keep.shape[0], True
+    numbers = channels if alike else 1  # of a pixel, that are marked one by one
+    across, along = (1, channels) if alike else (width, 1)  # to the next channel, and pixel
+    sums[:] = _ZERO
+    over[:] = 0
+    for i in range(lines):
+        new, old = frame[start + i * strides[2]:], value[(pixel + i * width) * value_step:]
+        if alike:
+            ok = add_flat(new, old, cap, over, sums.reshape(-1))
+        else:
+            ok = compare_line(new, 0, strides[1], strides[3], old, 0, value_step, channels, _ZERO,
+                              cap, rms, marks[i * width:(i + 1) * width], line_over, sums, width)
+            over |= line_over
+        finite = finite and ok
+    any_kept = find_changed(sums.reshape(-1), across, along, channels, lines, threshold, rms, keep)
+    if any_set(over):
+        for left in range(0, width, BLOCK):
+            right = min(left + BLOCK, width)
+            if keep[left] == 0 and any_set(over[left * numbers:right * numbers]) and (
+                    not alike or not rms or pixel_exceeds(
+                        frame, start, strides, value, pixel, width, channels, lines, left, right,
+                        rms, cap)):
+                keep[left:right] = 255
+                any_kept = True
+    for i in range(lines):
+        out = marks[i * width:(i + 1) * width]
+        if alike and any_kept:
+            mark_flat(frame[start + i * strides[2]:], value[(pixel + i * width) * channels:],
+                      channels, out)
+        keep_marks(out, keep, any_kept)
+    return finite
+
+
+@loop
+def keep_marks(marks, keep, any_kept):
+    """Clear the marks of a line where its blocks are not kept."""
+    for x in range(marks.shape[0]):
+        marks[x] = marks[x] & keep[x] if any_kept else np.uint8(0)
 
 
 @loop
@@ -259,21 +323,22 @@ def find_changed(sums, across, along, channels, lines, threshold, rms, keep):
         keep: uint8 ``[W]``.
     """
     width, any_kept = keep.shape[0], False
+    one = np.uintp(along)  # an index that has no sign is not looked at for one
     for left in range(0, width, BLOCK):
         right, size = min(left + BLOCK, width), _ZERO
-        pixels = np.float32(lines * (right - left))
+        share = np.float32(1) / np.float32(lines * (right - left))
         for c in range(channels):
-            at = c * across + left * along
+            at = np.uintp(c * across + left * along)
             if right - left == BLOCK:  # written out: so short a loop is no vector's
-                mean = (((sums[at] + sums[at + along])
-                         + (sums[at + 2 * along] + sums[at + 3 * along]))
-                        + ((sums[at + 4 * along] + sums[at + 5 * along])
-                           + (sums[at + 6 * along] + sums[at + 7 * along])))
+                mean = (((sums[at] + sums[at + one])
+                         + (sums[at + np.uintp(2) * one] + sums[at + np.uintp(3) * one]))
+                        + ((sums[at + np.uintp(4) * one] + sums[at + np.uintp(5) * one])
+                           + (sums[at + np.uintp(6) * one] + sums[at + np.uintp(7) * one])))
             else:
                 mean = _ZERO
                 for x in range(right - left):
-                    mean += sums[at + x * along]
-            mean /= pixels
+                    mean += sums[at + np.uintp(x) * one]
+            mean *= share
             size = size + mean * mean if rms else max(size, abs(mean))
         size = np.sqrt(size / np.float32(channels)) if rms else size
         changed = not (size <= threshold)
@@ -284,16 +349,18 @@ def find_changed(sums, across, along, channels, lines, threshold, rms, keep):
 
 
 @loop
-def pixel_exceeds(frame, start, strides, value, pixel, width, channels, lines, left, right, cap):
-    """Return whether a pixel of a block differs by more than the cap; RMS, for what lies alike."""
+def pixel_exceeds(frame, start, strides, value, pixel, width, channels, lines, left, right, rms,
+                  cap):
+    """Return whether a pixel of a block differs by more than the cap; a value without gaps."""
     for i in range(lines):
         for x in range(left, right):
-            size = _ZERO
-            new, old = start + i * strides[2] + x * channels, (pixel + i * width + x) * channels
+            size, old = _ZERO, (pixel + i * width + x) * channels
+            new = start + i * strides[2] + x * strides[3]
             for c in range(channels):
-                difference = load(frame, new + c) - load(value, old + c)
-                size += difference * difference
-            if not (np.sqrt(size / np.float32(channels)) <= cap):
+                difference = load(frame, new + c * strides[1]) - load(value, old + c)
+                size = size + difference * difference if rms else max(size, abs(difference))
+            size = np.sqrt(size / np.float32(channels)) if rms else size
+            if not (size <= cap):
                 return True
     return False
 

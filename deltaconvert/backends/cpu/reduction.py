@@ -18,14 +18,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from deltaconvert.backends.cpu.product import BLOCK, WIDTH
-from deltaconvert.backends.cpu.row import Row, everywhere
+from deltaconvert.backends.cpu.row import Row, everywhere, first_of
 
 PIXELS = 4
 # Vectors of channels: with 32 registers, the sums of four pixels and some more.
 WIDE, MIDDLE = (4, 2) if BLOCK >= 12 else (2, 1)
 _FLOAT, _INT = ir.FloatType(), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
-_LANES = ir.Constant(ir.VectorType(_INT, WIDTH), list(range(WIDTH)))
 _FUSE = ("contract",)
 
 
@@ -161,8 +160,7 @@ def reduction(pixels: int, vectors: int, operation: Any) -> Any:
         masks: list[Any] = [None] * vectors
         if vectors < WIDE:
             last = builder.add(first, _INT((vectors - 1) * WIDTH))
-            left = everywhere(builder, builder.sub(channels, last), WIDTH)
-            masks[-1] = builder.icmp_signed("<", _LANES, left)
+            masks[-1] = first_of(builder, builder.sub(channels, last))
         block.compute(first, vectors, masks)
         return context.get_dummy_value()
 

@@ -23,9 +23,12 @@ from deltaconvert.backends.cpu.product import CACHE_LINE, WIDTH
 
 _FLOAT, _INT, _INDEX, _BIT = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
 _VECTOR, _MASK = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_BIT, WIDTH)
-_LANES = ir.Constant(ir.VectorType(_INT, WIDTH), list(range(WIDTH)))
 _BITS, _SHORTS = ir.VectorType(_INDEX, WIDTH), ir.VectorType(ir.IntType(16), WIDTH)
+_LANES = ir.Constant(_BITS, list(range(WIDTH)))
 _FUSE = ("contract",)
+# The sum of squares from which a norm exceeds a threshold, or does not, without doubt: rounding
+# moves either by less than this share of it, unless they are so small that digits are lost.
+_DOUBT, _TINY, _HUGE = 2.0**-20, 2.0**-100, 3e38
 
 
 class Row:
@@ -50,8 +53,7 @@ class Row:
         done = builder.mul(whole, _INT(WIDTH))
         rest = builder.sub(self.channels, done)
         with builder.if_then(builder.icmp_signed(">", rest, _INT(0))):
-            mask = builder.icmp_signed("<", _LANES, everywhere(builder, rest, WIDTH))
-            body(done, mask)
+            body(done, first_of(builder, rest))
 
     def load(self, address: Any, first: Any, mask: Any) -> Any:
         """Load a vector of float32; zeros where it is masked."""
@@ -128,6 +130,12 @@ class Row:
         return self.builder.inttoptr(self.builder.add(address, offset), kind.as_pointer())
 
 
+def first_of(builder: Any, count: Any) -> Any:
+    """Return a mask of so many numbers of a vector; none if negative, at most all."""
+    count = builder.trunc(count, _INDEX)  # one comparison of whole vectors
+    return builder.icmp_signed("<", _LANES, everywhere(builder, count, WIDTH))
+
+
 def _all(kind: Any, number: int) -> Any:
     return ir.Constant(kind, [number] * WIDTH)
 
@@ -191,8 +199,13 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
             row.each(body)
 
         _choose(builder, code, added, loop)
-        return builder.select(rms, _outside(builder, builder.load(square), channels, threshold),
-                              _any(builder, builder.load(beyond)))
+        found = cgutils.alloca_once(builder, _BIT)
+        with builder.if_else(rms) as (root, largest):
+            with root:
+                builder.store(_outside(builder, builder.load(square), channels, threshold), found)
+            with largest:
+                builder.store(_any(builder, builder.load(beyond)), found)
+        return builder.load(found)
 
     return types.boolean(like, *[types.intp] * 7, types.float32, types.boolean, types.intp,
                          types.intp), codegen
@@ -216,15 +229,45 @@ def _choose(builder: Any, code: Any, added: Any, loop: Callable[[int, bool], Non
 
 
 def _outside(builder: Any, squares: Any, channels: Any, threshold: Any) -> Any:
-    """Whether the root of the squares' mean is not within the threshold."""
+    """Whether the root of the squares' mean is not within the threshold.
+
+    Division and root take as long as half of a short row: they are left out where the sum alone
+    says so.
+    """
     add = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR]),
         f"llvm.vector.reduce.fadd.v{WIDTH}f32")
     total = builder.call(add, [_FLOAT(0.0), squares], fastmath=("reassoc",))
-    root = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_FLOAT, [_FLOAT]), "llvm.sqrt.f32")
-    mean = builder.fdiv(total, builder.sitofp(channels, _FLOAT))
-    return builder.fcmp_unordered(">", builder.call(root, [mean]), threshold)
+    count = builder.sitofp(channels, _FLOAT)
+    limit = builder.fmul(builder.fmul(threshold, threshold), count)
+    first, last, doubts = _doubtful(builder, limit)
+    bits = builder.bitcast(total, _INDEX)  # in the order of what they say, NaN last
+    found = cgutils.alloca_once(builder, _BIT)
+    builder.store(builder.icmp_unsigned(">", bits, last), found)
+    # One comparison: a branch for each side of the threshold could not be guessed.
+    doubtful = builder.icmp_unsigned("<", builder.sub(bits, first), doubts)
+    with builder.if_then(doubtful, likely=False):
+        root = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_FLOAT, [_FLOAT]), "llvm.sqrt.f32")
+        norm = builder.call(root, [builder.fdiv(total, count)])
+        builder.store(builder.fcmp_unordered(">", norm, threshold), found)
+    return builder.load(found)
+
+
+def _doubtful(builder: Any, limit: Any) -> tuple[Any, Any, Any]:
+    """Return the first and the last sum that may be either side of a limit, and how many these are.
+
+    As the bits of floats; all of them, where the limit is NaN.
+    """
+    tiny = builder.fcmp_ordered("<", limit, _FLOAT(_TINY))
+    above = builder.select(tiny, _FLOAT(_TINY), builder.fmul(limit, _FLOAT(1 + _DOUBT)))
+    below = builder.fmul(limit, _FLOAT(1 - _DOUBT))
+    huge = builder.fcmp_ordered(">", below, _FLOAT(_HUGE))
+    below = builder.select(tiny, _FLOAT(0.0), builder.select(huge, _FLOAT(_HUGE), below))
+    last, within = builder.bitcast(above, _INDEX), builder.bitcast(below, _INDEX)
+    none = builder.fcmp_unordered("uno", limit, limit)
+    first = builder.select(none, _INDEX(0), builder.add(within, _INDEX(1)))
+    return first, last, builder.select(none, _INDEX(-1), builder.sub(last, within))
 
 
 def _any(builder: Any, mask: Any) -> Any:
@@ -261,20 +304,19 @@ def _load_other(typing: Any, like: Any, source: Any, new: Any, channels: Any) ->
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, source, new, channels = args
         row = Row(builder, channels, signature.args[0].dtype)
-        # Of the pixel's ``2 channels - 1`` numbers from the first that is taken to the last.
-        pixel = Row(builder, builder.sub(builder.mul(channels, _INT(2)), _INT(1)),
-                    signature.args[0].dtype)
-        even = ir.Constant(ir.VectorType(_INDEX, WIDTH), list(range(0, 2 * WIDTH, 2)))
+        # The second half begins a number earlier: what lies behind the last is not the pixel's.
+        other = [*range(0, WIDTH, 2), *range(WIDTH + 1, 2 * WIDTH, 2)]
+        chosen = ir.Constant(_BITS, other)
 
         def body(first: Any, mask: Any) -> None:
-            at = builder.mul(first, _INT(2))
-            halves = []
-            for half in range(2):
-                here = builder.add(at, _INT(half * WIDTH))
-                left = everywhere(builder, builder.sub(pixel.channels, here), WIDTH)
-                halves.append(pixel.load_stored(source, here,
-                                                builder.icmp_signed("<", _LANES, left)))
-            row.store(builder.shuffle_vector(*halves, even), new, first, mask)
+            at, masks = builder.mul(first, _INT(2)), [mask, mask]
+            if mask is not None:
+                last = builder.sub(builder.mul(builder.sub(channels, first), _INT(2)), _INT(1))
+                masks = [first_of(builder, builder.sub(last, _INT(begin)))
+                         for begin in (0, WIDTH - 1)]
+            halves = [row.load_stored(source, builder.add(at, _INT(begin)), part)
+                      for begin, part in zip((0, WIDTH - 1), masks, strict=True)]
+            row.store(builder.shuffle_vector(*halves, chosen), new, first, mask)
 
         row.each(body)
         return context.get_dummy_value()

@@ -20,7 +20,7 @@ from deltaconvert.nodes import DeltaNode, EdgeSpec, Slot
 from deltaconvert.state import Edge
 
 # Calling a helper takes some 2 us where it is awake; below, one worker is done before that pays.
-_SHARED_WORK_NS = 15_000
+_SHARED_WORK_NS = 3_000
 
 
 def list_name(node: DeltaNode) -> str:

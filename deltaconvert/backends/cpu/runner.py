@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from deltaconvert.backends.cpu.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
+from deltaconvert.backends.cpu.sparsify import CpuSparsify
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.exits import exits
 from deltaconvert.nodes import DeltaNode
@@ -42,6 +43,7 @@ class Runner:
         inner = [n for n in nodes if n.about.rule != "sparsify"]
         self.runs = [list(run) for _, run in
                      groupby(inner, key=lambda n: n.about.name in self.compiled)]
+        self.joined = self._joined()
         values = [state.edges[leaf.door.about.inputs[0].name].value
                   for leaf in self.exits if leaf.door is not None]
         self.small = sum(v.numel() for v in values if isinstance(v, Tensor)) < _SMALL_OUTPUT
@@ -54,10 +56,11 @@ class Runner:
             for name in self.compiled:  # these are counted in their ledgers
                 state.counted.pop(name, None)
             return leaves
+        joined = (self.joined,) if self.joined else ()
         for door, place in self.doors:
-            state.run(door, frames[place])
+            state.run(door, frames[place], *joined)
         changed = any(state.edges[door.about.name].changed for door, _ in self.doors)
-        for run in self.runs:
+        for run in self.runs[len(joined):]:
             first, last = (state.steps[run[i].about.name] for i in (0, -1))
             if isinstance(first, CompiledStep) and isinstance(last, CompiledStep):
                 first.engine.run(first.place, last.place + 1, share=changed)
@@ -65,6 +68,17 @@ class Runner:
                 for node in run:
                     state.run(node)
         return self._outputs()
+
+    def _joined(self) -> int:
+        """Return where the steps end that run with the only door, in one call; else 0."""
+        if len(self.doors) != 1 or not self.runs:
+            return 0
+        door = self.state.steps[self.doors[0][0].about.name]
+        first, last = (self.state.steps[self.runs[0][i].about.name] for i in (0, -1))
+        if not (isinstance(door, CpuSparsify) and isinstance(first, CompiledStep)
+                and isinstance(last, CompiledStep) and first.place == door.place + 2):
+            return 0
+        return last.place + 1
 
     def _outputs(self) -> list[Any]:
         """Copy the outputs; small ones on this thread, for it would wait for another to wake."""

@@ -100,7 +100,8 @@ def select_parts(task, worker):
         for first in range(0, taken.shape[0], batch):
             last = min(first + batch, taken.shape[0])
             for i in range(first, last):
-                start, row = place_of(task.taps, np.int64(taken[i])), new[i - first]
+                row, pixel = new[i - first], np.int64(taken[i])
+                start = pixel * task.taps.step if task.taps.same else place_of(task.taps, pixel)
                 if task.apart == 1:
                     load_row(data, base + data.itemsize * start, row.ctypes.data, row.shape[0])
                 elif task.apart == 2:

@@ -41,6 +41,7 @@ from deltaconvert.nodes import DeltaNode
 
 # Numbers that one worker compares in the time that waking another takes, several times over.
 SHARED_NUMBERS = 200_000
+_NONE = np.zeros(0)
 
 
 def plan(node: DeltaNode) -> list[Scratch]:
@@ -63,7 +64,7 @@ class Comparison(NamedTuple):
         finite: bool ``[workers]``, written.
         fresh: one a lane.
         mask: of the edge.
-        counts: int64 ``[workers, lanes]``: the pixels that were replaced.
+        counts: int64 ``[workers, lanes]``: the pixels that are marked, written.
         before: int64 ``[lanes]``: those of the last frame.
     """
 
@@ -136,6 +137,7 @@ def pixel_parts(task, worker):
             frame, task.strides, task.shape, task.value, task.step, task.thresholds, task.rms,
             first, min(first + size, total), task.marks)
         task.finite[worker] = task.finite[worker] and finite
+        count_marks(task, first, min(first + size, total), 1, worker)
 
 
 @loop
@@ -151,6 +153,21 @@ def block_parts(task, worker):
             frame, task.strides, task.shape, task.value, task.step, task.block_threshold, task.cap,
             task.rms, first, min(first + size, total), task.marks)
         task.finite[worker] = task.finite[worker] and finite
+        count_marks(task, first, min(first + size, total), BLOCK, worker)
+
+
+@loop
+def count_marks(task, first, last, lines, worker):
+    """Count what is marked in rows of so many lines; the last of a lane may have fewer."""
+    height, width = task.shape[2], task.shape[3]
+    rows = (height + lines - 1) // lines
+    for row in range(first, last):
+        lane, top = row // rows, row % rows * lines
+        begin = (lane * height + top) * width
+        found = np.int64(0)
+        for at in range(begin, begin + min(lines, height - top) * width):
+            found += task.marks[at]
+        task.counts[worker, lane] += found
 
 
 @loop
@@ -175,7 +192,6 @@ def replace_marked(task, worker):
                 for x in range(width):
                     mask[x] = marks[x]
             if found != 0:
-                task.counts[worker, lane] += found
                 start = lane * task.strides[0] + line % height * task.strides[2]
                 replace_line(frame, start, task.strides[1], task.strides[3], task.value,
                              line * width * task.step, task.step, task.shape[1], marks)
@@ -200,6 +216,7 @@ class CpuSparsify:
             mask, np.zeros((engine.workers.threads, value.lanes), np.int64),
             np.zeros(value.lanes, np.int64))
         compare = COMPARE_BLOCKS if blocks else COMPARE_PIXELS
+        self._numbers = _NONE  # of the frame, from when it is examined until it is run
         self.place = engine.add(None, compare.of(value.data), self.task)
         engine.add(None, REPLACE.of(value.data), self.task)
 
@@ -209,28 +226,29 @@ class CpuSparsify:
         Raises:
             NotFiniteError: naming the lane and how many numbers are not finite.
         """
-        numbers = self._take(frame)
-        self.task.finite[:] = True
-        self.engine.run(self.place, self.place + 1, numbers.size > SHARED_NUMBERS)
+        self._numbers, self.task.strides[:] = flat_frame(frame)
+        self.task.frame[:] = self._numbers.ctypes.data, self._numbers.size
+        self.task.taken[0], self.task.finite[:], self.task.counts[:] = 0, True, 0
+        self.engine.run(self.place, self.place + 1, self._numbers.size > SHARED_NUMBERS)
         if not self.task.finite.all():
             refuse_not_finite(self.node, frame)
 
-    def __call__(self, frame: Tensor) -> Work:
-        """Replace the pixels that `examine` marked; all of a fresh lane."""
-        numbers = self._take(frame)
-        self.task.counts[:] = 0
-        share = numbers.size > SHARED_NUMBERS and bool(self.task.marks.any())
-        self.engine.run(self.place + 1, self.place + 2, share)
-        self.task.before[:] = self.task.counts.sum(0)
-        self.edge.publish(self.task.before.tolist())
-        return Work(self.task.mask.size, 0)
+    def __call__(self, frame: Tensor, last: int = 0) -> Work:
+        """Replace the pixels that `examine` marked; all of a fresh lane.
 
-    def _take(self, frame: Tensor) -> np.ndarray:
-        """Tell the task of a frame; return its numbers, to be kept meanwhile."""
-        numbers, self.task.strides[:] = flat_frame(frame)
-        self.task.frame[:] = numbers.ctypes.data, numbers.size
+        Args:
+            frame: that was examined.
+            last: run the steps behind the door as well, up to this place in the table, exclusive.
+        """
+        self.task.before[:] = self.edge.tally[:-1]
+        counts = np.where(self.state.fresh, self.task.mask.size // len(self.state.fresh),
+                          self.task.counts.sum(0))
+        self.edge.publish(counts.tolist())  # nobody looks before it is so
         self.task.taken[0] = 0
-        return numbers
+        share = self._numbers.size > SHARED_NUMBERS or last > 0
+        self.engine.run(self.place + 1, max(last, self.place + 2), share and self.edge.changed)
+        self._numbers = _NONE
+        return Work(self.task.mask.size, 0)
 
 
 def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:

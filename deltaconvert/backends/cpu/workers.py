@@ -7,6 +7,7 @@ Numba's parallel loops, whose default threading layer aborts when two streams en
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from queue import SimpleQueue
 import torch
 
 Help = Callable[[int], None]
+# Any of these binds each thread of PyTorch's team to a core, and the main thread with them.
+_BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+_TEAM_NUMBERS = 1 << 15  # a thread's least share of an operation, in PyTorch
 
 
 class Workers:
@@ -46,10 +50,10 @@ class Workers:
             jobs.put(help_with)
 
     def _start(self) -> None:
-        ready = [threading.Event() for _ in self._jobs]
+        ready, cores = [threading.Event() for _ in self._jobs], _cores_of_others()
         for worker, jobs in enumerate(self._jobs, 1):
-            threading.Thread(target=_serve, args=(jobs, worker, ready[worker - 1]), daemon=True,
-                             name=f"deltaconvert-cpu-{worker}").start()
+            threading.Thread(target=_serve, args=(jobs, worker, ready[worker - 1], cores),
+                             daemon=True, name=f"deltaconvert-cpu-{worker}").start()
         for event in ready:
             event.wait()
         torch.set_num_threads(torch.get_num_threads())  # what a helper sets is new threads' default
@@ -57,8 +61,29 @@ class Workers:
         self._started = True
 
 
-def _serve(jobs: SimpleQueue[Help | None], worker: int, ready: threading.Event) -> None:
+def _cores_of_others() -> set[int]:
+    """Return where helpers may run if PyTorch's threads are bound to cores; empty to inherit that.
+
+    A thread starts where its maker may run, which is one core then: all helpers would share it
+    with the caller.
+    """
+    if not any(map(os.environ.get, _BINDING)) or not hasattr(os, "sched_getaffinity"):
+        return set()
+    torch.zeros(_TEAM_NUMBERS * torch.get_num_threads()).neg_()  # the team starts, and is bound
+    team: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            team |= os.sched_getaffinity(int(thread))
+        except ProcessLookupError:  # it has ended meanwhile
+            continue
+    return team - os.sched_getaffinity(0)
+
+
+def _serve(jobs: SimpleQueue[Help | None], worker: int, ready: threading.Event,
+           cores: set[int]) -> None:
     torch.set_num_threads(1)
+    if cores:
+        os.sched_setaffinity(0, cores)
     ready.set()
     while (help_with := jobs.get()) is not None:
         help_with(worker)

@@ -85,6 +85,7 @@ class CudaBackend:
         """Start with nothing prepared."""
         self.tables = Tables(self.device)
         self.prepared: dict[str, Prepared] = {}
+        self.scratch: dict[str, list[str]] = {}  # names of working memory, by node
 
     def supports(self, node: DeltaNode) -> str | None:
         """Return nothing, or why this node must run by ``reference``."""
@@ -141,13 +142,17 @@ class CudaBackend:
         self.counters[node.about.name] = 1 + phases[0] * phases[1]
         if node.about.aliases or self._too_many(node):
             return []
-        scratch = sparsify.plan(node) if prepared.kind == "sparsify" else [
-            list_scratch(node, self.tables, phases)]
-        self.tables.producers.add(node.about.name)  # behind: a node does not read itself
         if prepared.kind == "convolution":
-            scratch += convolution.plan(node, prepared.data, self.launcher)
-        elif prepared.kind == "whole":
-            scratch += whole.plan(node)
+            scratch = convolution.plan(node, prepared.data, self.launcher, self.tables,
+                                       self.config.dense_fallback)
+        elif prepared.kind == "sparsify":
+            scratch = sparsify.plan(node)
+        else:
+            scratch = [list_scratch(node, self.tables, phases)]
+        self.tables.producers.add(node.about.name)  # behind: a node does not read itself
+        self.tables.markers.add(node.about.name)
+        scratch += whole.plan(node) if prepared.kind == "whole" else []
+        self.scratch[node.about.name] = [want.name for want in scratch]
         return scratch
 
     def bind(self, node: DeltaNode, weights: Prepared, buffers: Buffers) -> Step:
@@ -164,11 +169,11 @@ class CudaBackend:
             launches = pixels.bind(node, weights.data, buffers, context, self.tables)
             step = CudaStep(self.launcher, launches, buffers)
         else:
-            launches, dense = convolution.bind(node, weights.data, buffers, context, self.tables,
-                                               self.config.dense_fallback)
+            made, launches, dense = convolution.bind(
+                node, weights.data, buffers, context, self.tables, self.config.dense_fallback)
             step = CudaStep(self.launcher, launches, buffers, dense)
-        period = weights.data.period if weights.kind == "convolution" else (1, 1)
-        made = context.lists[list_name(node, period)]
+        if weights.kind != "convolution":
+            made = context.lists[list_name(node)]
         tally.candidates = list(range(made.counts, made.counts + made.phases))
         tally.candidates_are_scheduled = weights.kind != "whole"
         return step
@@ -182,13 +187,14 @@ class CudaBackend:
 
     def runner(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State) -> Runner:
         """Return what runs a stream's frames, once all of its steps are bound."""
-        return Runner(graph_module, nodes, state, self.context(state), self.config.graphs)
+        return Runner(graph_module, nodes, state, self.context(state), self.config.graphs,
+                      self.scratch)
 
     def context(self, state: State) -> Context:
         """Return the stream's context; made with its first step."""
         if state.context is None:
             state.context = Context(state, self.device, self.launcher,
-                                    sum(self.counters.values()))
+                                    sum(self.counters.values()), self.tables.bits)
         assert isinstance(state.context, Context)
         return state.context
 

@@ -34,6 +34,8 @@ class Tables:
 
     device: torch.device
     producers: set[str] = field(default_factory=set)
+    markers: set[str] = field(default_factory=set)  # whose producers can keep masks as bits
+    bits: dict[str, int] = field(default_factory=dict)  # words of those that a reader wants
     kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def reads_changes(self, node: DeltaNode) -> bool:
@@ -69,6 +71,11 @@ def list_scratch(node: DeltaNode, tables: Tables,
     if tables.reads_changes(node):
         source = node.about.inputs[0]
         return Scratch(changes_name(source.name), 4 * math.prod(source.mask_shape))
+    return own_list(node, period)
+
+
+def own_list(node: DeltaNode, period: tuple[int, int] = (1, 1)) -> Scratch:
+    """Return the memory of a list that no producer makes."""
     return Scratch(list_name(node, period), 4 * math.prod(node.about.output.mask_shape))
 
 
@@ -87,6 +94,15 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
                      context.tallies[read].changed, 1)
         context.lists[name] = made
         return made, []
+    made, launch = list_of(node, buffers, context, tables, period)
+    context.lists[name] = made
+    return made, [launch]
+
+
+def list_of(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
+            period: tuple[int, int] = (1, 1)) -> tuple[Lists, Launch]:
+    """Return a list, and the launch that makes it, of a node that has one of its own."""
+    name = list_name(node, period)
     edge, phases = buffers.output, period[0] * period[1]
     height, width = size_of(edge)
     counts = context.count(phases)
@@ -104,9 +120,7 @@ def candidates(node: DeltaNode, buffers: Buffers, context: Context, tables: Tabl
     strips = edge.mask.shape[0] * -(-height // period[0]) * -(-width // (period[1] * STRIP))
     launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args,
                     (blocks(context, strips, THREADS), phases), THREADS)
-    made = Lists(args.list, counts, phases)
-    context.lists[name] = made
-    return made, [launch]
+    return Lists(args.list, counts, phases), launch
 
 
 def _read(source: MaskSource, footprint: Footprint, tables: Tables) -> None:

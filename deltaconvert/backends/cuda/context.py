@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,20 +92,26 @@ class Context:
         device: of its buffers.
         launcher: what runs kernels.
         capacity: counters, and edges, to make room for.
+        bits: words of the edges whose masks are kept as bits too.
     """
 
     state: State
     device: torch.device
     launcher: Launcher
     capacity: int
+    bits: Mapping[str, int] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
     lists: dict[str, Lists] = field(default_factory=dict)
+    scans: dict[str, Lists] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Allocate."""
         lanes = self.state.lanes
         self.counters = self._ints(-(-self.capacity // 4) * 4)
         self.grains = torch.ones_like(self.counters)
+        self.words = self._ints(sum(self.bits.values()))
+        places = itertools.accumulate(self.bits.values(), initial=0)
+        self._places = dict(zip(self.bits, places, strict=False))
         # What the sparse way costs a candidate, and the pixels that the dense way computes instead.
         self.costs = torch.zeros(len(self.counters), device=self.device)
         self.wholes = torch.zeros_like(self.counters)
@@ -153,6 +160,15 @@ class Context:
         """Return a counter's address."""
         return self.counters.data_ptr() + 4 * index
 
+    def bits_of(self, edge: Edge) -> int | None:
+        """Return the address of an edge's mask as bits, if a reader wants them."""
+        place = self.place_of(edge)
+        return None if place is None else self.words.data_ptr() + 4 * place
+
+    def place_of(self, edge: Edge) -> int | None:
+        """Return the first of an edge's words, if a reader wants its mask as bits."""
+        return self._places.get(edge.spec.name)
+
     def changed_counter(self, edge: Edge) -> int:
         """Return where readers see whether an edge changed: always, if another backend's."""
         tally = self.tallies.get(edge.spec.name)
@@ -185,9 +201,9 @@ class Context:
         return Rule(
             thresholds=self.threshold_row(edge), fresh=self.fresh_flags(edge.spec.has_lanes),
             mask=edge.mask.data_ptr(), changed=self.counter(tally.changed),
-            list=None if listed is None else listed.data_ptr(), plane=edge.spec.pixels,
-            channels=channels_of(edge), rms=about.norm == "rms", activation=code,
-            slope=slope, least=least, most=most)
+            list=None if listed is None else listed.data_ptr(), bits=self.bits_of(edge),
+            plane=edge.spec.pixels, channels=channels_of(edge), rms=about.norm == "rms",
+            activation=code, slope=slope, least=least, most=most, width=size_of(edge)[1])
 
 
 def changes_name(edge: str) -> str:

@@ -16,10 +16,19 @@ from torch.nn import functional as F
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.candidates import Tables, candidates, windows
+from deltaconvert.backends.cuda.candidates import (
+    Tables,
+    candidates,
+    list_name,
+    list_of,
+    list_scratch,
+    own_list,
+    windows,
+)
 from deltaconvert.backends.cuda.context import (
     PACK_BYTES,
     Context,
+    Lists,
     channels_of,
     clamps,
     pixel_step,
@@ -34,7 +43,9 @@ from deltaconvert.backends.cuda.filters import (
     channel_order,
     filter_phases,
     period_of,
+    swizzled,
 )
+from deltaconvert.backends.cuda.scan import scan_bytes, scans, words_of
 from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of
 from deltaconvert.cuda.arguments import ConvArgs, Phase, Window
 from deltaconvert.cuda.launcher import Launch, Launcher
@@ -43,7 +54,7 @@ from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Slot
 
 
-@dataclass(frozen=True)
+@dataclass
 class Folded:
     """A convolution's weights and tables on the device, once a program.
 
@@ -57,6 +68,7 @@ class Folded:
         groups: groups and their channels in and out, narrow ones merged.
         taps: the most of any phase.
         window: what all pixels read, where that is one window.
+        scans: each block finds the candidates itself; settled by `plan`.
     """
 
     tile: Tile
@@ -69,6 +81,7 @@ class Folded:
     groups: tuple[int, int, int]
     taps: tuple[int, int]
     window: Window | None
+    scans: bool = False
 
     @cached_property
     def whole(self) -> Tensor:
@@ -164,15 +177,22 @@ def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
     tiles = padded.unflatten(1, (-1, tile.bn)).transpose(0, 1)
     if tile.warpgroups:  # [tiles, stages, bn, bk]
         tiles = tiles[:, :, channel_order(tile.bn)].unflatten(1, (-1, tile.bk)).transpose(2, 3)
+        tiles = swizzled(tiles)
     return tiles.contiguous()
 
 
-def plan(node: DeltaNode, folded: Folded, launcher: Launcher) -> list[Scratch]:
-    """Return the memory for sums, where a second kernel finishes them."""
-    if folded.tile.fused:
-        return []
-    rows, columns = _part_size(node, folded, launcher)
-    return [Scratch("cuda.parts", 4 * rows * columns)]
+def plan(node: DeltaNode, folded: Folded, launcher: Launcher, tables: Tables,
+         dense: bool) -> list[Scratch]:
+    """Settle how candidates are found; return the memory for a list, and for unfinished sums."""
+    folded.scans = scans(node, folded.tile, folded.period[0] * folded.period[1], tables)
+    if folded.scans:
+        tables.bits.update((edge.name, words_of(edge)) for edge in node.about.inputs)
+        return [own_list(node)] if dense else []
+    scratch = [list_scratch(node, tables, folded.period)]
+    if not folded.tile.fused:
+        rows, columns = _part_size(node, folded, launcher)
+        scratch.append(Scratch("cuda.parts", 4 * rows * columns))
+    return scratch
 
 
 def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int, int]:
@@ -186,26 +206,48 @@ def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int
 
 
 def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, tables: Tables,
-         dense: bool = False) -> tuple[list[Launch], DenseStep | None]:
-    """Return the launches of a convolution, and its dense way, if asked for and there is one."""
-    made, before = candidates(node, buffers, context, tables, folded.period)
-    launches = [*before]
+         dense: bool = False) -> tuple[Lists, list[Launch], DenseStep | None]:
+    """Return what counts candidates, the launches, and the dense way, if asked for and there."""
     args = _arguments(node, folded, buffers, context)
+    if folded.scans:
+        made, before = _scanned(node, buffers, context, tables, dense)
+        for name, source in zip(("bits", "more_bits"), buffers.inputs, strict=False):
+            setattr(args, name, context.bits_of(source))
+        launches = []
+    else:
+        made, before = candidates(node, buffers, context, tables, folded.period)
+        launches = [*before]
     args.list, args.counts = made.pixels, context.counter(made.counts)
     tile, edge = folded.tile, buffers.output
     itemsize = edge.value.element_size()
     launches.append(Launch(
         _kernel(folded, args, edge.value.dtype), args,
         (grid_of(node, tile, folded.taps, context.launcher), 1), tile.threads,
-        tile.shared_bytes(itemsize, folded.taps, channels_of(edge), bool(args.residual)),
+        tile.shared_bytes(itemsize, folded.taps, channels_of(edge), bool(args.residual))
+        + (scan_bytes(node, tile.threads) if folded.scans else 0),
         tile.cluster(folded.groups[2])))
     if not tile.fused:
         launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
     context.grains[made.counts:made.counts + made.phases] = tile.bm
     if not dense or made.phases > 1 or not suits(buffers):
-        return launches, None
+        return made, launches, None
     context.weigh(made.counts, cost_of_pixel(node, buffers), edge.mask.numel())
-    return launches, DenseStep(node, folded, buffers, context, before, made)
+    return made, launches, DenseStep(node, folded, buffers, context, before, made)
+
+
+def _scanned(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
+             dense: bool) -> tuple[Lists, list[Launch]]:
+    """Return where candidates are counted, and what lists them for the dense way, each once."""
+    name = list_name(node)
+    if name in context.scans:
+        return context.scans[name], []
+    if dense:
+        context.scans[name], launch = list_of(node, buffers, context, tables)
+        return context.scans[name], [launch]
+    context.scans[name] = Lists(0, context.count(), 1)
+    return context.scans[name], []
+
+
 
 
 def _kernel(folded: Folded, args: ConvArgs, dtype: torch.dtype) -> Kernel:
@@ -216,6 +258,7 @@ def _kernel(folded: Folded, args: ConvArgs, dtype: torch.dtype) -> Kernel:
                "OUT_VEC": _out_vec(args, size) if tile.fused else 1,
                "CLAMPS": clamps(args.rule.activation), "WINDOWED": int(folded.window is not None)}
     if tile.warpgroups:
+        defines["SCAN"] = int(folded.scans)
         early = tile.early and defines["OUT_VEC"] == PACK_BYTES // size
         return kernel("convolution_sm90.cu", "convolve_sm90", dtype, BLOCKS=tile.resident,
                       RMS=args.rule.rms, EARLY=int(early), SPLITS=tile.splits, **defines)

@@ -94,6 +94,14 @@ def channel_order(width: int) -> Tensor:
     return 32 * block + 8 * q + 2 * j + pair
 
 
+def swizzled(rows: Tensor) -> Tensor:
+    """Permute the packs of 8 numbers of ``[..., rows, 64]`` as in shared memory, by the row."""
+    packs = rows.unflatten(-1, (8, 8))
+    order = torch.arange(8) ^ torch.arange(rows.shape[-2])[:, None] % 8
+    order = order.to(rows.device)[..., None].expand(packs.shape)
+    return packs.gather(-2, order).flatten(-2)
+
+
 def _by_group(node: DeltaNode) -> Tensor:
     """Return ``[groups, kh, kw, channels_in / groups, channels_out / groups]``."""
     by_group = node.about.args[1].detach().unflatten(0, (node.about.params["groups"], -1))

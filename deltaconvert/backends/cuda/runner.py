@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Step
+from deltaconvert.backends.cuda.branches import needs_of, run_branches, turns_of
 from deltaconvert.backends.cuda.candidates import THREADS, WARP, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
 from deltaconvert.backends.cuda.dense import break_even
@@ -37,7 +39,8 @@ class Runner:
     """
 
     def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State,
-                 context: Context, graphs: bool) -> None:
+                 context: Context, graphs: bool,
+                 scratch: Mapping[str, Sequence[str]] | None = None) -> None:
         """Bind the kernels around a frame; compile all that it needs.
 
         Args:
@@ -46,9 +49,10 @@ class Runner:
             state: whose steps are all bound.
             context: of the stream.
             graphs: use CUDA graphs, where no node asks the host anything.
+            scratch: names of the working memory that each node uses.
         """
         self.graph_module, self.nodes = graph_module, nodes
-        self.state, self.context = state, context
+        self.state, self.context, self.scratch = state, context, scratch or {}
         self.frames = 0
         self.told = context.told.numpy()  # the same memory; every frame looks at it
         self.places: list[tuple[object, ...]] = []  # of the frames that the graph points to
@@ -71,6 +75,7 @@ class Runner:
             masks=masks.data_ptr(), mask_packs=masks.numel() // PACK_BYTES,
             counters=context.counters.data_ptr(),
             counter_packs=4 * context.counters.numel() // PACK_BYTES,
+            bits=context.words.data_ptr(), bit_packs=4 * context.words.numel() // PACK_BYTES,
             bad=context.bad.data_ptr(), pending=context.pending.data_ptr(),
             fresh=context.fresh.data_ptr(), told=context.told.data_ptr(),
             work=context.work.data_ptr(), lanes=self.state.lanes)
@@ -130,18 +135,20 @@ class Runner:
 
     def _capture(self) -> None:
         """Make the graph of the frames to come; nothing of it runs."""
-        steps: list[Step] = [self.state.steps[n.about.name] for n in self.nodes
-                             if n.about.rule != "sparsify"]
+        nodes = [n for n in self.nodes if n.about.rule != "sparsify"]
+        steps: list[Step] = [self.state.steps[n.about.name] for n in nodes]
+        turns, launcher = turns_of(needs_of(nodes, self.scratch)), self.context.launcher
         before = [door.examination for door in self.doors] + [self.begin] + [
             door.replacement for door in self.doors]
         try:
             with torch.cuda.device(self.context.device):
-                bodies = [captured(steps)]
+                bodies = [captured(partial(run_branches, steps, turns, launcher))]
                 if self.dense:
                     for step in self.dense:
                         step.convolve()  # the library settles how, which it cannot in a graph
-                    bodies.append(captured([getattr(step, "dense", None) or step
-                                            for step in steps], bodies[0]))
+                    dense = [getattr(step, "dense", None) or step for step in steps]
+                    bodies.append(captured(partial(run_branches, dense, turns, launcher),
+                                           bodies[0]))
                 self.graph = self._graph_of(before, bodies)
         except RuntimeError as error:
             self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
@@ -249,13 +256,12 @@ def any_set(flags: np.ndarray) -> bool:
     return bool(flags.tobytes().strip(b"\0"))
 
 
-def captured(steps: Sequence[Step], other: torch.cuda.CUDAGraph | None = None
+def captured(run: Callable[[], None], other: torch.cuda.CUDAGraph | None = None
              ) -> torch.cuda.CUDAGraph:
-    """Capture steps; with another graph, which never runs beside this one, in its memory."""
+    """Capture a run; with another graph, which never runs beside this one, in its memory."""
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph, pool=other.pool() if other else None):
-        for step in steps:
-            step()
+        run()
     return graph
 
 

@@ -20,7 +20,7 @@ from deltaconvert.nodes import DeltaNode
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda.runner import Runner
 
-STRIP = 8  # pixels that a thread compares together, as in sparsify.cu
+STRIP, MOST_PACKS = 8, 6  # pixels that are compared together, as in sparsify.cu
 BLOCK, WARPS = 8, THREADS // 32  # pixels a side, and how many blocks a thread block has at once
 
 
@@ -52,9 +52,10 @@ class CudaSparsify:
         self.context, self.buffers = context, buffers  # kept: the launches hold addresses
         self.runner: Runner | None = None
         self.place: tuple[object, ...] = ()  # of the frame that the launches point to
-        self.examination = Launch(kernel("sparsify.cu", entry, dtype), args,
+        self.packs = _packs(args.step * edge.value.element_size())
+        self.examination = Launch(kernel("sparsify.cu", entry, dtype, PACKS=self.packs), args,
                                   (blocks(context, units, THREADS, 8), 1), THREADS)
-        self.replacement = Launch(kernel("sparsify.cu", "replace_pixels", dtype), args,
+        self.replacement = Launch(kernel("sparsify.cu", "replace_pixels", dtype, PACKS=0), args,
                                   (blocks(context, pixels, THREADS * STRIP, 8), 1), THREADS)
 
     @property
@@ -89,5 +90,11 @@ class CudaSparsify:
         args.packed = (
             frame.is_contiguous(memory_format=torch.channels_last)
             and args.step == args.rule.channels
-            and STRIP * args.step * frame.element_size() % PACK_BYTES == 0
+            and self.packs > 0
             and args.frame % PACK_BYTES == 0 and args.value % PACK_BYTES == 0)
+
+
+def _packs(pixel_bytes: int) -> int:
+    """Return how many packs a strip is, where it is a few whole ones; else 0."""
+    packs, rest = divmod(STRIP * pixel_bytes, PACK_BYTES)
+    return packs if not rest and packs <= MOST_PACKS else 0

@@ -84,7 +84,7 @@ class Tile:
         """Count a block's shared memory as `Shared` in the kernel's file lays it out."""
         if self.warpgroups:
             rows = 1 + 2 * (2 + taps[0] + taps[1])
-            return self._stage_bytes(residual) + 4 * self.bm * rows
+            return self._stage_bytes(residual) + 4 * self.bm * rows + (self.stages + 1) // 2 * 16
         pad_a, pad_b = 16 // itemsize, 8 if self.tensor else 16 // itemsize
         pipeline = self.stages * itemsize * (
             self.bm * (self.bk + pad_a) + self.bk * (self.bn + pad_b))

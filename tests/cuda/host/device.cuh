@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -49,7 +50,7 @@ struct Product;  // of a warpgroup, in device_sm90.cuh
 struct Thread {
     ucontext_t start;
     jmp_buf here;
-    bool started = false;
+    bool started = false, waited = false;  // the latter: for the kernels before this one
     State state = READY;
     const char* call = nullptr;  // the function of a group of threads that it waits in
     int group = 0;               // how many they are
@@ -76,6 +77,7 @@ struct Block {
     ucontext_t main;
     jmp_buf scheduler;
     std::string error;
+    std::map<const void*, Copy> arriving;  // copies by one instruction, by what is told
 };
 
 inline Block* block;
@@ -102,8 +104,14 @@ inline void complain(const std::string& what) {
                      + std::to_string(block->current) + ")";
 }
 
+// What earlier kernels write may only be asked for once they have been waited for.
+inline void check_waited() {
+    if (!self().waited) complain("earlier kernels may still be running");
+}
+
 inline void body() {
     block->kernel(block->args);
+    check_waited();
     if (!self().groups.empty() || !self().open.empty()) complain("copies are never waited for");
     if (!self().products.empty() || !self().begun.empty())
         complain("products are never waited for");
@@ -227,6 +235,7 @@ inline void run_block(const std::vector<int>& order, size_t shared_bytes) {
     for (size_t i = 0; i < order.size(); i += WARP_SIZE) warps.push_back(i);
     do run_warps(order, warps);
     while (block->error.empty() && release());
+    if (!block->arriving.empty()) complain("an arrival is never waited for");
     for (size_t rank = 0; rank < block->memory.size(); ++rank)
         for (size_t i = shared_bytes; i < shared_bytes + CANARY; ++i)
             if (shared_of(rank)[i] != block->poison)
@@ -324,6 +333,12 @@ inline float shuffle_xor(float x, int mask) {
     return all[host::lane() ^ mask];
 }
 
+inline int shuffle_up(int x, int distance) {
+    int all[host::WARP_SIZE];
+    host::exchange("shuffle_up", x, all);
+    return all[host::lane() < distance ? host::lane() : host::lane() - distance];
+}
+
 inline int broadcast(int x) {
     int all[host::WARP_SIZE];
     host::exchange("broadcast", x, all);
@@ -341,12 +356,21 @@ inline unsigned ballot(bool flag) {
 inline int count_bits(unsigned x) { return __builtin_popcount(x); }
 
 inline int atomicAdd(int* where, int what) {
+    host::check_waited();
     const int before = *where;
     *where += what;
     return before;
 }
 
-inline void wait_for_earlier_kernels() {}
+inline unsigned atomicOr(unsigned* where, unsigned what) {
+    host::check_waited();
+    const unsigned before = *where;
+    *where |= what;
+    return before;
+}
+
+inline void wait_for_earlier_kernels() { host::self().waited = true; }
+inline void let_next_kernel_begin() {}
 
 inline void tell_host(int* where, int what) { *where = what; }
 
@@ -354,6 +378,7 @@ template <int BYTES>
 void copy_async(void* to, const void* from, bool exists) {
     if (reinterpret_cast<uintptr_t>(to) % BYTES || reinterpret_cast<uintptr_t>(from) % BYTES)
         host::complain("an asynchronous copy that is not aligned");
+    host::check_waited();
     memset(to, host::block->poison, BYTES);
     host::self().open.push_back({to, from, BYTES, exists});
 }

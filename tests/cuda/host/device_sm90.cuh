@@ -61,6 +61,35 @@ inline void check_start(const void* matrix) {
 inline int swizzled(int row, int byte) { return row * 128 + (byte ^ (row % 8 * 16)); }
 
 inline void show_tensor_cores() {}
+
+// How many copies have arrived. A copy lands when the first thread waits for it.
+typedef unsigned long long Arrivals;
+
+inline void start_arrivals(Arrivals* arrivals, int count) {
+    for (int i = 0; i < count; ++i) arrivals[i] = 0;
+}
+
+inline void copy_all(void* to, const void* from, int bytes, Arrivals* arrivals) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16)
+        host::complain("a copy that is not aligned");
+    memset(to, host::block->poison, bytes);
+    const host::Copy copy = {to, from, static_cast<size_t>(bytes), true};
+    if (!host::block->arriving.emplace(arrivals, copy).second)
+        host::complain("a second copy before the first has arrived");
+}
+
+inline void wait_for_arrival(Arrivals* arrivals, unsigned parity) {
+    if (*arrivals % 2 != parity) return;
+    const auto found = host::block->arriving.find(arrivals);
+    if (found == host::block->arriving.end()) {
+        host::complain("an arrival that nothing was asked for");
+        return;
+    }
+    memcpy(found->second.to, found->second.from, found->second.bytes);
+    host::block->arriving.erase(found);
+    ++*arrivals;
+}
+
 inline void begin_products() {
     int all[WARPGROUP];
     host::exchange("begin_products", 0, all);
@@ -106,6 +135,7 @@ void wait_for_products() {
 }
 
 inline void prefetch(const void*) {}
+inline void prefetch_all(const void*, int) {}
 
 template <typename Half>
 unsigned rounded_pair(Half, float x, float y) {

@@ -101,6 +101,9 @@ class HostLauncher:
             change = self.change[1:]
         return library(kernel.file, kernel.options, change)
 
+    def join(self) -> None:
+        pass
+
     def launch(self, launch: Launch) -> None:
         built = self._library(launch.kernel)
         entry = launch.kernel.entry

@@ -1,0 +1,202 @@
+"""What the modules of a model hold, to find out what a forward does to it, and to undo that."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+TABLES = ("_buffers", "_parameters")
+NO_HOLDERS = (nn.Module, Tensor, type, types.ModuleType, types.FunctionType, types.MethodType)
+# Of objects within objects: enough for a cache in a settings object, and no tour of the process.
+DEPTH = 3
+# Whose globals are no model's.
+LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names} - {"__main__"})
+# Of a global list: a cache is short, a data set is not.
+LONGEST_GLOBAL = 1000
+
+
+class Attributes:
+    """The attributes of all modules, and what is in lists, dicts and objects among them.
+
+    Also the lists and dicts that are globals of the modules' code, where functions beside a
+    model have their caches.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take note of what is where, and of the numbers of the tensors."""
+        self._held = [(name, holder, copy.copy(holder)) for name, holder in _holders(model)]
+        self._tensors = [(_join(name, key), value, value.detach().clone())
+                         for name, holder, _ in self._held for key, value in _items(holder)
+                         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
+        self._parameters = list(model.named_parameters())
+        self._versions = {id(tensor): _version(tensor) for _, tensor in self._named()}
+        self._held += [(name, holder, copy.copy(holder)) for name, holder in _globals(model)]
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, tensor) for name, tensor, _ in self._tensors)
+        yield from self._parameters
+
+    def tensor(self, path: str) -> Any:
+        """Return the tensor that was at a path."""
+        return dict(self._named()).get(path)
+
+    def written(self) -> dict[int, str]:
+        """Return the names of the tensors that were written into, by identity."""
+        return {id(tensor): name for name, tensor in self._named()
+                if _version(tensor) != self._versions[id(tensor)]}
+
+    def storages(self) -> dict[int, str]:
+        """Return the names of the tensors by the memory that they are in."""
+        return {place: name for name, tensor in self._named() if (place := storage(tensor))}
+
+    def changed(self) -> list[str]:
+        """Return where another value is than before, and which tensors were written into."""
+        names = [name if isinstance(holder, (list, deque)) else _join(name, key)
+                 for name, holder, before in self._held
+                 for known in [dict(_items(before))] for key, value in _items(holder)
+                 if not str(key).startswith("_tensor_constant")
+                 and not _same(value, known.get(key, known))]
+        return [*names, *self.written().values()]
+
+    def moving(self) -> Iterator[tuple[str, Any, Any, Any]]:
+        """Yield name, holder, key and value of all numbers and tensors that are not parameters."""
+        for name, holder, _ in self._held:
+            for key, value in _items(holder):
+                if isinstance(value, (int, float, Tensor)) and not isinstance(
+                        value, (bool, nn.Parameter, fx.Proxy)):
+                    yield _join(name, key), holder, key, value
+
+    def restore(self, undo: Callable[[Any], Any]) -> None:
+        """Put back what was written into, and what had the place of such new values."""
+        self.put_back(undo)
+        written = self.written()
+        with torch.no_grad():
+            for _, tensor, before in self._tensors:
+                if id(tensor) in written:
+                    tensor.copy_(before)
+
+    def put_back(self, undo: Callable[[Any], Any]) -> None:
+        """Put back what had the place of such new values; the numbers of tensors stay."""
+        for _, holder, before in self._held:
+            known = dict(_items(before))
+            if isinstance(holder, (list, deque)):
+                items = [known.get(key, value) if undo(value) else value
+                         for key, value in enumerate(holder) if key in known or not undo(value)]
+                items += [value for key, value in known.items()
+                          if key >= len(holder) and undo(value)]
+                if len(items) != len(holder) or any(map(_is_other, items, holder)):
+                    holder.clear()
+                    holder.extend(items)
+                continue
+            for key, value in list(_items(holder)):
+                if undo(value) and key in known:
+                    holder[key] = known[key]
+                elif undo(value):
+                    del holder[key]
+            holder.update({key: value for key, value in known.items()
+                           if key not in holder and undo(value)})
+
+
+def storage(tensor: Any) -> int:
+    """Return what stands for the memory that a tensor is in; 0 where it has none to be seen."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return int(tensor.untyped_storage()._cdata) if plain else 0
+
+
+def proxies(value: Any) -> list[fx.Proxy]:
+    """Return the proxies in a value of nested containers."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Proxy)]
+
+
+def _holders(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of each module, and each list, dict or object among them."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        yield from _within(path, vars(module), seen, DEPTH)
+
+
+def _within(name: str, holder: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    yield name, holder
+    items = enumerate(list(holder)) if isinstance(holder, (list, deque)) else list(holder.items())
+    for key, value in items:
+        inner = _holder(value)
+        if inner is not None and depth:
+            yield from _within(name if key in TABLES else _join(name, key), inner, seen, depth - 1)
+
+
+def _holder(value: Any) -> Any:
+    """Return the list or dict that a value keeps things in, if any."""
+    if isinstance(value, (list, dict, deque)):
+        return value
+    is_object = hasattr(value, "__dict__") and not isinstance(value, NO_HOLDERS)
+    return vars(value) if is_object and not type(value).__module__.startswith("torch") else None
+
+
+def _globals(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the short lists and dicts that are globals of the code of the model's modules."""
+    seen: set[int] = set()
+    for function in _functions(model):
+        home = function.__globals__
+        if id(home) in seen:
+            continue
+        seen.add(id(home))
+        for key, value in list(home.items()):
+            if isinstance(value, (list, dict, deque)) and len(value) <= LONGEST_GLOBAL and (
+                    not key.startswith("__")):
+                yield f"{function.__module__}.{key}", value
+
+
+def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
+    """Yield the methods of the model's modules, and the functions that they name, and so on."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    waiting: list[Any] = [value for holder in (*kinds, *model.modules())
+                          for value in vars(holder).values()]
+    seen: set[int] = set()
+    while waiting:
+        function = waiting.pop()
+        if id(function) in seen or not isinstance(function, types.FunctionType) or (
+                function.__module__ or "torch").partition(".")[0] in LIBRARIES:
+            continue
+        seen.add(id(function))
+        yield function
+        named = [function.__globals__.get(name) for name in function.__code__.co_names]
+        waiting += named
+        waiting += [getattr(module, name, None) for module in named
+                    if isinstance(module, types.ModuleType) and module.__name__.partition(".")[0]
+                    not in LIBRARIES for name in function.__code__.co_names]
+
+
+def _items(holder: Any) -> Iterable[tuple[Any, Any]]:
+    """Return keys and values; containers of a module are holders of their own."""
+    if isinstance(holder, (list, deque)):
+        return enumerate(list(holder))
+    return [(key, value) for key, value in holder.items() if key not in TABLES]
+
+
+def _is_other(one: Any, other: Any) -> bool:
+    return one is not other
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, (bool, int, float, str, torch.Size)) and type(one) is type(other):
+        return one == other
+    return one is other
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,80 @@
+"""Join whole: what runs whole one after the other runs as one node.
+
+Before: ``t = reshape(x)``, ``u = permute(t)``, ``v = linear(u, ...)``; nothing else reads t or u.
+After: the same calls; ``meta["joined"]`` of v lists t, u and v, and ``meta["elsewhere"]`` of t
+and u is set, so that `lower` makes one delta node of them.
+
+Between nodes that run whole a value is compared and stored for nobody: all of the next one runs
+when anything has changed. A node joins its readers where all of them are one node already, so that
+only the last one's value leaves; a view joins each of its readers. Vectors stay nodes: those of
+gates, whose thresholds hold back what would touch every pixel, and a classifier's, for which
+backends have loops. So does what depends on fewer inputs of the model than its readers do: it may
+rest while they run.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, fx
+from torch.fx import GraphModule
+
+from deltaconvert.operators.permute import permute
+from deltaconvert.operators.reshape import reshape
+from deltaconvert.passes.partition import edges
+from deltaconvert.passes.result import PassResult
+
+VIEWS = (reshape, permute)
+SMALL = 8192  # numbers of a lane
+
+
+def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
+    """Annotate the graph; ``lanes`` is the batch size."""
+    graph, result = graph_module.graph, PassResult("join_whole")
+    depends = _inputs_behind(graph)
+    # Of the nodes that run whole: the last ones that each runs with.
+    last: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in reversed(graph.nodes):
+        if node.meta.get("rule") not in ("global", "unknown"):
+            continue
+        into = frozenset[fx.Node]().union(*(last.get(reader, ()) for reader in node.users))
+        joins = (all(reader in last for reader in node.users)
+                 and (len(into) == 1 or (into and node.target in VIEWS))
+                 and all(depends[node] == depends[other] for other in into)
+                 and not _is_vector(node.meta["value"], lanes))
+        last[node] = into if joins else frozenset([node])
+    for node in graph.nodes:
+        for other in last.get(node, ()):
+            other.meta.setdefault("joined", []).append(node)
+    for node in last:
+        joined = node.meta.get("joined", [])
+        if not joined:
+            node.meta["elsewhere"] = True
+        elif len(joined) > 1:
+            result.changed.append(f"{node.name}: {len(joined)} nodes")
+    return result
+
+
+def _inputs_behind(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:
+    """Return which inputs of the model each node depends on."""
+    found: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in graph.nodes:
+        found[node] = (frozenset([node]) if node.op == "placeholder" else
+                       frozenset().union(*(found[n] for n in node.all_input_nodes)))
+    return found
+
+
+def _is_vector(value: object, lanes: int) -> bool:
+    """Whether this is a row of numbers for each lane, or little more; a tuple of tensors is not."""
+    return isinstance(value, Tensor) and (value.dim() <= 2
+                                          or math.prod(value.shape) <= SMALL * lanes)
+
+
+def joined(graph_module: GraphModule) -> list[fx.Node]:
+    """Return the nodes that run as a part of others only."""
+    return [node for node in graph_module.graph.nodes if "elsewhere" in node.meta]
+
+
+def inputs_of(members: list[fx.Node]) -> list[fx.Node]:
+    """Return the changing nodes that some nodes read together, but for each other."""
+    return list(dict.fromkeys(e for node in members for e in edges(node) if e not in members))

@@ -1,0 +1,134 @@
+"""What runs whole one after the other is one node; gates, and what may rest, are nodes still."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import deltaconvert
+from deltaconvert.nodes import Slot
+from deltaconvert.passes.lower import Joined
+from tests.passes.graphs import (
+    Model,
+    TwoInputs,
+    assert_same_outputs,
+    frames_like,
+    program_of,
+)
+
+SIZE = (2, 8, 24, 24)  # 4608 numbers a lane and map; tokens of 32 numbers are more than a vector
+
+
+def tokens(self, x):
+    """Return ``[N, L, 32]``."""
+    return self.widen(x).flatten(2).transpose(1, 2)
+
+
+def attention(self, x):
+    q, k, v = self.qkv(tokens(self, x)).chunk(3, -1)
+    y = F.softmax(q @ k.transpose(1, 2) / 4, -1) @ v
+    return self.conv(y.transpose(1, 2).reshape(x.shape[0], 32, x.shape[2], x.shape[3]))
+
+
+def of_one_tuple(self, x):
+    q, k, v = self.qkv(tokens(self, x)).reshape(x.shape[0], -1, 3, 32).permute(2, 0, 1, 3).unbind()
+    return self.conv((q + k * v).transpose(1, 2).reshape(x.shape[0], 32, x.shape[2], x.shape[3]))
+
+
+def split_attention(self, x):
+    """As ResNeSt and SKNet: a view that a sum and a product read."""
+    parts = self.widen(x).reshape(x.shape[0], 2, 16, x.shape[2], x.shape[3])
+    gate = F.softmax(self.gate(parts.sum(1).mean((2, 3))).view(x.shape[0], 2, 16, 1, 1), 1)
+    return self.narrow((parts * gate).sum(1))
+
+
+#: models, and how many of the nodes that run whole remain
+JOINED = {attention: 1, of_one_tuple: 1, split_attention: 5}
+
+
+def model(function, kind=Model):
+    torch.manual_seed(0)
+    return kind(function, widen=nn.Conv2d(8, 32, 1), qkv=nn.Linear(32, 96),
+                conv=nn.Conv2d(32, 4, 3), gate=nn.Linear(16, 32), narrow=nn.Conv2d(16, 4, 3),
+                squeeze=nn.Conv2d(32, 8, 1), excite=nn.Conv2d(8, 32, 1))
+
+
+def run_whole(delta):
+    return [n.about for n in program_of(delta).nodes if n.about.rule in ("global", "unknown")]
+
+
+@pytest.mark.parametrize("function", JOINED, ids=lambda f: f.__name__)
+def test_joins(function):
+    delta = assert_same_outputs(model(function), frames_like(*SIZE))
+    assert len(run_whole(delta)) == JOINED[function]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("function", JOINED, ids=lambda f: f.__name__)
+def test_keeps_the_law_with_thresholds(function, backend):
+    frames = [frame.float() for frame in frames_like(*SIZE)]
+    delta = deltaconvert.convert(model(function), backend=backend, threshold=0.05)
+    report = deltaconvert.validate(model(function), delta, frames, tolerance=1.0, law_every=1)
+    assert report.passed
+
+
+def test_counts_the_multiply_adds_of_all():
+    delta = assert_same_outputs(model(attention), frames_like(*SIZE))
+    (joined,) = run_whole(delta)
+    assert joined.multiply_adds == 2 * (24 * 24)**2 * 32  # the projection is local, on its map
+    assert joined.rule == "global"
+
+
+def test_a_gate_stays_a_node_of_its_own():
+    def gated(self, x):
+        y = self.widen(x)
+        return y * torch.sigmoid(self.excite(F.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+    delta = assert_same_outputs(model(gated), frames_like(*SIZE))
+    assert [n.function_name for n in run_whole(delta)] == ["mean"]
+
+
+def test_what_reads_one_of_two_inputs_rests():
+    """The tokens of a picture that stays as it is are not computed again."""
+    def across(self, x, y):
+        ours, theirs = self.qkv(tokens(self, x)), self.qkv(tokens(self, y))
+        return ours @ theirs.transpose(1, 2)
+
+    delta = assert_same_outputs(model(across, TwoInputs), frames_like(*SIZE), frames_like(*SIZE))
+    clip, still = frames_like(*SIZE), frames_like(*SIZE)[0]
+    delta.reset()
+    for frame in clip:
+        delta(frame, still)
+    _, theirs, product = run_whole(delta)
+    assert delta.stream.last[theirs.name].candidates == 0
+    assert delta.stream.last[product.name].candidates > 0
+
+
+def test_settings_by_a_joined_nodes_name_hold():
+    names = [n.about.name for n in program_of(assert_same_outputs(
+        model(attention), frames_like(*SIZE))).nodes]
+    assert "matmul_1" not in names
+    delta = deltaconvert.convert(model(attention), nodes={"matmul_1": 0.25})
+    delta(frames_like(*SIZE)[0].float())
+    assert run_whole(delta)[0].threshold == 0.25
+
+
+def test_results_are_dropped_behind_their_last_reader():
+    seen = []
+
+    def first(x):
+        return x + 1
+
+    def second(x):
+        seen.append(weakref.ref(x))
+        return x * 2
+
+    def third(x):
+        return seen[0](), x.sum()
+
+    joined = Joined(1, [(first, (Slot(0),), {}), (second, (Slot(1),), {}), (third, (Slot(2),), {})])
+    assert joined(torch.zeros(2)) == (None, 4)
+    assert joined.__name__ == "first_to_third"
