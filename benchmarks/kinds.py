@@ -17,6 +17,7 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from deltaconvert.bench import machine
 from deltaconvert.bench.outputs import relative_rms
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.bench.timing import Turn, flat, take_turns
-from deltaconvert.calibrate import batch_norm_statistics, random_model
+from deltaconvert.calibrate import batch_norm_statistics
 from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import synthetic
+from deltaconvert.model_specs import build_model
 from deltaconvert.outputs import tensors
 from deltaconvert.report import text_table
 from deltaconvert.work import Work
@@ -39,7 +41,7 @@ from deltaconvert.work import Work
 SPECS = (
     "resnet18", "resnext50_32x4d", "densenet121", "googlenet", "squeezenet1_1", "vgg11_bn",
     "mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x1_0", "efficientnet_b0", "regnet_y_400mf",
-    "convnext_tiny", "timm:mobilenetv4_conv_small", "timm:ghostnet_100", "timm:repvgg_a0",
+    "convnext_tiny", "timm:ghostnet_100", "timm:repvgg_a0",
     "timm:fastvit_t8", "timm:dla34", "timm:ese_vovnet19b_dw", "timm:cspdarknet53",
     "timm:res2net50_26w_4s", "timm:resnest14d", "timm:skresnet18", "timm:edgenext_small",
     "timm:mobilevit_s", *NETWORKS)
@@ -108,13 +110,14 @@ def measure(spec: str, size: tuple[int, int], active: float, threads: int) -> Fi
 
 
 def build(spec: str, frames: Sequence[Tensor]) -> nn.Module:
-    """Build a network with random weights and BatchNorm statistics from the clip."""
-    if spec not in NETWORKS:
-        return random_model(spec, 0, frames)
+    """Build a network with random weights and BatchNorm statistics from the clip.
+
+    Two frames at a time: some gates have a norm of one pixel.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = NETWORKS[spec]().eval()
-    batch_norm_statistics(model, frames)
+        model = (NETWORKS[spec]() if spec in NETWORKS else build_model(spec)).eval()
+    batch_norm_statistics(model, [torch.cat(pair) for pair in pairwise(frames[::3])])
     return model
 
 

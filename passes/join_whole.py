@@ -9,7 +9,8 @@ when anything has changed. A node joins its readers where all of them are one no
 only the last one's value leaves; a view joins each of its readers. Vectors stay nodes: those of
 gates, whose thresholds hold back what would touch every pixel, and a classifier's, for which
 backends have loops. So does what depends on fewer inputs of the model than its readers do: it may
-rest while they run.
+rest while they run. Operators that are not known join their like only, so that reports tell them
+apart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from deltaconvert.passes.partition import edges
 from deltaconvert.passes.result import PassResult
 
 VIEWS = (reshape, permute)
+CUTS = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem")
 SMALL = 8192  # numbers of a lane
 
 
@@ -40,7 +42,8 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
         into = frozenset[fx.Node]().union(*(last.get(reader, ()) for reader in node.users))
         joins = (all(reader in last for reader in node.users)
                  and (len(into) == 1 or (into and node.target in VIEWS))
-                 and all(depends[node] == depends[other] for other in into)
+                 and all(depends[node] == depends[other]
+                         and is_unknown(node) == is_unknown(other) for other in into)
                  and not _is_vector(node.meta["value"], lanes))
         last[node] = into if joins else frozenset([node])
     for node in graph.nodes:
@@ -53,6 +56,12 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
         elif len(joined) > 1:
             result.changed.append(f"{node.name}: {len(joined)} nodes")
     return result
+
+
+def is_unknown(node: fx.Node) -> bool:
+    """Whether this computes what is not known; to cut a tensor up is not to compute."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return bool(node.meta["rule"] == "unknown") and name not in CUTS
 
 
 def _inputs_behind(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:

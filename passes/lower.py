@@ -32,7 +32,7 @@ from deltaconvert.operators import registry
 from deltaconvert.passes.find_selects import moves_a_tensor
 from deltaconvert.passes.find_writes import on_copies
 from deltaconvert.passes.infer import with_values
-from deltaconvert.passes.join_whole import inputs_of
+from deltaconvert.passes.join_whole import inputs_of, is_unknown
 from deltaconvert.passes.partition import edges
 from deltaconvert.passes.store_as import floating_dtype
 
@@ -140,12 +140,12 @@ class _Lowering:
             (part.function, *with_values(member, lambda n: position.get(n, n.meta["value"])))
             for part, member in zip(parts, members, strict=True)])
         own = parts[-1]
-        unknown = any(p.rule == "unknown" and p.multiply_adds for p in parts)
         why = max(parts, key=lambda p: (bool(p.reason), p.multiply_adds))
         return replace(
-            own, rule="unknown" if unknown else "global", reason=why.reason, advice=why.advice,
-            function=function, operator=None, args=tuple(Slot(i) for i in range(len(inputs))),
-            params={}, inputs=tuple(map(self._spec, inputs)), shapes=None, constants={},
+            own, rule="unknown" if is_unknown(node) else "global", reason=why.reason,
+            advice=why.advice, function=function, operator=None,
+            args=tuple(Slot(i) for i in range(len(inputs))), params={},
+            inputs=tuple(map(self._spec, inputs)), shapes=None, constants={},
             multiply_adds=sum(p.multiply_adds for p in parts),
             threshold=max(p.threshold for p in parts) if _is_floating(node) else 0.0)
 

@@ -690,7 +690,7 @@ CHANGES = {
     "field": (_set("outputs", {"named_tuple": ["x", ["a);print("], [0]]}), "is not a plain name"),
     "hidden field": (_set("outputs", {"named_tuple": ["x", ["__new__"], [0]]}), "malformed"),
     "setting": (_set("config", {"os": 1}), "no such setting: os"),
-    "backend": (_set("config", {"backend": ["cpu"]}), "the setting backend is of the wrong kind"),
+    "backend": (_set("config", {"backend": ["cpu"]}), r"backend=\['cpu'\]: choose auto, cpu"),
     "threshold": (_set("config", {"threshold": "1"}), "threshold='1': give a finite number"),
     "strict": (_set("strict", "yes"), "malformed"),
     "traced_for": (_set("traced_for", [["a"]]), "malformed"),

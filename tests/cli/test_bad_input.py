@@ -57,7 +57,7 @@ FRAMES = {
     "dtype": (torch.zeros(1, 3, 16, 16, dtype=torch.float64), errors.FrameTypeError,
               "The weights are torch.float32: give the frames that dtype"),
     "device": (torch.zeros(1, 3, 16, 16, device="meta"), errors.FrameTypeError,
-               r"is on meta, the weights are on cpu. Move the frame with .to\('cpu'\)"),
+               r"is on the meta device, where tensors have no numbers. Give a real frame"),
     "nan": (nan_frame(), errors.NotFiniteError,
             r"holds 1 numbers that are NaN or infinite \(lanes \[0\]\). The frame was refused"),
     "infinity": (torch.full((1, 3, 16, 16), float("inf")), errors.NotFiniteError,

@@ -83,6 +83,16 @@ def test_counts_the_multiply_adds_of_all():
     assert joined.rule == "global"
 
 
+def test_what_is_not_known_is_told_apart():
+    """Its reason and its share of the work must not vanish in a node that is known."""
+    def cumulative(self, x):
+        q, k = self.qkv(tokens(self, x)).split((32, 64), -1)
+        return k.transpose(1, 2) @ torch.cumsum(q.softmax(-1), -1)
+
+    delta = assert_same_outputs(model(cumulative), frames_like(*SIZE))
+    assert [n.function_name for n in run_whole(delta) if n.rule == "unknown"] == ["cumsum"]
+
+
 def test_a_gate_stays_a_node_of_its_own():
     def gated(self, x):
         y = self.widen(x)
