@@ -116,7 +116,9 @@ def build(spec: str, frames: Sequence[Tensor]) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = (NETWORKS[spec]() if spec in NETWORKS else build_model(spec)).eval()
+        made = NETWORKS[spec]() if spec in NETWORKS else build_model(
+            spec if ":" in spec else f"torchvision:{spec}")
+    model = made.eval()
     batch_norm_statistics(model, [torch.cat(pair) for pair in pairwise(frames[::3])])
     return model
 
