@@ -136,7 +136,7 @@ class _Lowering:
         inputs = _edges(node)
         position = {n: Slot(i) for i, n in enumerate([*inputs, *members])}
         parts = [self._describe(member) for member in members]
-        function = Joined(len(inputs), [
+        function = Joined([
             (part.function, *with_values(member, lambda n: position.get(n, n.meta["value"])))
             for part, member in zip(parts, members, strict=True)])
         own = parts[-1]
@@ -195,15 +195,13 @@ class Joined:
     """Calls one after the other, as one function of what they read together.
 
     Args:
-        inputs: how many.
         calls: function, arguments and keyword arguments of each; a `Slot` counts the inputs and
             then the results of the calls.
     """
 
-    def __init__(self, inputs: int, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
-                 ) -> None:
+    def __init__(self, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
         """Find out who reads each result last."""
-        self.inputs, self.calls = inputs, calls
+        self.calls = calls
         self.__name__ = f"{getattr(calls[0][0], '__name__', 'whole')}_to_{calls[-1][0].__name__}"
         last = {slot.index: n for n, (_, *rest) in enumerate(calls) for slot in slots(rest)}
         self.done = [[i for i, n in last.items() if n == call] for call in range(len(calls))]

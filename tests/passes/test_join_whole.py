@@ -139,6 +139,6 @@ def test_results_are_dropped_behind_their_last_reader():
     def third(x):
         return seen[0](), x.sum()
 
-    joined = Joined(1, [(first, (Slot(0),), {}), (second, (Slot(1),), {}), (third, (Slot(2),), {})])
+    joined = Joined([(first, (Slot(0),), {}), (second, (Slot(1),), {}), (third, (Slot(2),), {})])
     assert joined(torch.zeros(2)) == (None, 4)
     assert joined.__name__ == "first_to_third"
