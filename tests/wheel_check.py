@@ -74,7 +74,7 @@ def main() -> None:
     check_contents(wheel)
     with tempfile.TemporaryDirectory(prefix="deltaconvert-wheel-") as folder:
         scripts = install(wheel, Path(folder) / "venv")
-        python = [scripts / "python", "-c"]
+        python = [scripts / "python", "-X", "faulthandler", "-c"]
         step("imports, lightly", [*python, IMPORT_LIGHTLY], folder)
         step("converts, saves and loads", [*python, CONVERT_SAVE_LOAD], folder)
         step("deltaconvert --help", [scripts / "deltaconvert", "--help"], folder)

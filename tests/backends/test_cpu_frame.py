@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import collect
-from deltaconvert.backends.cpu.jit import entry
+from deltaconvert.backends.cpu.frame import collect, serve
+from deltaconvert.backends.cpu.jit import Entry, entry
 from deltaconvert.backends.cpu.native import Ints, Kept, Longs, call, layout, read, take
 from deltaconvert.backends.cpu.workers import Workers
 
@@ -88,6 +88,24 @@ def test_a_helper_that_comes_first_waits_for_the_steps(monkeypatch: pytest.Monke
         task.taken[0] = 0
         engine.run(0, 1)
         assert time.monotonic() < deadline, "it finds the steps of before over, and leaves"
+
+
+def test_helpers_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the ones who may be at it when the program ends."""
+    by: list[threading.Thread] = []
+
+    class Watched(Entry):
+        @property
+        def address(self) -> int:
+            if self._compiled is None:
+                by.append(threading.current_thread())
+            return super().address
+
+    monkeypatch.setattr("deltaconvert.backends.cpu.engine.serve", Watched(serve.function))
+    engine = Engine(Workers(2))
+    add_count(engine)
+    engine.run(0, 1)
+    assert by == [threading.current_thread()]
 
 
 def test_only_the_steps_asked_for_run() -> None:

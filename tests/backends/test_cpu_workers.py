@@ -39,3 +39,36 @@ def test_helpers_are_not_bound_to_the_callers_core(binding):
         assert caller == helper == shared == len(os.sched_getaffinity(0))
     else:
         assert (caller, shared) == (1, 0)
+
+
+AT_THE_END = """
+import atexit, threading, time
+# Registered first, called last.
+atexit.register(lambda: print([t.name for t in threading.enumerate() if "cpu" in t.name]))
+
+import torch
+from deltaconvert.backends.cpu.workers import Workers
+
+torch.set_num_threads(2)
+kept, begun = Workers(3), threading.Event()
+
+def help_with(worker):
+    begun.set()
+    time.sleep(0.3)  # it helps still when the program is at its end
+
+kept.invite(help_with)
+dropped = Workers(2)
+dropped.invite(help_with)
+del dropped
+assert begun.wait(60)
+print([t.name for t in threading.enumerate() if "cpu" in t.name])
+"""
+
+
+def test_no_helper_outlives_the_program():
+    """A daemon thread that an ending interpreter kills may take the program down with it."""
+    ran = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True,
+                         check=True, timeout=120)
+    before, after = ran.stdout.splitlines()
+    assert before.count("deltaconvert-cpu-") == 3
+    assert after == "[]"

@@ -7,6 +7,7 @@ Numba's parallel loops, whose default threading layer aborts when two streams en
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -19,6 +20,7 @@ Help = Callable[[int], None]
 # Any of these binds each thread of PyTorch's team to a core, and the main thread with them.
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 _TEAM_NUMBERS = 1 << 15  # a thread's least share of an operation, in PyTorch
+_PATIENCE_S = 1.0  # for a helper to end, when the program does
 
 
 class Workers:
@@ -52,12 +54,15 @@ class Workers:
     def _start(self) -> None:
         ready, cores = [threading.Event() for _ in self._jobs], _cores_of_others()
         for worker, jobs in enumerate(self._jobs, 1):
-            threading.Thread(target=_serve, args=(jobs, worker, ready[worker - 1], cores),
-                             daemon=True, name=f"deltaconvert-cpu-{worker}").start()
+            thread = threading.Thread(target=_serve, args=(jobs, worker, ready[worker - 1], cores),
+                                      daemon=True, name=f"deltaconvert-cpu-{worker}")
+            thread.start()
+            _threads.add(thread)
         for event in ready:
             event.wait()
         torch.set_num_threads(torch.get_num_threads())  # what a helper sets is new threads' default
-        weakref.finalize(self, _dismiss, self._jobs)
+        _pools.add(self)
+        weakref.finalize(self, _dismiss, self._jobs).atexit = False
         self._started = True
 
 
@@ -93,3 +98,17 @@ def _serve(jobs: SimpleQueue[Help | None], worker: int, ready: threading.Event,
 def _dismiss(jobs: list[SimpleQueue[Help | None]]) -> None:
     for queue in jobs:
         queue.put(None)
+
+
+_pools: weakref.WeakSet[Workers] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """See all helpers off before the interpreter ends: it kills a thread that comes to it later,
+    and with it the program, where there is code of C++ on that thread's stack."""
+    for pool in list(_pools):
+        _dismiss(pool._jobs)
+    for thread in list(_threads):
+        thread.join(_PATIENCE_S)
