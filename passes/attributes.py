@@ -62,7 +62,7 @@ class Attributes:
         names = [name if isinstance(holder, (list, deque)) else _join(name, key)
                  for name, holder, before in self._held
                  for known in [dict(_items(before))] for key, value in _items(holder)
-                 if not str(key).startswith("_tensor_constant")
+                 if not _name(key).startswith("_tensor_constant")
                  and not _same(value, known.get(key, known))]
         return [*names, *self.written().values()]
 
@@ -132,7 +132,7 @@ def _within(name: str, holder: Any, seen: set[int], depth: int) -> Iterator[tupl
     for key, value in items:
         inner = _holder(value)
         if inner is not None and depth:
-            yield from _within(name if key in TABLES else _join(name, key), inner, seen, depth - 1)
+            yield from _within(name if _is_table(key) else _join(name, key), inner, seen, depth - 1)
 
 
 def _holder(value: Any) -> Any:
@@ -181,7 +181,7 @@ def _items(holder: Any) -> Iterable[tuple[Any, Any]]:
     """Return keys and values; containers of a module are holders of their own."""
     if isinstance(holder, (list, deque)):
         return enumerate(list(holder))
-    return [(key, value) for key, value in holder.items() if key not in TABLES]
+    return [(key, value) for key, value in holder.items() if not _is_table(key)]
 
 
 def _is_other(one: Any, other: Any) -> bool:
@@ -195,7 +195,16 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
+    return f"{path}.{_name(key)}" if path else _name(key)
+
+
+def _name(key: Any) -> str:
+    """Name what a key stands for; a proxy that is asked itself records a call."""
+    return str(pytree.tree_map_only(fx.Proxy, lambda proxy: type(proxy).__name__, key))
+
+
+def _is_table(key: Any) -> bool:
+    return isinstance(key, str) and key in TABLES
 
 
 def _version(tensor: Tensor) -> int:

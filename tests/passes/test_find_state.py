@@ -275,3 +275,19 @@ def test_nothing_is_left_in_what_is_beside_the_model():
     with pytest.raises(TraceError):
         deltaconvert.convert(model(in_a_global))
     assert not SEEN
+
+
+@pytest.mark.parametrize("frames", [(), (FRAME,)], ids=["traced", "traced for frames"])
+@pytest.mark.parametrize("key", [lambda x: (x.device, x.dtype), lambda x: x.shape],
+                         ids=["device and dtype", "shape"])
+def test_a_cache_may_go_by_what_a_frame_is_like(key, frames):
+    """A proxy that is a key and is asked for its name, or compared, would record that as a call."""
+    def scaled(self, x):
+        place = key(x)
+        if place not in self.scales:
+            self.scales[place] = torch.full((4, 1, 1), 2.0, device=x.device)
+        return self.conv(x) * self.scales[place]
+
+    model = Model(scaled, conv=nn.Conv2d(3, 4, 3), scales={})
+    delta = deltaconvert.convert(model, frames, backend="reference")
+    torch.testing.assert_close(delta(FRAME), 2 * model.conv(FRAME))
