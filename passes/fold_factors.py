@@ -62,7 +62,37 @@ def _refuse(node: fx.Node, convolution: fx.Node) -> str | None:
         return "the factor or the weights depend on the frame"
     if not _is_of_channels(_value(_factor(node, convolution)), mine.shape[1]):
         return "the factor is not one number for each channel"
-    return None
+    return None if _is_exact(node, convolution) else (
+        "its weights times the factor are too large or too small for their type")
+
+
+def _is_exact(node: fx.Node, convolution: fx.Node) -> bool:
+    """Whether each channel's scaled weights are numbers, and lose no more than rounding does.
+
+    In float16 a product may hold what the factor of 1e-6 alone takes from the weights.
+    """
+    weight, bias = map(_value, convolution.args[1:3])
+    factor, divides = _value(_factor(node, convolution)), node.target is div
+    exact = scaled_filter(weight.double(), factor, divides, _groups(convolution))
+    largest, lost = (_largest(numbers, _groups(convolution)) for numbers in (
+        exact, exact.to(weight.dtype).double() - exact))
+    if bias is not None:
+        shift = scaled_bias(bias.double(), factor, divides)
+        largest = largest + shift.abs()
+        lost = lost + (shift.to(bias.dtype).double() - shift).abs()
+    return bool((lost <= torch.finfo(weight.dtype).eps * largest).all())
+
+
+def _largest(weight: Tensor, transposed_groups: int | None) -> Tensor:
+    """Return the largest magnitude of each output channel's filter."""
+    if transposed_groups is None:
+        return weight.abs().flatten(1).amax(1)
+    return weight.abs().unflatten(0, (transposed_groups, -1)).amax((1, 3, 4)).flatten()
+
+
+def _groups(convolution: fx.Node) -> Any:
+    """Return the groups of a transposed convolution, for `scaled_filter`."""
+    return convolution.kwargs["groups"] if convolution.target is conv_transpose2d else None
 
 
 def _factor(node: fx.Node, convolution: fx.Node) -> Any:
@@ -88,7 +118,6 @@ def _fold(graph_module: GraphModule, convolution: fx.Node, node: fx.Node) -> Non
     """Let the product stand for both, under the convolution's name."""
     x, weight, bias, *rest = convolution.args
     factor, divides = _factor(node, convolution), node.target is div
-    groups = convolution.kwargs["groups"] if convolution.target is conv_transpose2d else None
 
     def derived(function: Any, *arguments: Any) -> fx.Node:
         made: list[fx.Node] = []
@@ -98,7 +127,7 @@ def _fold(graph_module: GraphModule, convolution: fx.Node, node: fx.Node) -> Non
             annotate(graph_module, each, None)
         return written
 
-    scaled = (derived(scaled_filter, weight, factor, divides, groups),
+    scaled = (derived(scaled_filter, weight, factor, divides, _groups(convolution)),
               None if bias is None else derived(scaled_bias, bias, factor, divides))
     node.target, node.args, node.kwargs = (
         convolution.target, (x, *scaled, *rest), dict(convolution.kwargs))

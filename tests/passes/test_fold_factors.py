@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import deltaconvert
 from tests.passes.graphs import Model, assert_same_outputs, frames_like, specialised
 
 FOLDED = {
@@ -35,6 +36,8 @@ REFUSED = {
     "divides": (lambda self, x: 3 / self.conv(x), "not a multiplication of it"),
     "rounded": (lambda self, x: torch.div(self.conv(x), 3, rounding_mode="floor"),
                 "not a multiplication of it"),
+    "infinite": (lambda self, x: self.conv(x) * float("inf"), "too large"),
+    "divided by 0": (lambda self, x: self.conv(x) / torch.zeros(4, 1, 1), "too large"),
     "broadcast": (lambda self, x: self.narrow(x) * self.scale, "another shape"),
 }
 
@@ -67,6 +70,23 @@ def test_refuses(what):
     assert_same_outputs(model(function), frames_like(2, 4, 5, 6))
 
 
+@pytest.mark.parametrize("name", ["conv", "plain", "up"])
+@pytest.mark.parametrize("factor", [2**-20, 6e4])
+def test_refuses_what_float16_would_lose(name, factor):
+    """1.5 times 2**-20 has one bit, and 1.5 times 60,000 is infinite, where no product is."""
+    dense = model(lambda self, x: getattr(self, name)(x) * self.scale)
+    with torch.no_grad():
+        getattr(dense, name).weight.uniform_(1, 2)
+        dense.scale[:] = 1
+        dense.scale[1] = factor
+    dense.half()
+    frame = torch.full((1, 4, 5, 6), 1e-3, dtype=torch.float16)
+    result = specialised(dense, frame)["results"]["fold_factors"]
+    assert "too large or too small" in str(result.refused)
+    torch.testing.assert_close(deltaconvert.convert(dense, backend="reference")(frame),
+                               dense(frame))
+
+
 def test_a_convolution_called_twice_is_scaled_once_for_each_call():
     twice = model(lambda self, x: self.conv(self.conv(x) * 0.5) * self.scale)
     changed = specialised(twice, torch.randn(1, 4, 5, 6))["results"]["fold_factors"].changed
@@ -75,8 +95,6 @@ def test_a_convolution_called_twice_is_scaled_once_for_each_call():
 
 
 def test_new_weights_are_scaled_too():
-    import deltaconvert
-
     delta = deltaconvert.convert(model(FOLDED["a number for each channel"]), backend="reference")
     frame = torch.randn(1, 4, 5, 6)
     delta(frame)
