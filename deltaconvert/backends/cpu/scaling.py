@@ -74,7 +74,9 @@ def _mul(constant: Tensor, alpha: float, first: bool) -> Formula:
 
 
 def _div(constant: Tensor, alpha: float, first: bool) -> Formula:
-    return (1 / constant, torch.zeros_like(constant)) if first else None
+    scale = 1 / constant
+    overflows = scale.isfinite() & scale.float().isinf()
+    return (scale, torch.zeros_like(constant)) if first and not overflows.any() else None
 
 
 def _add(constant: Tensor, alpha: float, first: bool) -> Formula:
