@@ -112,11 +112,17 @@ class Config:
 
     def for_node(self, name: str, path: str) -> NodeConfig:
         """Settle the threshold and norm of one node (its own settings, else the model's)."""
-        threshold, norm = self.threshold, self.norm
+        own = self.of_node(name, path)
+        return NodeConfig(self.threshold if own.threshold is None else own.threshold,
+                          own.norm or self.norm)
+
+    def of_node(self, name: str, path: str) -> NodeConfig:
+        """Return what `nodes` says of one node; ``None`` where that is nothing."""
+        threshold, norm = None, None
         for pattern, own in self.nodes.items():
             if fnmatchcase(name, pattern) or fnmatchcase(path, pattern):
                 threshold = threshold if own.threshold is None else own.threshold
-                norm = norm if own.norm is None else own.norm
+                norm = own.norm or norm
         return NodeConfig(threshold, norm)
 
     def check_nodes(self, known: Collection[tuple[str, str]]) -> None:

@@ -147,7 +147,15 @@ class _Lowering:
             args=tuple(Slot(i) for i in range(len(inputs))), params={},
             inputs=tuple(map(self._spec, inputs)), shapes=None, constants={},
             multiply_adds=sum(p.multiply_adds for p in parts),
-            threshold=max(p.threshold for p in parts) if _is_floating(node) else 0.0)
+            threshold=self._threshold_of(node, parts))
+
+    def _threshold_of(self, node: fx.Node, parts: list[Description]) -> float:
+        """Return what nodes that run as one may hold back: what is said of the last, if anything.
+        """
+        if not _is_floating(node):
+            return 0.0
+        named = self.config.of_node(node.name, node.meta.get("path", "")).threshold
+        return max(p.threshold for p in parts) if named is None else named
 
     def _function(self, node: fx.Node) -> Any:
         function = self._as_written(node)

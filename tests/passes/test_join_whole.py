@@ -126,6 +126,17 @@ def test_settings_by_a_joined_nodes_name_hold():
     assert run_whole(delta)[0].threshold == 0.25
 
 
+@pytest.mark.parametrize("said", [0.0, 0.25])
+def test_a_setting_of_the_last_of_them_is_the_threshold(said):
+    """The last of an attention only moves numbers, which holds nothing back by itself."""
+    delta = deltaconvert.convert(model(attention), backend="reference")
+    delta(frames_like(*SIZE)[0].float())
+    last = run_whole(delta)[0].name
+    delta = deltaconvert.convert(model(attention), threshold=0.1, nodes={last: said})
+    delta(frames_like(*SIZE)[0].float())
+    assert run_whole(delta)[0].threshold == said
+
+
 def test_results_are_dropped_behind_their_last_reader():
     seen = []
 
