@@ -53,21 +53,32 @@ class Stream:
             FrameError: the frame was refused; the stream is as it was.
             StreamBusyError: another thread is inside this stream.
         """
-        if not self._lock.acquire(blocking=False):
-            raise StreamBusyError("this stream is running in another thread. A stream takes one "
-                                  "thread at a time: give each thread its own new_stream().")
+        self._take()
         try:
             with torch.inference_mode(False), torch.no_grad():
                 return self._run([f.detach() if isinstance(f, Tensor) else f for f in frames])
         finally:
             self._lock.release()
 
+    def _take(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise StreamBusyError("this stream is running in another thread. A stream takes one "
+                                  "thread at a time: give each thread its own new_stream().")
+
     def reset(self, lanes: Sequence[int] | None = None) -> None:
         """Forget the past, of all lanes or of some: their next frame is a first frame.
 
         Raises:
             FrameError: for a lane that is not there.
+            StreamBusyError: a frame is running.
         """
+        self._take()
+        try:
+            self._reset(lanes)
+        finally:
+            self._lock.release()
+
+    def _reset(self, lanes: Sequence[int] | None) -> None:
         if self._state is None:
             return
         chosen = list(range(self._state.lanes) if lanes is None else lanes)
