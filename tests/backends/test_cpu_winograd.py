@@ -20,6 +20,7 @@ from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.config import Config
 from deltaconvert.nodes import Slot
 from tests.backends.test_cpu import LANES, Stream, conv, deconv, make_node
+from tests.law.test_law import suite
 
 TILES, PIXELS = lambda *channels: math.inf, lambda *channels: 0.0
 
@@ -113,6 +114,7 @@ def test_tiles_of_a_map_of_three_rows_of_seven(pixels: list[int],
     assert found(pixels, 3, 7) == expected
 
 
+@suite(100)
 @given(st.integers(1, 7), st.integers(1, 9), st.data())
 def test_every_candidate_is_in_one_tile_of_its_lane(height: int, width: int,
                                                     data: st.DataObject) -> None:

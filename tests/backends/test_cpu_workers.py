@@ -50,11 +50,12 @@ import torch
 from deltaconvert.backends.cpu.workers import Workers
 
 torch.set_num_threads(2)
-kept, begun = Workers(3), threading.Event()
+kept, begun, printed = Workers(3), threading.Event(), threading.Event()
 
 def help_with(worker):
     begun.set()
-    time.sleep(0.3)  # it helps still when the program is at its end
+    printed.wait(60)
+    time.sleep(0.1)  # it helps still when the program is at its end
 
 kept.invite(help_with)
 dropped = Workers(2)
@@ -62,6 +63,7 @@ dropped.invite(help_with)
 del dropped
 assert begun.wait(60)
 print([t.name for t in threading.enumerate() if "cpu" in t.name])
+printed.set()
 """
 
 

@@ -94,7 +94,7 @@ def test_helpers_are_there_before_a_run_begins(threads):
 
     def help_with(worker):
         there.append(worker)
-        over.wait(10)
+        over.wait(60)
 
     start = time.perf_counter()
     for _ in range(2):  # the second finds them still in the first

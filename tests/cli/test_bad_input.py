@@ -377,7 +377,7 @@ def test_ctrl_c_at_any_moment(converted, folder, delay_s):
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
     try:
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     except subprocess.TimeoutExpired as waiting:
         if b"Exception ignored in: <function _get_module_lock" not in (waiting.stderr or b""):
             raise  # it was not lost, so it should have ended
