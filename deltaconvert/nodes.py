@@ -62,11 +62,20 @@ class EdgeSpec:
         return self.mask_shape[1] * self.mask_shape[2] if self.is_map else 1
 
 
+Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
+
+
 @dataclass(frozen=True)
 class Slot:
-    """Stands in a node's arguments where the value of its ``index``-th input edge goes."""
+    """Stands in a node's arguments where the value of its ``index``-th input edge goes.
+
+    Args:
+        index: of the edge.
+        layout: shape and strides of what goes there, where the function may mind.
+    """
 
     index: int
+    layout: Layout | None = None
 
 
 @dataclass
@@ -200,7 +209,8 @@ def copy_value(value: Any, dtype: torch.dtype | None = None) -> Any:
 def fill(template: Any, values: tuple[Any, ...]) -> Any:
     """Put values where a template of nested containers has a `Slot`."""
     if isinstance(template, Slot):
-        return values[template.index]
+        value = values[template.index]
+        return value if template.layout is None else _laid_out(value, *template.layout)
     if isinstance(template, (tuple, list)):
         return type(template)(fill(t, values) for t in template)
     if isinstance(template, dict):
@@ -208,6 +218,14 @@ def fill(template: Any, values: tuple[Any, ...]) -> Any:
     if isinstance(template, slice):
         return slice(*(fill(t, values) for t in (template.start, template.stop, template.step)))
     return template
+
+
+def _laid_out(value: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    """Copy a tensor of this shape that lies otherwise."""
+    if not isinstance(value, Tensor) or value.shape != shape or value.stride() == strides:
+        return value
+    return torch.empty_strided(shape, strides, dtype=value.dtype,
+                               device=value.device).copy_(value)
 
 
 def slots(template: Any) -> Iterator[Slot]:

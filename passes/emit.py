@@ -9,8 +9,8 @@ from torch import fx
 
 from deltaconvert.operators.registry import Call
 
-# What `find_writes` knows of a function that was kept whole, not of what is written beside it.
-OF_A_FUNCTION = ("whole", "writes", "returns")
+# What passes know of a function that was kept whole, not of what is written beside it.
+OF_A_FUNCTION = ("whole", "writes", "returns", "layouts")
 
 
 def emit(graph: fx.Graph, before: fx.Node, argument: Any, meta: Mapping[str, Any],

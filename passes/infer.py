@@ -22,6 +22,8 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError, UnsupportedError
+from deltaconvert.nodes import Layout
+from deltaconvert.operators import registry
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
@@ -64,6 +66,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
     _drop_conversions(graph_module.graph, result)
     find_selects(graph_module.graph, result)
     graph_module.graph.eliminate_dead_code()
+    _note_layouts(graph_module.graph)
     graph_module.recompile()
     return result
 
@@ -228,6 +231,27 @@ def _inline_numbers(graph: fx.Graph) -> None:
 def _put(user: fx.Node, node: fx.Node, value: Any) -> None:
     user.args, user.kwargs = fx.map_arg((user.args, dict(user.kwargs)),
                                         lambda n: value if n is node else n)
+
+
+def _note_layouts(graph: fx.Graph) -> None:
+    """Note how tensors lie that functions are given which deltaconvert does not know.
+
+    Values are kept with their channels last, and some in a concatenation. An operator gives the
+    same numbers whatever the layout; other code may view its tensors as they lie in the model.
+    """
+    for node in graph.nodes:
+        if node.op.startswith("call_") and registry.find(node.target) is None:
+            layouts: list[Layout | None] = []
+            with_values(node, lambda n, layouts=layouts: layouts.append(  # type: ignore[misc]
+                _layout(n.meta["value"])))
+            node.meta["layouts"] = layouts
+
+
+def _layout(value: Any) -> Layout | None:
+    """Return shape and strides of a tensor, or of a copy that has no gaps."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return None
+    return tuple(value.shape), torch.empty_like(value).stride()
 
 
 def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:

@@ -9,6 +9,7 @@ thresholds and norms are attached, and constants move from the graph into the no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,8 +111,7 @@ class _Lowering:
 
     def _describe(self, node: fx.Node) -> Description:
         operator = registry.find(node.target) if node.op == "call_function" else None
-        position = {edge: Slot(i) for i, edge in enumerate(edges(node))}
-        args, params = with_values(node, lambda n: position.get(n, n.meta["value"]))
+        args, params = _template(node, edges(node))
         config = self.config if node in self.paying else self.config.replace(threshold=0.0)
         own = config.for_node(node.name, node.meta.get("path", ""))
         spec, rule = self._spec(node), node.meta["rule"]
@@ -134,10 +134,9 @@ class _Lowering:
         """Describe the nodes that run as one, the last of which is given."""
         members: list[fx.Node] = node.meta["joined"]
         inputs = _edges(node)
-        position = {n: Slot(i) for i, n in enumerate([*inputs, *members])}
         parts = [self._describe(member) for member in members]
         function = Joined([
-            (part.function, *with_values(member, lambda n: position.get(n, n.meta["value"])))
+            (part.function, *_template(member, [*inputs, *members]))
             for part, member in zip(parts, members, strict=True)])
         own = parts[-1]
         why = max(parts, key=lambda p: (bool(p.reason), p.multiply_adds))
@@ -184,6 +183,17 @@ def _paying(graph: fx.Graph) -> set[fx.Node]:
             if reader in paying or (operator and operator.multiply_adds(reader.meta["shapes"])):
                 paying.add(node)
     return paying
+
+
+def _template(node: fx.Node, changing: Sequence[fx.Node]) -> tuple[Any, dict[str, Any]]:
+    """Return a call's arguments with slots for nodes that change, which count these."""
+    layouts = iter(node.meta.get("layouts", ()) if node.meta["rule"] == "unknown" else ())
+    place = {n: i for i, n in enumerate(changing)}
+
+    def value_of(n: fx.Node) -> Any:
+        layout = next(layouts, None)
+        return Slot(place[n], layout) if n in place else n.meta["value"]
+    return with_values(node, value_of)
 
 
 def _is_joined(node: fx.Node) -> bool:

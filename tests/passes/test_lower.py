@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.config import NodeConfig
 from deltaconvert.nodes import DensifyNode, SparsifyNode
-from tests.passes.graphs import Model, TwoInputs, program_of
+from tests.passes.graphs import Model, TwoInputs, frames_like, program_of
 
 FRAME = torch.randn(2, 2, 6, 6)
 
@@ -141,3 +141,46 @@ def test_the_lowered_graph_can_be_read():
     assert "x = self.x(state, x_frame)" in code
     assert "conv = self.conv(state, x)" in code
     assert "self.densify_conv(state, conv)" in code
+
+
+@torch.fx.wrap
+def viewed(x):
+    return x.view(x.shape[0], -1)[:, ::7].cumsum(1)
+
+
+@torch.fx.wrap
+def windows(x):
+    return x.as_strided((2, 4, 3), (4 * 9 * 10, 9 * 10, 1), 5)
+
+
+class Flattened(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1)[:, 3:]
+
+
+LAID_OUT = {
+    "a view of a map": lambda self, x: viewed(self.conv(x)),
+    "strides of a map": lambda self, x: windows(self.conv(x)),
+    "a method": lambda self, x: self.conv(x).as_strided((2, 4, 3), (360, 90, 1), 5),
+    "in a concatenation": lambda self, x: [viewed(y := self.conv(x)), torch.cat([y, F.relu(y)], 1)],
+    "channels of a map": lambda self, x: viewed(self.conv(x)[:, 1:3]),
+    "behind a norm over channels": lambda self, x: viewed(F.layer_norm(
+        self.conv(x).permute(0, 2, 3, 1), (4,))),
+    "of a tuple": lambda self, x: (lambda v: viewed(v[0]) + viewed(v[1]))(self.conv(x).chunk(2, 1)),
+    "as a keyword": lambda self, x: viewed(x=self.conv(x)),
+    "broadcast": lambda self, x: windows(self.conv(x)[:, :1].expand(-1, 4, -1, -1) * 1),
+    "TorchScript": lambda self, x: self.script(self.conv(x)),
+    "joined": lambda self, x: viewed(self.conv(x).cumsum(0)).cumsum(0),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("what", LAID_OUT)
+def test_what_is_not_known_gets_tensors_as_they_lie_in_the_model(what, backend):
+    """Maps are kept with their channels last, and other code may go by that."""
+    torch.manual_seed(0)
+    dense = Model(LAID_OUT[what], conv=nn.Conv2d(4, 4, 3, padding=1),
+                  script=torch.jit.script(Flattened()))
+    delta = deltaconvert.convert(dense, backend=backend)
+    for frame in frames_like(2, 4, 9, 10):
+        torch.testing.assert_close(delta(frame.float()), dense(frame.float()))
