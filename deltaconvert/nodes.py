@@ -19,7 +19,7 @@ from deltaconvert.footprint import Footprint
 from deltaconvert.operators.registry import Operator, Rule, Shapes
 
 if TYPE_CHECKING:
-    from deltaconvert.state import Edge, State
+    from deltaconvert.state import State
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,3 @@ def slots(template: Any) -> Iterator[Slot]:
         yield from slots(list(template.values()))
     elif isinstance(template, slice):
         yield from slots([template.start, template.stop, template.step])
-
-
-def edges_of(inputs: tuple[Edge, ...]) -> tuple[Any, ...]:
-    """Return the edges' values."""
-    return tuple(edge.value for edge in inputs)

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Backend, Buffers, Step, create
-from deltaconvert.backends.rule import unite_masks
 from deltaconvert.config import Config
 from deltaconvert.errors import UnsupportedError, lacks_memory
 from deltaconvert.exported import ExportedModel
@@ -82,8 +81,7 @@ class Program:
             inputs = tuple(state.edges[e.name] for e in node.about.inputs)
             state.steps[spec.name] = self._bind(node, Buffers(inputs, edge, bound, scratch))
         for backend in self.backends.values():
-            if make_runner := getattr(backend, "runner", None):
-                state.runner = make_runner(self.graph_module, self.nodes, bound)
+            state.runner = backend.runner(self.graph_module, self.nodes, bound) or state.runner
         return state
 
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
@@ -112,8 +110,7 @@ class Program:
     def _bind(self, node: DeltaNode, buffers: Buffers) -> Step:
         backend = self.backends[node.backend]
         if node.about.aliases:
-            bind_union = getattr(backend, "bind_union", None)
-            return bind_union(node, buffers) if bind_union else lambda: unite_masks(buffers)
+            return backend.bind_union(node, buffers)
         return backend.bind(node, self.weights[node.about.name], buffers)
 
 
@@ -164,7 +161,7 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
                store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
                channels_first(graph_module, lanes), fold_factors(graph_module),
-               fuse(graph_module, getattr(chosen, "unfused", frozenset())),
+               fuse(graph_module, chosen.unfused),
                partition(graph_module, lanes), join_whole(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)]

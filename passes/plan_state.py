@@ -38,7 +38,6 @@ class Plan:
         edges: what the nodes produce, in order of execution.
         inside: an edge's place in a concatenation: ``(its name, first channel)``.
         scratch: bytes of working memory, by name.
-        masks_with_values: bytes of masks and values together, and of values alone.
     """
 
     edges: list[EdgeSpec]

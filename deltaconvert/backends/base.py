@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.fx import GraphModule
 
 from deltaconvert.config import Config
 from deltaconvert.errors import ConfigError
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.state import Edge, State
+from deltaconvert.state import Edge, FrameRunner, State
 
 
 class Work(NamedTuple):
@@ -59,9 +60,15 @@ class Buffers:
 
 
 class Backend(Protocol):
-    """One way to run delta nodes. An instance belongs to one specialised program."""
+    """One way to run delta nodes. An instance belongs to one specialised program.
+
+    Attributes:
+        name: in the configuration.
+        unfused: activations that it computes by themselves only.
+    """
 
     name: str
+    unfused: frozenset[str] = frozenset()
 
     def supports(self, node: DeltaNode) -> str | None:
         """Return nothing, or the reason why this node must run by ``reference``."""
@@ -78,12 +85,18 @@ class Backend(Protocol):
         It reads the input edges, applies the rule, writes the output edge's value where it
         propagates a change, its mask, and its ``counts``. A `SparsifyNode`'s step is a
         `SparsifyStep`.
-
-        A backend may also have ``bind_union(node, buffers)``, the step of a concatenation
-        written in place (else `unite_masks`), and ``runner(graph_module, nodes, state)``,
-        which returns the `FrameRunner` of a stream whose steps are all bound. Its attribute
-        ``unfused``, where it has one, names activations that it computes by themselves only.
         """
+
+    def bind_union(self, node: DeltaNode, buffers: Buffers) -> Step:
+        """Return the step of a concatenation written in place, which has masks to unite only."""
+        from deltaconvert.backends.rule import unite_masks  # builds on this file
+
+        return lambda: unite_masks(buffers)
+
+    def runner(self, graph_module: GraphModule, nodes: list[DeltaNode],
+               state: State) -> FrameRunner | None:
+        """Return what runs the frames of a stream whose steps are all bound, if not the graph."""
+        return None
 
 
 class SparsifyStep(Protocol):

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.base import Buffers, Scratch, Step, Work
+from deltaconvert.backends.base import Backend, Buffers, Scratch, Step, Work
 from deltaconvert.backends.reference import ReferenceSparsify, candidates, fresh_lanes
 from deltaconvert.backends.rule import change_norm, nothing_changed
 from deltaconvert.config import Config
@@ -52,7 +52,7 @@ _MAX_POOLING = frozenset({"max_pool2d", "adaptive_max_pool2d"})
 _ELEMENTWISE = frozenset({"add", "sub", "mul"})
 
 
-class PaperBackend:
+class PaperBackend(Backend):
     """See the module. An instance belongs to one program and may serve many streams."""
 
     name = "paper"

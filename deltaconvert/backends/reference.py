@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.base import Buffers, Scratch, Step, Work
+from deltaconvert.backends.base import Backend, Buffers, Scratch, Step, Work
 from deltaconvert.backends.rule import apply_rule, change_norm, nothing_changed, run_needed
 from deltaconvert.config import Config
 from deltaconvert.errors import NotFiniteError, UnsupportedError
@@ -17,7 +17,7 @@ from deltaconvert.state import Edge, State
 BLOCK = 8
 
 
-class ReferenceBackend:
+class ReferenceBackend(Backend):
     """See the module; an instance keeps only the configuration."""
 
     name = "reference"

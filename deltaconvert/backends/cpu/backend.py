@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch.fx import GraphModule
 
-from deltaconvert.backends.base import Buffers, Scratch, Step
+from deltaconvert.backends.base import Backend, Buffers, Scratch, Step
 from deltaconvert.backends.cpu import (
     convolution,
     elementwise,
@@ -68,7 +68,7 @@ _WHOLE: dict[str, Kind] = {
 }
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """See the package. An instance belongs to one program and may serve many streams."""
 
     name = "cpu"

@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends import reference
-from deltaconvert.backends.base import Buffers, Scratch, Step
+from deltaconvert.backends.base import Backend, Buffers, Scratch, Step
 from deltaconvert.backends.cuda import convolution, pixels, sparsify, whole
 from deltaconvert.backends.cuda.candidates import Tables, list_name, list_scratch, union
 from deltaconvert.backends.cuda.context import Context, Tally, activation_code, activation_of
@@ -63,7 +63,7 @@ class CudaStep:
 
 
 @dataclass
-class CudaBackend:
+class CudaBackend(Backend):
     """See the package. An instance belongs to one program and may serve many streams.
 
     Args:
@@ -78,7 +78,7 @@ class CudaBackend:
     launcher: Launcher
     told: Mapping[str, Any] = field(default_factory=dict)
     name: str = "cuda"
-    unfused: frozenset[str] = frozenset({"prelu"})  # the kernels have one slope for all channels
+    unfused = frozenset({"prelu"})  # the kernels have one slope for all channels
     counters: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
