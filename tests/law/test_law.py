@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.passes import join_whole
 from tests.law.checking import Law
 from tests.law.networks import STEPS, Frame, Generated, clips, networks
 
@@ -106,6 +107,24 @@ def test_a_precision_of_the_settings_obeys_the_law(backend, data):
     run(network, clip, torch.float32, backend=backend, threshold=data.draw(amounts),
         stored=data.draw(st.sampled_from(["bfloat16", "float16"])),
         norm=data.draw(st.sampled_from(["max", "rms"])), input_threshold=data.draw(amounts))
+
+
+WHOLE = ["attention", "windows", "whole_map_norm", "einsum", "unknown", "mixes_lanes", "softmax"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@suite(40)
+@given(data=st.data())
+def test_nodes_that_run_as_one_obey_the_law(backend, data):
+    """Of maps as small as these none would be: all that is no vector joins."""
+    network = data.draw(networks(using=data.draw(st.lists(st.sampled_from(WHOLE), min_size=1,
+                                                          max_size=3)), most_steps=3))
+    clip = data.draw(clips(network.shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(join_whole, "SMALL", 0)
+        run(network, clip, data.draw(st.sampled_from(DTYPES)), backend=backend,
+            threshold=data.draw(amounts), norm=data.draw(st.sampled_from(["max", "rms"])),
+            threshold_unit=data.draw(st.sampled_from(["absolute", "std"])))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
