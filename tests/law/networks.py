@@ -249,23 +249,6 @@ def numbers(draw, x):
 
 
 @step
-def factors(draw, x):
-    """A convolution behind which constants multiply and divide, each for the map or a channel."""
-    conv = one_of(draw, same_size(x[1], 4, bias=draw(st.booleans())),
-                  nn.ConvTranspose2d(x[1], 4, 2, stride=2), nn.Sequential(same_size(x[1], 4),
-                                                                          norm_layer(4)))
-    one, other = (one_of(draw, 0.0, -1.5, 2, True, torch.randn(4, 1, 1), torch.randn(1, 4, 1, 1),
-                         torch.tensor([0.0, 1, -1, 100]).view(4, 1, 1), torch.randn(1),
-                         torch.randn(())) for _ in range(2))
-    own = {name: value for name, value in (("a", one), ("b", other)) if isinstance(value, Tensor)}
-    return one_of(draw, *(Call(function, conv=conv, **own) for function in (
-        lambda self, x: self.conv(x) * getattr(self, "a", one) * getattr(self, "b", other),
-        lambda self, x: getattr(self, "a", one) * self.conv(x) + getattr(self, "b", other),
-        lambda self, x: self.conv(x).mul_(getattr(self, "a", one)) / 3 + self.conv(x),
-        lambda self, x: F.relu(self.conv(x) / 0.7 - getattr(self, "b", other)))))
-
-
-@step
 def two_maps(draw, x, y):
     """Products, quotients, extremes and means, of maps and gates."""
     if len(x) != 4 or len(y) != 4 or not broadcast(x, y):
