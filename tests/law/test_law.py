@@ -69,8 +69,8 @@ def runs_in(model: nn.Module, dtype: torch.dtype, pixels: Tensor) -> bool:
 def assert_dense(model: nn.Module, pixels: Tensor, outputs: list[Tensor], dtype) -> None:
     """Compare with the dense model at double precision, by its own error in ``dtype``."""
     with torch.no_grad():
-        expected = copy.deepcopy(model).double()(pixels.double())
-        once = copy.deepcopy(model).to(dtype)(pixels.to(dtype))
+        expected = copy.deepcopy(model).double()(pixels.to(torch.float64, copy=True))
+        once = copy.deepcopy(model).to(dtype)(pixels.to(dtype, copy=True))
         given = model(pixels.clone())
     for number, (out, exact, dense) in enumerate(zip(outputs, expected, once, strict=True)):
         assert (out.shape, out.dtype) == (given[number].shape, given[number].dtype)
