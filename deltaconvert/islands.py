@@ -243,6 +243,8 @@ class IslandsStream:
         An island's lanes need not be the model's (an encoder may take two pictures as one
         batch), so all lanes are forgotten, which costs time alone, whichever are asked for.
         """
+        for island in self.module.islands.values():
+            island.follow_weights()
         self.calls.clear()
         self._shapes.clear()
         self._relabelled.clear()

@@ -35,6 +35,7 @@ class DeltaModule(nn.Module):
     does. Made by `convert` or `load`. ``state_dict()`` has the original's names, shapes and
     values; ``load_state_dict``, ``.to()`` and ``.half()`` derive everything anew and start
     all streams afresh (a model that was converted for some shapes alone keeps its dtype).
+    Weights that are written in place count from the next ``reset()`` of any stream.
     Gradients are not computed.
     """
 
@@ -51,6 +52,7 @@ class DeltaModule(nn.Module):
     _root: nn.Module
     _programs: dict[Any, Program]
     _version: int
+    _compiled_from: Any  # what the weights of the programs were
     _weights_device: torch.device | None
 
     def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
@@ -71,7 +73,7 @@ class DeltaModule(nn.Module):
                              strict=strict, results=list(results),
                              traced_for=traced_for and [tuple(s) for s in traced_for],
                              preprocessing=preprocessing, loaded_from=None, _programs={},
-                             _version=0, _weights_device=None)
+                             _version=0, _compiled_from=None, _weights_device=None)
         self.__dict__["input_names"] = [n.name for n in graph.nodes if n.op == "placeholder"]
         self.__dict__["stream"] = Stream(self)
         self.training = False
@@ -175,6 +177,15 @@ class DeltaModule(nn.Module):
         self.__dict__["_version"] += 1
         self.__dict__["_weights_device"] = None
 
+    def follow_weights(self) -> None:
+        """Derive everything anew if weights were written in place since programs were made."""
+        if self._programs and self._compiled_from != self._weights():
+            self._forget()
+
+    def _weights(self) -> list[tuple[int, int]]:
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version)
+                for t in (*self.parameters(), *self.buffers())]
+
     def signature(self, frames: Sequence[Any]) -> Any:
         """Return what a program is specialised for.
 
@@ -238,6 +249,8 @@ class DeltaModule(nn.Module):
             UnsupportedError: under ``strict``, where something falls back.
         """
         if signature not in self._programs:
+            if not self._programs:
+                self.__dict__["_compiled_from"] = self._weights()
             program = self._specialize(frames)
             if self.strict:
                 _refuse_fallbacks(program.nodes)

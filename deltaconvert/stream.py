@@ -68,6 +68,8 @@ class Stream:
     def reset(self, lanes: Sequence[int] | None = None) -> None:
         """Forget the past, of all lanes or of some: their next frame is a first frame.
 
+        Without ``lanes``, weights that were written in place count from here on.
+
         Raises:
             FrameError: for a lane that is not there.
             StreamBusyError: a frame is running.
@@ -81,6 +83,8 @@ class Stream:
     def _reset(self, lanes: Sequence[int] | None) -> None:
         if self._state is None:
             return
+        if lanes is None:
+            self._module.follow_weights()
         chosen = list(range(self._state.lanes) if lanes is None else lanes)
         for lane in chosen:
             if not 0 <= lane < self._state.lanes:

@@ -513,3 +513,22 @@ def test_a_frame_without_numbers_is_refused():
     delta = deltaconvert.convert(nn.Conv2d(3, 2, 3, device="meta"))
     with pytest.raises(FrameTypeError, match="on the meta device"):
         delta(torch.rand(1, 3, 6, 7, device="meta"))
+
+
+@pytest.mark.parametrize("modules", [None, ["0"]])
+def test_weights_that_were_written_in_place_count_from_the_next_reset(modules):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(body, nn.Conv2d(4, 2, 1)).eval()
+    delta = deltaconvert.convert(model, modules=modules)
+    other, frame = delta.new_stream(), torch.rand(1, 3, 8, 9)
+    torch.testing.assert_close(delta(frame), model(frame))
+    other(frame)
+    for module in model, delta:
+        with torch.no_grad():
+            next(module.parameters()).mul_(2)  # an average of weights, a trainer's step
+            module.get_parameter("0.1.bias").data = torch.ones(4)
+    delta.reset()
+    torch.testing.assert_close(delta(frame), model(frame))
+    other.reset()
+    torch.testing.assert_close(other(frame), model(frame))
