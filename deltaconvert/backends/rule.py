@@ -17,18 +17,33 @@ def change_norm(new: Tensor, old: Tensor, norm: Norm, is_map: bool, has_lanes: b
     its numbers are that pixel's channels. Numbers without a difference (integers,
     booleans) count 1 where they differ.
     """
-    if new.is_floating_point() or new.is_complex():
-        difference = (new - old).abs()
-        difference.masked_fill_(new == old, 0)  # also where both are the same infinity
-    else:
-        difference = (new != old).float()
+    if not (new.is_floating_point() or new.is_complex()):
+        return _size((new != old).float(), norm, is_map, has_lanes)
+    size = _size(new - old, norm, is_map, has_lanes)
+    if size.isnan().any():  # maybe of two infinities that are the same
+        size = _size((new - old).masked_fill_(new == old, 0), norm, is_map, has_lanes)
+    return size
+
+
+def _size(difference: Tensor, norm: Norm, is_map: bool, has_lanes: bool) -> Tensor:
+    """Return the norm of a difference."""
     if not is_map:
-        difference = difference.reshape(new.shape[0] if has_lanes else 1, -1)
+        difference = difference.reshape(difference.shape[0] if has_lanes else 1, -1)
+    if difference.is_complex():
+        difference = difference.abs()
     if difference.shape[1] == 0:
         return difference.new_zeros(difference.shape[:1] + difference.shape[2:])
     if norm == "max":
-        return difference.amax(1)
+        return difference.abs().amax(1)
     return difference.square().mean(1).sqrt()
+
+
+def differs(new: Tensor, old: Tensor, is_map: bool, has_lanes: bool) -> Tensor:
+    """Return where the norm of ``new - old`` is not 0, in the shape of the mask."""
+    unlike = new != old
+    if not is_map:
+        unlike = unlike.reshape(new.shape[0] if has_lanes else 1, -1)
+    return unlike.any(1)
 
 
 def apply_rule(edge: Edge, new: Tensor, candidates: Tensor, fresh: Tensor, norm: Norm) -> None:
@@ -44,15 +59,21 @@ def apply_rule(edge: Edge, new: Tensor, candidates: Tensor, fresh: Tensor, norm:
     A difference that is not a number (an overflow that came or went) propagates.
     """
     spec = edge.spec
-    size = change_norm(new, edge.value, norm, spec.is_map, spec.has_lanes)
-    limit = torch.from_numpy(edge.threshold).to(size)
+    if edge.threshold.any():
+        size = change_norm(new, edge.value, norm, spec.is_map, spec.has_lanes)
+        limit = torch.from_numpy(edge.threshold).to(size)
+        exceeds = ~(size <= limit.view((-1,) + (1,) * (size.dim() - 1)))
+    else:
+        exceeds = differs(new, edge.value, spec.is_map, spec.has_lanes)
     if not spec.has_lanes:
         fresh = fresh.any().reshape(1)
-    shape = (-1,) + (1,) * (size.dim() - 1)
-    changed = (candidates & ~(size <= limit.view(shape))) | fresh.view(shape)
-    where = changed[:, None] if spec.is_map else changed.view(
-        (-1,) + (1,) * (new.dim() - 1)) if spec.has_lanes else changed.reshape(())
-    edge.value.copy_(torch.where(where, new, edge.value))
+    changed = (candidates & exceeds) | fresh.view((-1,) + (1,) * (exceeds.dim() - 1))
+    if changed.all():
+        edge.value.copy_(new)
+    else:
+        where = changed[:, None] if spec.is_map else changed.view(
+            (-1,) + (1,) * (new.dim() - 1)) if spec.has_lanes else changed.reshape(())
+        edge.value.copy_(torch.where(where, new, edge.value))
     edge.mask.copy_(changed)
     edge.publish(changed.reshape(changed.shape[0], -1).sum(1).tolist())
 

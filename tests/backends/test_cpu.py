@@ -18,7 +18,7 @@ from torch import Tensor
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers, Step, Work
 from deltaconvert.backends.cpu import CpuBackend, elementwise
-from deltaconvert.backends.cpu.activations import Numbers, exp
+from deltaconvert.backends.cpu.activations import Numbers, compiled_activation, exp
 from deltaconvert.backends.cpu.maps import flat_map
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
@@ -171,6 +171,13 @@ CASES = {
     "resize to nearest": (("resize_nearest", (Slot(0),), {
         "size": (20, 33), "scale_factor": None, "exact": False,
         "recompute_scale_factor": None}), [MAP]),
+    "pad, reflected": (("pad", (Slot(0),), {
+        "padding": (2, 1, 3, 0), "mode": "reflect", "value": 0.0}), [MAP]),
+    "pad with a number, and cropped": (("pad", (Slot(0),), {
+        "padding": (2, -3, -1, 2), "mode": "constant", "value": 1.5}), [(LANES, 3, 9, 11)]),
+    "pad channels": (("pad", (Slot(0),), {
+        "padding": (1, 0, 0, 1, 2, 1), "mode": "constant", "value": 1.5}), [(LANES, 3, 9, 11)]),
+    "pad with zeros": (("pad_zero", (Slot(0),), {"padding": (1, 2, 0, 3)}), [MAP]),
     "softmax": (("softmax", (Slot(0),), {"dim": 1}), [MAP]),
     "bilinear": (resizing(size=(26, 36)), [MAP]),
     "bilinear by odd factors, corners aligned": (
@@ -178,14 +185,18 @@ CASES = {
     "bilinear, antialiased": (resizing(size=(7, 40), antialias=True), [MAP]),
     "bilinear of a pixel": (resizing(size=(9, 11)), [(LANES, 24, 1, 1)]),
     "bicubic": (resizing(scale_factor=(1.7, 0.6), mode="bicubic"), [MAP]),
+    "bicubic of 3 channels": (
+        resizing(scale_factor=(3.0, 3.0), mode="bicubic"), [(LANES, 3, 9, 50)]),
+    "bilinear to few pixels of many": (resizing(size=(3, 4)), [(LANES, 40, 21, 37)]),
     "softmax of many channels": (("softmax", (Slot(0),), {"dim": 1}), [(LANES, 80, 7, 9)]),
 }
 ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",),
                ("hardsigmoid",), ("elu", 1.5), ("prelu", torch.linspace(-1, 2, 37)), ("tanh",),
                ("gelu", "none"), ("gelu", "tanh"), ("celu", 0.7), ("selu",), ("mish",),
                ("softplus", 2.0, 1.5), ("logsigmoid",), ("softsign",),
+               ("clamp", -0.5, None), ("clamp", None, 0.25), ("clamp", -1, 2),
                # By Python:
-               ("tanhshrink",), ("clamp", -0.5, None)]
+               ("tanhshrink",)]
 
 
 def make_node(case: tuple[Any, Sequence[tuple[int, ...]]], threshold: float = 0.0,
@@ -344,10 +355,18 @@ def test_activations(activation: tuple[Any, ...], alone: bool) -> None:
     Stream(make_node(case), Config(threads=1)).run()
 
 
+def test_padding_and_resizing_need_no_python() -> None:
+    for case in CASES:
+        if case.startswith(("pad", "bi")) and case != "pad channels":
+            stream = Stream(make_node(CASES[case]), Config(threads=1))
+            assert not stream.step.engine.calls_python, case  # type: ignore[attr-defined]
+
+
 def test_activations_that_need_no_python() -> None:
-    for name, *settings in ACTIVATIONS[:-2]:
+    for name, *settings in ACTIVATIONS[:-1]:
         case = (name, (Slot(0), *settings), {}), [(LANES, 37, 9, 11)]
         assert elementwise.refusal(make_node(case)) is None, name
+    assert compiled_activation(("clamp", -0.5, math.nan)) is None  # all of it is NaN
 
 
 def test_activations_behind_a_residual() -> None:

@@ -90,10 +90,13 @@ def run_frames(stream: Stream) -> Tensor:
     return stream.output.value
 
 
-def found(pixels: list[int], height: int, width: int) -> list[tuple[int, int]]:
+def found(pixels: list[int], height: int, width: int, down: int = 1, across: int = 1
+          ) -> list[tuple[int, int]]:
     lanes = max(pixels, default=0) // (height * width) + 1
-    tiles = np.full((lanes * -(-height // 2) * -(-width // 2), 2), -1, np.int32)
-    total = winograd.find_tiles(np.array(pixels, np.int32), height, width, tiles)
+    node = make_node((conv(torch.zeros(1, 1, 3, 3), bias=False, dilation=(down, across),
+                           padding=(down, across)), [(lanes, 1, height, width)]))
+    tiles = np.full((winograd._most_tiles(node, 1), 2), -1, np.int32)
+    total = winograd.find_tiles(np.array(pixels, np.int32), height, width, down, across, tiles)
     return [(int(pixel), int(held)) for pixel, held in tiles[:total]]
 
 
@@ -114,18 +117,30 @@ def test_tiles_of_a_map_of_three_rows_of_seven(pixels: list[int],
     assert found(pixels, 3, 7) == expected
 
 
+@pytest.mark.parametrize("pixels, expected", [
+    ([0, 2, 14, 16], [(0, 15)]),
+    ([0, 1, 2, 3], [(0, 3), (1, 3)]),  # their tiles are interleaved
+    ([0, 1, 2, 3, 4], [(0, 3), (1, 3), (4, 1)]),
+    ([0, 7, 14], [(0, 5), (7, 1)]),
+    ([7, 21, 23], [(7, 1), (21, 3)]),  # of two lanes
+], ids=str)
+def test_dilated_tiles_of_a_map_of_three_rows_of_seven(
+        pixels: list[int], expected: list[tuple[int, int]]) -> None:
+    assert found(pixels, 3, 7, 2, 2) == expected
+
+
 @suite(100)
-@given(st.integers(1, 7), st.integers(1, 9), st.data())
-def test_every_candidate_is_in_one_tile_of_its_lane(height: int, width: int,
-                                                    data: st.DataObject) -> None:
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_every_candidate_is_in_one_tile_of_its_lane(height: int, width: int, down: int,
+                                                    across: int, data: st.DataObject) -> None:
     pixels = sorted(data.draw(st.sets(st.integers(0, 3 * height * width - 1))))
     held = []
-    for first, bits in found(pixels, height, width):
+    for first, bits in found(pixels, height, width, down, across):
         assert bits in range(1, 16)
         for k in range(4):
             if bits >> k & 1:
-                pixel = first + k // 2 * width + k % 2
-                assert pixel // width == first // width + k // 2
+                pixel = first + k // 2 * down * width + k % 2 * across
+                assert pixel // width == first // width + k // 2 * down
                 assert pixel // (height * width) == first // (height * width)
                 held.append(pixel)
     assert sorted(held) == pixels
@@ -206,6 +221,33 @@ def test_any_padding(padding: tuple[int, int]) -> None:
     run_frames(exact_stream((16, 16), (5, 6), padding=padding))
 
 
+@pytest.mark.parametrize("dilation", [(2, 2), (1, 3), (4, 1), (6, 9)])
+@pytest.mark.parametrize("size", [(3, 5), (8, 9), (13, 20)])
+@pytest.mark.usefixtures("tiled")
+def test_dilated_is_exact(size: tuple[int, int], dilation: tuple[int, int]) -> None:
+    stream = exact_stream((16, 23), size, dilation=dilation, padding=dilation)
+    run_frames(stream)
+    assert went_by_tiles(stream)
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (3, 1)])
+@pytest.mark.usefixtures("tiled")
+def test_dilated_with_any_padding_and_in_groups(padding: tuple[int, int]) -> None:
+    run_frames(exact_stream((34, 60), (9, 11), dilation=(2, 3), padding=padding, groups=2))
+
+
+def test_dilated_frames_choose_between_tiles_and_pixels() -> None:
+    stream = exact_stream((64, 64), (24, 24), lanes=1, dilation=(2, 2), padding=(2, 2))
+    run_frames(stream)
+    assert went_by_tiles(stream)
+    single = torch.zeros(1, 24, 24)
+    single[0, 0, 0] = 1
+    put(stream, single, stream.inputs[0].value + 1)
+    stream.step()
+    assert torch.equal(stream.output.value, stream.node.evaluate(stream.inputs[0].value))
+    assert not went_by_tiles(stream)
+
+
 @pytest.mark.parametrize("channels, groups", [((34, 60), 2), ((64, 32), 16), ((48, 96), 3)])
 @pytest.mark.usefixtures("tiled")
 def test_groups(channels: tuple[int, int], groups: int) -> None:
@@ -231,11 +273,12 @@ def test_padding_modes(mode: str) -> None:
     ((512, 384), (5, 12), 2),  # few tiles of a large filter: its columns are shared
     ((272, 272), (5, 80), 2),  # the same, several chunks
 ], ids=["tiles", "columns", "chunks of columns"])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 3)])
 @pytest.mark.usefixtures("tiled")
 def test_workers_come_to_the_same(channels: tuple[int, int], size: tuple[int, int],
-                                  parts: int) -> None:
-    shared = exact_stream(channels, size, lanes=1, threads=2)
-    alone = exact_stream(channels, size, lanes=1)
+                                  parts: int, dilation: tuple[int, int]) -> None:
+    shared, alone = (exact_stream(channels, size, lanes=1, threads=threads, dilation=dilation,
+                                  padding=dilation) for threads in (2, 1))
     assert torch.equal(run_frames(shared), run_frames(alone))
     tiling = tiling_of(shared)
     assert tiling is not None

@@ -22,7 +22,11 @@ OPERATORS = {
     "sum": Cases(
         [Value("over channels", one(lambda x: x.sum(1, keepdim=True)), [two], maps([[4, -4]])),
          Value("over the map", one(lambda x: x.sum((2, 3), keepdim=True)), [two],
-               maps([[3]], [[-3]]))],
+               maps([[3]], [[-3]])),
+         Value("over parts", one(lambda x: x.reshape(x.shape[0], 2, 1, 1, 2).sum(1)), [two],
+               maps([[4, -4]])),
+         Value("over parts that stay", one(lambda x: x.reshape(x.shape[0], 2, 1, 1, 2).sum(
+             -4, keepdim=True).flatten(1, 2)), [two], maps([[4, -4]]))],
         [Group(shape, {"torch": one(lambda x: torch.sum(x, 1, True)),
                        "method": one(lambda x: x.sum(dim=1, keepdim=True)),
                        "a list": one(lambda x: x.sum([1], keepdim=True)),

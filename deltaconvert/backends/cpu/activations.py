@@ -27,11 +27,14 @@ class Activation(NamedTuple):
 
     Args:
         code: 0 for none.
-        slope: of ``leaky_relu``; ``[C]``, where each channel has its own.
+        first: the slope of ``leaky_relu``, ``[C]`` where each channel has its own; or the lower
+            end of ``clamp``.
+        second: the upper end.
     """
 
     code: int = 0
-    slope: float | Tensor = 0.0
+    first: float | Tensor = 0.0
+    second: float = 0.0
 
 
 def compiled_activation(activation: tuple[object, ...] | None) -> Activation | None:
@@ -40,7 +43,12 @@ def compiled_activation(activation: tuple[object, ...] | None) -> Activation | N
         return Activation()
     name, *numbers = activation
     code = _CODES.get("leaky_relu" if name == "prelu" else str(name))
-    if code is None or len(numbers) != (name in ("leaky_relu", "prelu")):
+    if name == "clamp":
+        numbers = [end if number is None else number
+                   for number, end in zip(numbers, (-math.inf, math.inf), strict=True)]
+        if any(math.isnan(number) for number in numbers if isinstance(number, float)):
+            return None
+    if code is None or len(numbers) != _SETTINGS.get(str(name), 0):
         return None
     if not all(isinstance(number, int | float | Tensor) for number in numbers):
         return None  # a slope that changes from frame to frame
@@ -82,15 +90,15 @@ class Numbers:
         """Divide."""
         return self._made(self.builder.fdiv(self.value, self._other(other)))
 
-    def at_least(self, number: float) -> Numbers:
+    def at_least(self, other: Numbers | float) -> Numbers:
         """Return the larger; NaN stays NaN."""
-        below = self.builder.fcmp_ordered("<=", self.value, self.of(number))
-        return self._made(self.builder.select(below, self.of(number), self.value))
+        below = self.builder.fcmp_ordered("<=", self.value, self._other(other))
+        return self._made(self.builder.select(below, self._other(other), self.value))
 
-    def at_most(self, number: float) -> Numbers:
+    def at_most(self, other: Numbers | float) -> Numbers:
         """Return the smaller; NaN stays NaN."""
-        above = self.builder.fcmp_ordered(">", self.value, self.of(number))
-        return self._made(self.builder.select(above, self.of(number), self.value))
+        above = self.builder.fcmp_ordered(">", self.value, self._other(other))
+        return self._made(self.builder.select(above, self._other(other), self.value))
 
     def magnitude(self) -> Numbers:
         """Return it without its sign."""
@@ -152,49 +160,55 @@ def exp(x: Numbers, rest: Numbers | float = 0.0) -> Numbers:
     return p * n.power_of_two()
 
 
-Slope = Callable[[], Numbers]
+Setting = Callable[[int], Numbers]
 
 
-def _relu(x: Numbers, slope: Slope) -> Numbers:
+def _relu(x: Numbers, setting: Setting) -> Numbers:
     return x.at_least(0)
 
 
-def _relu6(x: Numbers, slope: Slope) -> Numbers:
+def _relu6(x: Numbers, setting: Setting) -> Numbers:
     return x.at_least(0).at_most(6)
 
 
-def _leaky_relu(x: Numbers, slope: Slope) -> Numbers:
+def _leaky_relu(x: Numbers, setting: Setting) -> Numbers:
     positive = x.builder.fcmp_ordered(">", x.value, x.of(0))
-    return Numbers(x.builder, x.builder.select(positive, x.value, (x * slope()).value))
+    return Numbers(x.builder, x.builder.select(positive, x.value, (x * setting(0)).value))
 
 
-def _hardswish(x: Numbers, slope: Slope) -> Numbers:
+def _hardswish(x: Numbers, setting: Setting) -> Numbers:
     return x * (x + 3).at_least(0).at_most(6) / 6
 
 
-def _sigmoid(x: Numbers, slope: Slope) -> Numbers:
+def _sigmoid(x: Numbers, setting: Setting) -> Numbers:
     return Numbers(x.builder, x.of(1)) / (exp(x * -1) + 1)
 
 
-def _silu(x: Numbers, slope: Slope) -> Numbers:
+def _silu(x: Numbers, setting: Setting) -> Numbers:
     return x / (exp(x * -1) + 1)
 
 
-def _hardsigmoid(x: Numbers, slope: Slope) -> Numbers:
+def _hardsigmoid(x: Numbers, setting: Setting) -> Numbers:
     return (x + 3).at_least(0).at_most(6) / 6
 
 
+def _clamp(x: Numbers, setting: Setting) -> Numbers:
+    return x.at_least(setting(0)).at_most(setting(1))
+
+
 _FORMULAS = {"relu": _relu, "relu6": _relu6, "leaky_relu": _leaky_relu, "hardswish": _hardswish,
-             "sigmoid": _sigmoid, "silu": _silu, "hardsigmoid": _hardsigmoid}
+             "sigmoid": _sigmoid, "silu": _silu, "hardsigmoid": _hardsigmoid,
+             "clamp": _clamp}
+_SETTINGS = {"leaky_relu": 1, "prelu": 1, "clamp": 2}
 _CODES = {name: code for code, name in enumerate(_FORMULAS, 1)}
 
 
-def apply(builder: Any, code: int, numbers: Any, slopes: Callable[[], Any]) -> Any:
-    """Generate an activation of a vector; code 0 is none. Slopes are loaded where it has any."""
+def apply(builder: Any, code: int, numbers: Any, settings: Callable[[int], Any]) -> Any:
+    """Generate an activation of a vector; code 0 is none. Settings are loaded where it has any."""
     if code == 0:
         return numbers
     formula = list(_FORMULAS.values())[code - 1]
-    return formula(Numbers(builder, numbers), lambda: Numbers(builder, slopes())).value
+    return formula(Numbers(builder, numbers), lambda i: Numbers(builder, settings(i))).value
 
 
 CODES = range(len(_FORMULAS) + 1)

@@ -15,6 +15,7 @@ from deltaconvert.backends.cpu import (
     norm,
     pixelwise,
     pooling,
+    resizing,
     selection,
     shuffle,
     softmax,
@@ -58,6 +59,8 @@ _KINDS: dict[str, Kind] = {
     "pixel_shuffle": shuffle,
     "softmax": softmax,
 }
+# Those that read one pixel as it is.
+_SELECTIONS = ("select", "resize_nearest", "pad", "pad_zero")
 # Those that read whole lanes.
 _WHOLE: dict[str, Kind] = {
     "adaptive_avg_pool2d": whole,
@@ -146,12 +149,12 @@ def _kind(node: DeltaNode) -> Kind | None:
         return elementwise if operator.is_activation else _WHOLE.get(operator.name)
     if operator.name in _KINDS:
         return _KINDS[operator.name]
-    if operator.name in ("select", "resize_nearest") and selection.refusal(node) is None:
+    if operator.name in _SELECTIONS and selection.refusal(node) is None:
         return selection
     if operator.name in ("layer_norm2d", "rms_norm2d") and norm.refusal(node) is None:
         return norm
     if operator.weights:
-        return pooling
+        return resizing
     if operator.pixelwise:
         return pixelwise if elementwise.refusal(node) else elementwise
     return None

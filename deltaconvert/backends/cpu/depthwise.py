@@ -15,7 +15,7 @@ from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
 from deltaconvert.backends.cpu.reduction import PIXELS, Filtered
-from deltaconvert.backends.cpu.stencil import FOUND, Stencil, Weights, reducer
+from deltaconvert.backends.cpu.stencil import FOUND, Stencil, reducer
 
 filter_rows = reducer(Filtered())
 
@@ -60,12 +60,11 @@ def filter_parts(task, worker):
     new = task.new[worker]
     batch = new.shape[0] - PIXELS
     runs = np.empty((batch, FOUND), np.int64)
-    weights = Weights(task.weight.ctypes.data, 0, 0, 0)
     while True:
         taken = take_pixels(task.parts, worker)
         if taken.shape[0] == 0:
             return
         for first in range(0, taken.shape[0], batch):
             pixels = taken[first:first + batch]
-            filter_rows(task.stencil, weights, pixels, runs, new)
+            filter_rows(task.stencil, task.weight.ctypes.data, pixels, runs, new)
             finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)

@@ -22,10 +22,10 @@ from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
-from deltaconvert.backends.cpu.row import add_row, load_row, multiply_row
+from deltaconvert.backends.cpu.row import add_row, load_each, load_row, multiply_row
 from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.scaling import Scaling, scaling_of
-from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
+from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch, whole_vectors
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.nodes import DeltaNode, Slot
@@ -45,7 +45,7 @@ class Elementwise(NamedTuple):
         x_constant, y_constant: else.
         factor: of ``y`` in a sum.
         scale: float32 ``[C]``.
-        new: float32 ``[workers, rows, C]``.
+        new: float32 ``[workers, rows, C]``, in whole vectors.
     """
 
     parts: Parts
@@ -86,16 +86,16 @@ def refusal(node: DeltaNode) -> str | None:
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
     """Return the list of candidates and the rows of a chunk."""
     assert node.about.output.shape is not None
-    channels = node.about.output.shape[1]
+    channels = whole_vectors(node.about.output.shape[1])
     return [*list_scratch(node), row_scratch("new", chunk_rows(channels), channels, workers)]
 
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a sum, a product or an activation."""
     out = flat_map(buffers.output.value)
-    channels = out.channels
+    channels = whole_vectors(out.channels)
     rows = chunk_rows(channels)
-    head = head_of(node, buffers, engine, 0.1 * channels + 20, buffers.output.mask.numel())
+    head = head_of(node, buffers, engine, 0.1 * out.channels + 20, buffers.output.mask.numel())
     residual = _residual(node, buffers)
     code, (x, y), factor, activation, scaling = _formula(node, residual is not None)
     x, x_channels, x_constant = _operand(node, buffers, x)
@@ -209,6 +209,10 @@ def load_rows(taps, channels, constant, pixels, new):
     """Write an operand's pixels to rows."""
     data, size, same, gate = (
         taps.data.ctypes.data, taps.data.itemsize, taps.same, read_by_all(taps))
+    if same and channels > 1:
+        load_each(taps.data, data, size * taps.step, pixels.ctypes.data, pixels.shape[0],
+                  new.ctypes.data, 4 * new.shape[1], channels)
+        return
     for i in range(pixels.shape[0]):
         row, pixel = new[i], np.int64(pixels[i])
         place = pixel * taps.step if same else 0 if pixel < gate else place_of(taps, pixel)

@@ -170,9 +170,11 @@ def fold_matrix(node: DeltaNode) -> Filters:
 def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
     """Return a group's channels in and out, as multiplied, where tiles are a way to compute."""
     weight, params = node.about.args[1], node.about.params
-    settings = *weight.shape[2:], *params["stride"], *params["dilation"]
-    expected = (4, 4, 2, 2, 1, 1) if is_transposed(node) else (3, 3, 1, 1, 1, 1)
+    settings = *weight.shape[2:], *params["stride"]
+    expected = (4, 4, 2, 2) if is_transposed(node) else (3, 3, 1, 1)
     if is_depthwise(node) or settings != expected:
+        return None
+    if is_transposed(node) and tuple(params["dilation"]) != (1, 1):
         return None
     if weight.dtype != torch.float32:
         return None  # the transformed numbers would need bits that bfloat16 has not

@@ -30,6 +30,7 @@ from deltaconvert.backends.cpu.native import (
     Doubles,
     Flags,
     Floats,
+    Floats2,
     Longs2,
     Numbers,
     call,
@@ -54,7 +55,7 @@ class Ending(NamedTuple):
     Args:
         bias, zeros: float32 ``[C]``, added first; and nothing to add.
         added, added_step: a residual of the same shape, added next; empty for none.
-        code, slopes: of the activation, see `activations.Activation`; float32 ``[C]``.
+        code, settings: of the activation, see `activations.Activation`; float32 ``[2, C]``.
         call, told: address of a function that applies another activation, and what it is told
             beside the worker; 0 for none.
         rows: int64 ``[workers, 4]``, where that finds the rows: address of the first, how
@@ -73,7 +74,7 @@ class Ending(NamedTuple):
     added: Numbers
     added_step: int
     code: int
-    slopes: Floats
+    settings: Floats2
     call: int
     told: int
     rows: Longs2
@@ -109,11 +110,12 @@ def ending_of(node: DeltaNode, buffers: Buffers, head: Head, engine: Engine, *,
     function, told = (0, 0) if known or not activation else _apart(activation, rows, engine)
     known = known or Activation()
     added = FlatMap(out.data[:0], 0, 0, 0, 0, 0) if residual is None else flat_map(residual)
-    zeros, slopes = np.zeros((2, out.channels), np.float32)
-    slopes[:] = known.slope.float() if isinstance(known.slope, Tensor) else known.slope
+    zeros, settings = np.zeros(out.channels, np.float32), np.zeros((2, out.channels), np.float32)
+    settings[0] = known.first.float() if isinstance(known.first, Tensor) else known.first
+    settings[1] = known.second
     return Ending(
         zeros if bias is None else flat(bias), zeros, added.data, added.step, known.code,
-        slopes, function, told, rows, out.data, out.step, out.pixels, out.channels,
+        settings, function, told, rows, out.data, out.step, out.pixels, out.channels,
         edge.threshold, buffers.state.fresh, node.about.norm == "rms", flat(edge.mask),
         head.counts)
 
@@ -174,7 +176,7 @@ def finish_batch(new, pixels, first, last, ending, worker):
             counts[lane] += finish_narrow(
                 ending.out, row, 4 * new.shape[1], pixels.ctypes.data + 4 * i, stop - i,
                 min(ahead, end + 1 - stop), out, size * ending.step, bias, added if adds else 0,
-                size * ending.added_step, channels, ending.code, ending.slopes.ctypes.data,
+                size * ending.added_step, channels, ending.code, ending.settings.ctypes.data,
                 threshold, ending.rms, ending.fresh[lane], ending.mask.ctypes.data)
             i = stop
             continue
@@ -184,7 +186,7 @@ def finish_batch(new, pixels, first, last, ending, worker):
             exceeds = compare_row(
                 ending.out, row + 4 * (k - i) * new.shape[1], out + size * pixel * ending.step,
                 bias, added + size * pixel * ending.added_step if adds else 0, channels,
-                ending.code, ending.slopes.ctypes.data, threshold, ending.rms,
+                ending.code, ending.settings.ctypes.data, threshold, ending.rms,
                 out + size * later * ending.step, added + size * later * ending.added_step)
             exceeding |= np.uint64(exceeds) << np.uint64(k - i)
         if ending.fresh[lane]:

@@ -37,6 +37,7 @@ from deltaconvert.backends.cpu.native import (
 
 # Columns of a table of steps: addresses.
 HEAD, PREPARE, WORK, TASK = range(4)
+_EIGHT_MARKS = np.int64(0x0101010101010101)
 # Of a gate: numbers in cache lines of their own. The word holds a ticket that is new for each
 # step, whether it is open, and how many helpers are inside.
 WORD, STEP, OVER, TICKET = 0, 8, 16, 24
@@ -334,7 +335,7 @@ def _list(head):
             for at in range(marks.shape[0]):
                 marks[at] |= source.mask[at]
         elif changed:
-            mark(source, lanes, marks)
+            mark(source, lanes, marks, head.inputs.shape[0] == 1)
     for lane in range(lanes):
         if head.fresh[lane]:
             marks[lane * head.plane:(lane + 1) * head.plane] = 1
@@ -342,8 +343,15 @@ def _list(head):
 
 
 @loop
-def mark(source, lanes, marks):
-    """Set the marks of the output pixels one of whose taps is set in the mask."""
+def mark(source, lanes, marks, alone):
+    """Set the marks of the output pixels one of whose taps is set in the mask.
+
+    Args:
+        source: an `Input`.
+        lanes: how many.
+        marks: uint8, flat.
+        alone: nobody else sets any, so that lines of the same taps have the same.
+    """
     mask, rows, cols = source.mask, source.rows, source.cols
     height, width = source.height, source.width
     height_out, width_out = rows.shape[0], cols.shape[0]
@@ -357,10 +365,15 @@ def mark(source, lanes, marks):
                 found |= row[x]
             full[y] = found
         for y in range(height_out):
-            if not unite_rows(mask, lane * height, rows[y], full, width, line):
-                continue
             start = (lane * height_out + y) * width_out
             out = marks[start:start + width_out]
+            if alone and y > 0 and same_taps(rows[y], rows[y - 1]):
+                above = marks[start - width_out:start]
+                for x in range(width_out):
+                    out[x] |= above[x]
+                continue
+            if not unite_rows(mask, lane * height, rows[y], full, width, line):
+                continue
             if source.stride != 0:
                 for tap in range(cols.shape[1]):
                     mark_window(out, line, source.windows[tap], source.stride)
@@ -390,6 +403,15 @@ def mark_window(out, line, window, stride):
 
 
 @loop
+def same_taps(taps, others):
+    """Return whether two rows read the same."""
+    same = True
+    for tap in range(taps.shape[0]):
+        same = same and taps[tap] == others[tap]
+    return same
+
+
+@loop
 def unite_rows(mask, first, taps, full, width, line):
     """Write the union of the tapped mask rows to ``line``; return whether it holds anything."""
     any_row = False
@@ -416,8 +438,13 @@ def collect(marks, plane, lanes, pixels):
         start = lane * plane
         lane_marks = marks[start:start + plane]
         for word in range(plane // 8):
-            # most of a quiet scene is skipped eight at a time
-            if word_at(lane_marks.ctypes.data + 8 * word) != 0:
+            # most of a quiet scene is skipped eight at a time, and of a busy one taken so
+            marked = word_at(lane_marks.ctypes.data + 8 * word)
+            if marked == _EIGHT_MARKS:
+                for k in range(8):
+                    pixels[total + k] = start + word * 8 + k
+                total += 8
+            elif marked != 0:
                 for at in range(word * 8, word * 8 + 8):
                     pixels[total] = start + at
                     total += lane_marks[at] != 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from deltaconvert.backends.cpu.gather import copy
 from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.native import word_at
 from deltaconvert.backends.cpu.storage import load, store
@@ -370,6 +371,16 @@ def replace_line(frame, start, channel_step, pixel_step, value, value_start, val
                  marks):
     """Write the frame's numbers at the marked pixels of a line; see `compare_line`."""
     width = marks.shape[0]
+    if value_step == channels and all_set(marks):
+        if channel_step == 1 and pixel_step == channels:
+            copy(value[value_start:value_start + width * channels],
+                 frame[start:start + width * channels])
+            return
+        if channels == 3 and pixel_step == 1:
+            red, green, blue = start, start + channel_step, start + 2 * channel_step
+            join_planes(frame[red:red + width], frame[green:green + width],
+                        frame[blue:blue + width], value[value_start:value_start + 3 * width])
+            return
     for first in range(0, width, 8):
         if first + 8 <= width and word_at(marks.ctypes.data + first) == 0:
             continue  # most of a quiet scene is skipped eight at a time
@@ -380,3 +391,21 @@ def replace_line(frame, start, channel_step, pixel_step, value, value_start, val
                 if marks[x] != 0:
                     kept = replaced
                 store(value, old + c, kept)
+
+
+@loop
+def all_set(marks):
+    """Return whether every mark is set."""
+    missing = np.uint8(0)
+    for i in range(marks.shape[0]):
+        missing |= np.uint8(marks[i] == 0)
+    return missing == 0
+
+
+@loop
+def join_planes(red, green, blue, value):
+    """Write three planes of a line as one interleaved one; a loop that becomes vectors."""
+    for x in range(red.shape[0]):
+        store(value, 3 * x, load(red, x))
+        store(value, 3 * x + 1, load(green, x))
+        store(value, 3 * x + 2, load(blue, x))

@@ -56,7 +56,7 @@ class _Rows:
         return builder.sext(builder.load(builder.inttoptr(place, _INDEX.as_pointer()), align=4),
                             _INT)
 
-    def activate(self, code: int, bias: Any, slopes: Any, added: Any, added_step: Any) -> None:
+    def activate(self, code: int, bias: Any, settings: Any, added: Any, added_step: Any) -> None:
         """Add to all rows and activate them, rounded as a map will hold them."""
         builder, row = self.builder, self.row
         biases = row.load(bias, _FIRST, self.mask)
@@ -66,7 +66,8 @@ class _Rows:
             if added is not None:
                 other = builder.add(added, builder.mul(self.pixel(over.index), added_step))
                 number = builder.fadd(number, row.load_stored(other, _FIRST, self.mask))
-            number = apply(builder, code, number, lambda: row.load(slopes, _FIRST, self.mask))
+            number = apply(builder, code, number, lambda i: row.load(
+                settings, builder.mul(row.channels, _INT(i)), self.mask))
             row.store(row.rounded(number), self.made, self._made_at(over.index), None)
 
     def _made_at(self, index: Any) -> Any:
@@ -134,7 +135,7 @@ def _square_limit(builder: Any, threshold: Any, channels: Any) -> Any:
 
 def _finish_narrow(typing: Any, like: Any, new: Any, step: Any, pixels: Any, count: Any,
                    ahead: Any, out: Any, out_step: Any, bias: Any, added: Any, added_step: Any,
-                   channels: Any, code: Any, slopes: Any, threshold: Any, rms: Any, fresh: Any,
+                   channels: Any, code: Any, settings: Any, threshold: Any, rms: Any, fresh: Any,
                    marks: Any) -> Any:
     """Apply the rule to rows of up to `WIDTH` channels; return how many were written.
 
@@ -144,7 +145,7 @@ def _finish_narrow(typing: Any, like: Any, new: Any, step: Any, pixels: Any, cou
         pixels, count: address of the pixels, int32, of one lane, and how many, up to `MOST_ROWS`.
         ahead: how far ahead old rows are fetched; so many pixels follow.
         out, out_step: of the map that is written: its address, and bytes from pixel to pixel.
-        bias, slopes: addresses of float32 ``[channels]``.
+        bias, settings: addresses of float32 ``[channels]`` and ``[2, channels]``.
         added, added_step: of a residual; 0 for none.
         channels, code: of the rows, and of the activation.
         threshold, rms, fresh: of the lane; see `row.compare_row`. A fresh one is written.
@@ -152,7 +153,7 @@ def _finish_narrow(typing: Any, like: Any, new: Any, step: Any, pixels: Any, cou
     """
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (_, new, step, pixels, count, ahead, out, out_step, bias, added, added_step, channels,
-         code, slopes, threshold, rms, fresh, marks) = args
+         code, settings, threshold, rms, fresh, marks) = args
         rows = _Rows(Row(builder, channels, like.dtype), new, step, pixels, count)
         after = builder.append_basic_block("activated")
         choice = builder.switch(code, after)
@@ -162,9 +163,9 @@ def _finish_narrow(typing: Any, like: Any, new: Any, step: Any, pixels: Any, cou
             builder.position_at_end(block)
             with builder.if_else(builder.icmp_signed("!=", added, _INT(0))) as (yes, no):
                 with yes:
-                    rows.activate(activation, bias, slopes, added, added_step)
+                    rows.activate(activation, bias, settings, added, added_step)
                 with no:
-                    rows.activate(activation, bias, slopes, None, added_step)
+                    rows.activate(activation, bias, settings, None, added_step)
             builder.branch(after)
         builder.position_at_end(after)
         exceeding = cgutils.alloca_once_value(builder, _INT(0))

@@ -26,7 +26,7 @@ from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, Numbers, 
 from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.row import Row, everywhere, load_row
 from deltaconvert.backends.cpu.rows import head_of
-from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
+from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.nodes import DeltaNode, Slot
 
 plan = elementwise.plan
@@ -75,13 +75,13 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     weight, bias = (*about.args[1:], None)[:2]
     eps = about.params["eps"]
     head = head_of(node, buffers, engine, 0.3 * out.channels + 20, out.lanes * out.pixels)
+    width = whole_vectors(out.channels)
     task = Norm(
         head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
         _numbers(weight, 1.0, out.channels), _numbers(bias, 0.0, out.channels),
         np.float32(torch.finfo(torch.float32).eps if eps is None else eps),
         about.operator.name == "layer_norm2d",
-        rows_of(buffers.scratch["cpu.new"], engine.workers.threads, cached_rows(out.channels),
-                out.channels))
+        rows_of(buffers.scratch["cpu.new"], engine.workers.threads, cached_rows(width), width))
     return CompiledStep(node, engine, head, NORMALISE.of(source.data), task)
 
 
@@ -107,7 +107,7 @@ NORMALISE = Entries(_normalise, _normalise16)
 def normalise_parts(task, worker):
     """Compute and finish parts until all are taken."""
     new, data = task.new[worker], task.data
-    batch, channels = new.shape[0], new.shape[1]
+    batch, channels = new.shape[0], task.ending.channels
     pixel = data.itemsize * task.step
     while True:
         taken = take_pixels(task.parts, worker)

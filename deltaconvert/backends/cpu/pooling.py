@@ -1,4 +1,4 @@
-"""Pooling and resizing: a loop over candidates and taps, vectorised over the channels."""
+"""Pooling: a loop over candidates and taps, vectorised over the channels."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (the compiled loops: Numba infers their types)
@@ -17,12 +17,11 @@ from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3, layout, read
-from deltaconvert.backends.cpu.reduction import PIXELS, Largest, Summed, Weighted
+from deltaconvert.backends.cpu.reduction import PIXELS, Largest, Summed
 from deltaconvert.backends.cpu.rows import head_of, list_scratch
 from deltaconvert.backends.cpu.stencil import (
     FOUND,
     Stencil,
-    Weights,
     reducer,
     rows_with_room,
     stencil_of,
@@ -32,11 +31,11 @@ from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Description, Slot
 
-_maxima, _sums, _weighted = reducer(Largest()), reducer(Summed()), reducer(Weighted())
+_maxima, _sums = reducer(Largest()), reducer(Summed())
 
 
 def refusal(node: DeltaNode) -> str | None:
-    """Return why this pooling or resizing must run elsewhere."""
+    """Return why this pooling must run elsewhere."""
     one = len(node.about.inputs) == 1 and isinstance(node.about.args[0], Slot)
     return None if one else "it is of something else than one map"
 
@@ -49,7 +48,7 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
 
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
-    """Return the step of a pooling or a resizing."""
+    """Return the step of a pooling."""
     about = node.about
     source, footprint = flat_map(buffers.inputs[0].value), about.footprints[0]
     row_ns = 0.03 * source.channels * footprint.taps[0] * footprint.taps[1] + 20
@@ -67,9 +66,6 @@ def _loop_of(about: Description, footprint: Footprint) -> tuple[Entries, tuple[n
     """Return what computes a node, and the two tables that it takes beside the taps."""
     operator = about.operator
     assert operator is not None
-    if operator.weights is not None:
-        assert about.shapes is not None
-        return WEIGH, operator.weights(about.shapes)
     if "max" in operator.name:
         return MAX, (np.zeros((1, 1)), np.zeros((1, 1)))
     rows, cols = divisors_of(about, footprint)
@@ -77,13 +73,12 @@ def _loop_of(about: Description, footprint: Footprint) -> tuple[Entries, tuple[n
 
 
 class Pooling(NamedTuple):
-    """A pooling or a resizing.
+    """A pooling.
 
     Args:
         parts, ending: of its step.
         stencil: what a pixel reads.
-        rows, cols: float32 ``[H_out, ...]`` and ``[W_out, ...]``: weights of the taps, or
-            divisors.
+        rows, cols: float32 ``[H_out, ...]`` and ``[W_out, ...]``: divisors, of means.
         new: float32 ``[workers, rows, C]``, see `stencil.rows_with_room`.
     """
 
@@ -150,56 +145,22 @@ def mean_parts(task, worker):
             finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)
 
 
-@entry
-def _weigh(address, worker):
-    weigh_parts(read(address, _POOLING), worker)
-
-
-@entry
-def _weigh16(address, worker):
-    weigh_parts(read(address, _POOLING16), worker)
-
-
-@loop
-def weigh_parts(task, worker):
-    """The same for weighted sums."""
-    new = task.new[worker]
-    batch = new.shape[0] - PIXELS
-    runs = np.empty((batch, FOUND), np.int64)
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            pixels = taken[first:first + batch]
-            weighted_rows(task, pixels, runs, new)
-            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)
-
-
-MAX, MEAN, WEIGH = Entries(_max, _max16), Entries(_mean, _mean16), Entries(_weigh, _weigh16)
+MAX, MEAN = Entries(_max, _max16), Entries(_mean, _mean16)
 
 
 @loop
 def max_rows(task, pixels, runs, out):
     """Take the maximum over taps."""
-    _maxima(task.stencil, Weights(0, 0, 0, 0), pixels, runs, out)
+    _maxima(task.stencil, 0, pixels, runs, out)
 
 
 @loop
 def mean_rows(task, pixels, runs, out):
     """Sum over taps and divide."""
-    _sums(task.stencil, Weights(0, 0, 0, 0), pixels, runs, out)
+    _sums(task.stencil, 0, pixels, runs, out)
     height, width = task.rows.shape[0], task.cols.shape[0]
     for i in range(pixels.shape[0]):
         pixel, row = np.int64(pixels[i]), out[i]
         divisor = task.rows[pixel // width % height, 0] * task.cols[pixel % width, 0]
         for c in range(row.shape[0]):
             row[c] = row[c] / divisor
-
-
-@loop
-def weighted_rows(task, pixels, runs, out):
-    """Sum weight times input over taps; a tap's weight is its row's times its column's."""
-    weights = Weights(task.rows.ctypes.data, task.cols.ctypes.data, 4 * task.rows.shape[1],
-                      4 * task.cols.shape[1])
-    _weighted(task.stencil, weights, pixels, runs, out)

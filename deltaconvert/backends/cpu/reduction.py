@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from deltaconvert.backends.cpu.product import BLOCK, WIDTH
-from deltaconvert.backends.cpu.row import Row, everywhere, first_of
+from deltaconvert.backends.cpu.row import Row, first_of
 
 PIXELS = 4
 # Vectors of channels: with 32 registers, the sums of four pixels and some more.
@@ -28,20 +28,16 @@ _VECTOR = ir.VectorType(_FLOAT, WIDTH)
 _FUSE = ("contract",)
 
 
-def _load(builder: Any, address: Any, kind: Any) -> Any:
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
-
-
 class Filtered:
     """Numbers times the tap's filter, ``[taps_y, taps_x, C]`` at the address of the weights."""
 
     start = 0.0
 
-    def weights(self, row: Row, numbers: tuple[Any, Any], places: tuple[Any, Any],
-                firsts: list[Any], masks: list[Any]) -> list[Any]:
+    def weights(self, row: Row, numbers: Any, places: tuple[Any, Any], firsts: list[Any],
+                masks: list[Any]) -> list[Any]:
         """Load what belongs to a tap, for some vectors of channels."""
         builder = row.builder
-        address = builder.add(numbers[0], builder.add(*places))
+        address = builder.add(numbers, builder.add(*places))
         return [row.load(address, first, mask)
                 for first, mask in zip(firsts, masks, strict=True)]
 
@@ -50,25 +46,13 @@ class Filtered:
         return builder.fadd(builder.fmul(number, weight, flags=_FUSE), so_far, flags=_FUSE)
 
 
-class Weighted(Filtered):
-    """Numbers times the weight of the tap's row times that of its column."""
-
-    def weights(self, row: Row, numbers: tuple[Any, Any], places: tuple[Any, Any],
-                firsts: list[Any], masks: list[Any]) -> list[Any]:
-        """Multiply both, the same for all channels."""
-        builder = row.builder
-        one, other = (_load(builder, builder.add(address, place), _FLOAT)
-                      for address, place in zip(numbers, places, strict=True))
-        return [everywhere(builder, builder.fmul(one, other), WIDTH)] * len(firsts)
-
-
 class Summed:
     """Numbers as they are."""
 
     start = 0.0
 
-    def weights(self, row: Row, numbers: tuple[Any, Any], places: tuple[Any, Any],
-                firsts: list[Any], masks: list[Any]) -> list[Any]:
+    def weights(self, row: Row, numbers: Any, places: tuple[Any, Any], firsts: list[Any],
+                masks: list[Any]) -> list[Any]:
         """Return nothing."""
         return [None] * len(firsts)
 
@@ -142,13 +126,13 @@ def reduction(pixels: int, vectors: int, operation: Any) -> Any:
 
     It is called with: an array of the maps' type; the address of the pixels' addresses; of the
     rows of taps the address of `Stencil.row_taps` of their kind, how many there are, and how many
-    entries lie there; the same of the columns; two addresses of weights; the channels of the map,
+    entries lie there; the same of the columns; the address of the filter; the channels of the map,
     and the first to compute (beyond the last, the last vector is masked); the address of the
     result, float32, and bytes from a pixel of it to the next.
     """
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        (_, addresses, rows, row_count, row_room, cols, col_count, col_room, row_numbers,
-         col_numbers, channels, first, out, out_step) = args
+        (_, addresses, rows, row_count, row_room, cols, col_count, col_room, numbers, channels,
+         first, out, out_step) = args
         row = Row(builder, channels, signature.args[0].dtype)
         places = [builder.add(table, builder.mul(room, _INT(8)))
                   for table, room in ((rows, row_room), (cols, col_room))]
@@ -156,7 +140,7 @@ def reduction(pixels: int, vectors: int, operation: Any) -> Any:
                                                _INT.as_pointer()), align=8)
                  for i in range(pixels)]
         block = _Block(row, operation, (bases, rows, row_count, places[0], cols, col_count,
-                                        places[1], (row_numbers, col_numbers), out, out_step))
+                                        places[1], numbers, out, out_step))
         masks: list[Any] = [None] * vectors
         if vectors < WIDE:
             last = builder.add(first, _INT((vectors - 1) * WIDTH))
@@ -166,8 +150,8 @@ def reduction(pixels: int, vectors: int, operation: Any) -> Any:
 
     @intrinsic
     def kernel(typing, like, addresses, rows, row_count, row_room, cols, col_count, col_room,
-               row_numbers, col_numbers, channels, first, out, out_step):
-        return types.void(like, *[types.intp] * 13), codegen
+               numbers, channels, first, out, out_step):
+        return types.void(like, *[types.intp] * 12), codegen
 
     return kernel
 
@@ -178,15 +162,15 @@ def kernels(pixels: int, operation: Any) -> Any:
 
     @register_jitable
     def reduce(vectors, like, addresses, rows, row_count, row_room, cols, col_count, col_room,
-               row_numbers, col_numbers, channels, first, out, out_step):
+               numbers, channels, first, out, out_step):
         if vectors == WIDE:
             wide(like, addresses, rows, row_count, row_room, cols, col_count, col_room,
-                 row_numbers, col_numbers, channels, first, out, out_step)
+                 numbers, channels, first, out, out_step)
         elif vectors == MIDDLE:
             middle(like, addresses, rows, row_count, row_room, cols, col_count, col_room,
-                   row_numbers, col_numbers, channels, first, out, out_step)
+                   numbers, channels, first, out, out_step)
         else:
             single(like, addresses, rows, row_count, row_room, cols, col_count, col_room,
-                   row_numbers, col_numbers, channels, first, out, out_step)
+                   numbers, channels, first, out, out_step)
 
     return reduce

@@ -149,7 +149,7 @@ def everywhere(builder: Any, number: Any, width: int) -> Any:
 
 
 def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, channels: Any,
-             code: Any, slopes: Any, threshold: Any, rms: Any, old_ahead: Any, added_ahead: Any
+             code: Any, settings: Any, threshold: Any, rms: Any, old_ahead: Any, added_ahead: Any
              ) -> Any:
     """Finish a row in place; return whether it differs from the old by more than the threshold.
 
@@ -160,13 +160,13 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
         new, bias: addresses of float32 ``[channels]``.
         old, added: addresses of a map's numbers; 0 for nothing added.
         channels: of the row.
-        code, slopes: of the activation; the address of float32 ``[channels]``.
+        code, settings: of the activation; the address of float32 ``[2, channels]``.
         threshold, rms: the test. Equal numbers differ by 0 (so do two equal infinities), and
             NaN is never within.
         old_ahead, added_ahead: addresses of rows to come.
     """
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        (_, new, old, bias, added, channels, code, slopes, threshold, rms, old_ahead,
+        (_, new, old, bias, added, channels, code, settings, threshold, rms, old_ahead,
          added_ahead) = args
         row = Row(builder, channels, like.dtype)
         square = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, None))
@@ -181,8 +181,9 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
                 if adds:
                     number = builder.fadd(number, row.load_stored(added, first, mask))
                     row.prefetch(added_ahead, first)
-                number = row.rounded(apply(builder, activation, number,
-                                           lambda: row.load(slopes, first, mask)))
+                number = row.rounded(apply(
+                    builder, activation, number, lambda i: row.load(
+                        settings, builder.add(first, builder.mul(channels, _INT(i))), mask)))
                 row.store(number, new, first, mask)
                 was = row.load_stored(old, first, mask)
                 row.prefetch(old_ahead, first)
@@ -299,6 +300,32 @@ def _load_row(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> A
     return types.void(like, *[types.intp] * 3), codegen
 
 
+def _load_each(typing: Any, like: Any, source: Any, source_step: Any, pixels: Any, count: Any,
+               new: Any, new_step: Any, channels: Any) -> Any:
+    """Write the numbers of a map's pixels to rows.
+
+    Args:
+        like: an array of the map's type.
+        source, source_step: address of the first pixel's numbers, and bytes to the next's.
+        pixels, count: address of int32, and how many.
+        new, new_step: address of the first row, and bytes to the next.
+        channels: numbers of each.
+    """
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, source_step, pixels, count, new, new_step, channels = args
+        row = Row(builder, channels, signature.args[0].dtype)
+        with cgutils.for_range(builder, count) as over:
+            place = builder.add(pixels, builder.mul(over.index, _INT(4)))
+            pixel = builder.sext(builder.load(builder.inttoptr(place, _INDEX.as_pointer())), _INT)
+            there = builder.add(source, builder.mul(pixel, source_step))
+            here = builder.add(new, builder.mul(over.index, new_step))
+            row.each(lambda first, mask: row.store(row.load_stored(there, first, mask), here,
+                                                   first, mask))
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 7), codegen
+
+
 def _load_other(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
     """Write every other number of a map to a row."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -368,6 +395,7 @@ def _trailing_zeros(typing: Any, bits: Any) -> Any:
 
 compare_row: Any = intrinsic(_compare)
 load_row: Any = intrinsic(_load_row)
+load_each: Any = intrinsic(_load_each)
 load_other: Any = intrinsic(_load_other)
 multiply_row: Any = intrinsic(_multiply_row)
 add_row: Any = intrinsic(_add_row)

@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from deltaconvert.backends.cpu.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
@@ -15,9 +14,6 @@ from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.exits import exits
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import NodeStats, State
-
-# Numbers that one thread copies in the time in which PyTorch's others wake, some 0.3 ms.
-_SMALL_OUTPUT = 1 << 20
 
 
 class Runner:
@@ -44,9 +40,6 @@ class Runner:
         self.runs = [list(run) for _, run in
                      groupby(inner, key=lambda n: n.about.name in self.compiled)]
         self.joined = self._joined()
-        values = [state.edges[leaf.door.about.inputs[0].name].value
-                  for leaf in self.exits if leaf.door is not None]
-        self.small = sum(v.numel() for v in values if isinstance(v, Tensor)) < _SMALL_OUTPUT
 
     def __call__(self, frames: list[Any]) -> list[Any]:
         """Run a frame that was examined; return the outputs, as copies."""
@@ -81,14 +74,17 @@ class Runner:
         return last.place + 1
 
     def _outputs(self) -> list[Any]:
-        """Copy the outputs; small ones on this thread, for it would wait for another to wake."""
+        """Copy the outputs on this thread.
+
+        PyTorch's others take long to wake, and then keep the cores of the next frame's helpers.
+        """
         before = torch.get_num_threads()
-        if self.small and before != 1:
+        if before != 1:
             torch.set_num_threads(1)
         try:
             return [leaf.take(self.state) for leaf in self.exits]
         finally:
-            if self.small and before != 1:
+            if before != 1:
                 torch.set_num_threads(before)
 
     def check(self) -> None:

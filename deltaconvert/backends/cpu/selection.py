@@ -1,4 +1,4 @@
-"""Selections: crops, flips, nearest resizing, and channels taken, split or shuffled."""
+"""Selections: crops, flips, padding, nearest resizing; channels taken, split or shuffled."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (the compiled loops: Numba infers their types)
@@ -12,16 +12,15 @@ from numba import types
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import elementwise, pooling
-from deltaconvert.backends.cpu.elementwise import place_of
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
 from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Ints, layout, read
-from deltaconvert.backends.cpu.row import load_other, load_row
+from deltaconvert.backends.cpu.row import load_each, load_other, load_row
 from deltaconvert.backends.cpu.rows import head_of
-from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
+from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.nodes import DeltaNode
@@ -37,7 +36,8 @@ class Selection(NamedTuple):
         taps: which pixel.
         channels: int32 ``[C]``, of it.
         apart: from each channel to the next, where that is always the same; else 0.
-        new: float32 ``[workers, rows, C]``.
+        missing: what a pixel holds that reads none.
+        new: float32 ``[workers, rows, C]``, in whole vectors.
     """
 
     parts: Parts
@@ -45,6 +45,7 @@ class Selection(NamedTuple):
     taps: Taps
     channels: Ints
     apart: int
+    missing: np.float32
     new: Floats3
 
 
@@ -53,9 +54,15 @@ _SELECTION, _SELECTION16 = layout(Selection), layout(Selection, types.uint16)
 
 def refusal(node: DeltaNode) -> str | None:
     """Return why this selection must run elsewhere."""
-    reason = pooling.refusal(node)
-    single = reason is None and node.about.footprints[0].is_single
-    return reason if reason or single else "some of its pixels read none"
+    if reason := pooling.refusal(node):
+        return reason
+    about = node.about
+    if about.footprints[0].taps != (1, 1):
+        return "some of its pixels read none, or several"
+    assert about.inputs[0].shape is not None
+    assert about.output.shape is not None
+    same = about.inputs[0].shape[1] == about.output.shape[1]
+    return None if same or "channels" in about.params else "it pads channels"
 
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
@@ -65,13 +72,17 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     channels = np.arange(source.channels) if chosen is None else np.array(chosen)
     steps = np.unique(np.diff(channels))
     apart = 1 if len(channels) == 1 else int(steps[0]) if len(steps) == 1 else 0
-    rows = cached_rows(out.channels)
+    width = whole_vectors(out.channels)
+    rows = cached_rows(width)
     head = head_of(node, buffers, engine, 0.3 * out.channels + 20,
                    buffers.output.mask.numel())
+    assert node.about.operator is not None
+    missing = node.about.operator.missing(node.about.params)
     task = Selection(
         head.parts, ending_of(node, buffers, head, engine),
         taps_of(source, node.about.footprints[0]), channels.astype(np.int32), apart,
-        rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, out.channels))
+        np.float32(missing),
+        rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, width))
     return CompiledStep(node, engine, head, SELECT.of(source.data), task)
 
 
@@ -91,24 +102,51 @@ SELECT = Entries(_select, _select16)
 @loop
 def select_parts(task, worker):
     """Compute and finish parts until all are taken."""
-    new, channels, data = task.new[worker], task.channels, task.taps.data
-    batch, base = new.shape[0], data.ctypes.data + data.itemsize * channels[0]
+    new = task.new[worker]
+    batch = new.shape[0]
     while True:
         taken = take_pixels(task.parts, worker)
         if taken.shape[0] == 0:
             return
         for first in range(0, taken.shape[0], batch):
             last = min(first + batch, taken.shape[0])
-            for i in range(first, last):
-                row, pixel = new[i - first], np.int64(taken[i])
-                start = pixel * task.taps.step if task.taps.same else place_of(task.taps, pixel)
-                if task.apart == 1:
-                    load_row(data, base + data.itemsize * start, row.ctypes.data, row.shape[0])
-                elif task.apart == 2:
-                    load_other(data, base + data.itemsize * start, row.ctypes.data, row.shape[0])
-                else:
-                    copy_channels(data, start, channels, row)
+            select_rows(task, taken[first:last], new)
             finish_batch(new, taken, first, last, task.ending, worker)
+
+
+@loop
+def select_rows(task, pixels, new):
+    """Write some channels of the pixels that are read. Divisions are slow: one a line."""
+    taps, channels, count = task.taps, task.channels, task.channels.shape[0]
+    data, size, same = taps.data, taps.data.itemsize, taps.same
+    base = data.ctypes.data + size * channels[0]
+    height_out, width_out = taps.rows.shape[0], taps.cols.shape[0]
+    if same and task.apart == 1:
+        load_each(data, base, size * taps.step, pixels.ctypes.data, pixels.shape[0],
+                  new.ctypes.data, 4 * new.shape[1], count)
+        return
+    begin, end, source = np.int64(0), np.int64(0), np.int64(0)
+    for i in range(pixels.shape[0]):
+        row, pixel = new[i], np.int64(pixels[i])
+        place = pixel
+        if not same:
+            if pixel >= end:
+                line = pixel // width_out
+                begin, end = line * width_out, line * width_out + width_out
+                tapped = np.int64(taps.rows[line % height_out, 0])
+                source = (line // height_out * taps.height + tapped) * taps.width
+                source = source if tapped >= 0 else np.int64(-1)
+            column = np.int64(taps.cols[pixel - begin, 0])
+            place = source + column if source >= 0 and column >= 0 else np.int64(-1)
+        start = place * taps.step
+        if place < 0:
+            row[:] = task.missing
+        elif task.apart == 1:
+            load_row(data, base + size * start, row.ctypes.data, count)
+        elif task.apart == 2:
+            load_other(data, base + size * start, row.ctypes.data, count)
+        else:
+            copy_channels(data, start, channels, row)
 
 
 @loop

@@ -19,7 +19,7 @@ from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
 from deltaconvert.backends.cpu.rows import head_of
-from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
+from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
 
@@ -34,7 +34,7 @@ class Shuffle(NamedTuple):
         data, step: of the map that is read, see `FlatMap`.
         factor: of the shuffle.
         width: of the output.
-        new: float32 ``[workers, rows, C]``.
+        new: float32 ``[workers, rows, C]``, in whole vectors.
     """
 
     parts: Parts
@@ -52,12 +52,12 @@ _SHUFFLE, _SHUFFLE16 = layout(Shuffle), layout(Shuffle, types.uint16)
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a pixel shuffle."""
     source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
-    rows = cached_rows(out.channels)
+    width = whole_vectors(out.channels)
+    rows = cached_rows(width)
     head = head_of(node, buffers, engine, 0.3 * out.channels + 20, rows)
     task = Shuffle(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
                    node.about.params["factor"], out.width,
-                   rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows,
-                           out.channels))
+                   rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, width))
     return CompiledStep(node, engine, head, SHUFFLE.of(source.data), task)
 
 
@@ -82,17 +82,18 @@ def shuffle_parts(task, worker):
         pixels = take_pixels(task.parts, worker)
         if pixels.shape[0] == 0:
             return
-        shuffle_rows(task.data, task.step, task.factor, task.width, pixels, new)
+        shuffle_rows(task.data, task.step, task.factor, task.width, pixels, task.ending.channels,
+                     new)
         finish_rows(new, pixels, task.ending, worker)
 
 
 @loop
-def shuffle_rows(data, step, factor, width, pixels, out):
+def shuffle_rows(data, step, factor, width, pixels, channels, out):
     """Copy channel ``c factor^2 + i factor + j`` for the pixel at ``(i, j)`` of its square.
 
     Divisions are slow: neighbours have neighbouring places.
     """
-    square, channels = factor * factor, out.shape[1]
+    square = factor * factor
     end, first, base, column, along = 0, 0, 0, 0, 0
     before = np.int64(-2)
     for i in range(pixels.shape[0]):

@@ -26,7 +26,7 @@ from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, 
 from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.row import Row, everywhere, load_row
 from deltaconvert.backends.cpu.rows import head_of
-from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows
+from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.nodes import DeltaNode
 
 refusal, plan = pooling.refusal, elementwise.plan
@@ -57,9 +57,10 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     """Return the step of a softmax."""
     source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
     head = head_of(node, buffers, engine, out.channels + 20, out.lanes * out.pixels)
+    width = whole_vectors(out.channels)
     task = Softmax(head.parts, ending_of(node, buffers, head, engine), source.data, source.step,
                    rows_of(buffers.scratch["cpu.new"], engine.workers.threads,
-                           cached_rows(out.channels), out.channels))
+                           cached_rows(width), width))
     return CompiledStep(node, engine, head, NORMALISE.of(source.data), task)
 
 
@@ -80,7 +81,7 @@ NORMALISE = Entries(_normalise, _normalise16)
 def normalise_parts(task, worker):
     """Compute and finish parts until all are taken."""
     new, data = task.new[worker], task.data
-    batch, channels = new.shape[0], new.shape[1]
+    batch, channels = new.shape[0], task.ending.channels
     pixel = data.itemsize * task.step
     while True:
         taken = take_pixels(task.parts, worker)

@@ -1,4 +1,4 @@
-"""Sums and maxima over taps, channel by channel: depthwise convolutions, pooling, resizing.
+"""Sums and maxima over taps, channel by channel: depthwise convolutions and pooling.
 
 Which taps a pixel has, relative to the first of them, is the same for nearly all pixels; there
 are as many *kinds* of rows and of columns as the borders and the phases make. So a pixel is an
@@ -56,21 +56,6 @@ class Stencil(NamedTuple):
     col_taps: Longs3
     row_counts: Longs
     col_counts: Longs
-
-
-class Weights(NamedTuple):
-    """Where the weights of taps lie.
-
-    Args:
-        rows, cols: addresses.
-        row_step, col_step: bytes from those of an output row or column to those of the next; 0
-            where all have the same.
-    """
-
-    rows: int
-    cols: int
-    row_step: int
-    col_step: int
 
 
 def stencil_of(value: FlatMap, footprint: Footprint, row_place: int = 4,
@@ -158,36 +143,32 @@ def find_runs(stencil, pixels, runs):
 
 
 def reducer(operation: Any) -> Any:
-    """Make ``reduce(stencil, weights, pixels, runs, out)`` of an operation, for compiled code.
+    """Make ``reduce(stencil, filter, pixels, runs, out)`` of an operation, for compiled code.
 
     It computes a row of ``out``, float32 ``[rows, C]``, for each of the pixels, a group of channels
-    after the other. ``weights`` are a `Weights`, and ``runs`` memory for `find_runs`.
+    after the other. ``filter`` is an address, and ``runs`` memory for `find_runs`.
     """
     some, one = kernels(PIXELS, operation), kernels(1, operation)
 
     @register_jitable
-    def reduce_group(vectors, stencil, weights, pixels, runs, first, out):
-        channels, row, step, i = out.shape[1], out.ctypes.data, 4 * out.shape[1], 0
+    def reduce_group(vectors, stencil, filter, runs, first, out):
+        channels, row, step = out.shape[1], out.ctypes.data, 4 * out.shape[1]
         room_y, room_x = stencil.row_taps.shape[2], stencil.col_taps.shape[2]
         for r in range(runs.shape[0]):
             run, count, kind_y, kind_x = runs[r], runs[r, COUNT], runs[r, ROW], runs[r, COLUMN]
             rows, cols = stencil.row_taps[kind_y].ctypes.data, stencil.col_taps[kind_x].ctypes.data
             taps_y, taps_x = stencil.row_counts[kind_y], stencil.col_counts[kind_x]
-            down = weights.rows + run[Y] * weights.row_step
-            if count > 2 and weights.col_step == 0:
+            if count > 2:
                 some(vectors, stencil.data, run.ctypes.data, rows, taps_y, room_y, cols, taps_x,
-                     room_x, down, weights.cols, channels, first, row, step)
+                     room_x, filter, channels, first, row, step)
             else:
                 for k in range(count):
-                    x = run[X] + np.int64(pixels[i + k]) - np.int64(pixels[i])
                     one(vectors, stencil.data, run.ctypes.data + 8 * k, rows, taps_y, room_y, cols,
-                        taps_x, room_x, down, weights.cols + x * weights.col_step, channels, first,
-                        row + k * step, step)
+                        taps_x, room_x, filter, channels, first, row + k * step, step)
             row += count * step
-            i += count
 
     @register_jitable
-    def reduce(stencil, weights, pixels, runs, out):
+    def reduce(stencil, filter, pixels, runs, out):
         found, channels, first = find_runs(stencil, pixels, runs), out.shape[1], 0
         while first < channels:
             left, vectors = channels - first, 1
@@ -195,7 +176,7 @@ def reducer(operation: Any) -> Any:
                 vectors, first = WIDE, min(first, channels - WIDE * WIDTH)  # some once more
             elif left > WIDTH:
                 vectors = MIDDLE
-            reduce_group(vectors, stencil, weights, pixels, runs[:found], first, out)
+            reduce_group(vectors, stencil, filter, runs[:found], first, out)
             first += vectors * WIDTH
 
     return reduce

@@ -8,6 +8,7 @@ from deltaconvert.backends.base import Scratch, Work
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import FOUND, Head
 from deltaconvert.backends.cpu.jit import Entry
+from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.nodes import DeltaNode
 
 # Large enough to hide the calls of a chunk, small enough to be hot still when it is finished.
@@ -49,6 +50,11 @@ def chunk_rows(numbers: int) -> int:
 def cached_rows(numbers: int) -> int:
     """Return how many rows of so many numbers stay in the first cache; no more than of a chunk."""
     return min(max(_CACHED_NUMBERS // max(numbers, 1), 4), _FEWEST_ROWS)
+
+
+def whole_vectors(channels: int) -> int:
+    """Return the numbers of a row, in whole vectors: a load stalls behind a store in its reach."""
+    return -(-channels // WIDTH) * WIDTH
 
 
 def row_scratch(name: str, rows: int, numbers: int, workers: int) -> Scratch:

@@ -9,10 +9,11 @@ takes 16 multiply-adds for four pixels, where the definition takes 36 (Winograd 
 Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). Summed over the input's
 channels, each of the 16 places is a product of matrices: tiles times filters.
 
-So are computed 3x3 taps of stride 1. A transposed convolution of 4x4 taps and stride 2 is four
-convolutions of 2x2 taps, one for each phase: there a patch is three by three, and a tile takes 9
-multiply-adds instead of 16. Its tiles are two by two neighbours of a phase, in the *plane* of the
-phase's pixels alone.
+So are computed 3x3 taps of stride 1. Where they are dilated, so is a tile: its second row and
+column are as far from the first as taps are from each other. A transposed convolution of 4x4 taps
+and stride 2 is four convolutions of 2x2 taps, one for each phase: there a patch is three by three,
+and a tile takes 9 multiply-adds instead of 16. Its tiles are two by two neighbours of a phase, in
+the *plane* of the phase's pixels alone.
 
 Tiles lie where candidates are: a pair of rows begins at the first row that holds one, and a tile
 at the first column. So blobs of a few pixels fill their tiles to 75 to 90 %.
@@ -30,6 +31,7 @@ numbers may overflow on the way: tiles whose result is not finite are computed b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -90,6 +92,7 @@ class Layer(NamedTuple):
         source: the map, and the taps of every pixel of the plane.
         phase: int64 ``[6]``: where the plane lies in the output: the first row and column, from a
             row and a column to the next, and the output's height and width.
+        down, across: from a row and a column of a tile to its second.
         channels: of the output.
         group_in, group_out: channels of a group.
         gain: of these.
@@ -102,6 +105,8 @@ class Layer(NamedTuple):
     side: int
     source: Source
     phase: Longs
+    down: int
+    across: int
     channels: int
     group_in: int
     group_out: int
@@ -197,9 +202,12 @@ def plan(node: DeltaNode, workers: int) -> list[Scratch]:
 
 def _most_tiles(node: DeltaNode, phases: int) -> int:
     """Return how many tiles a phase may have."""
-    lanes, height, width = node.about.output.mask_shape
-    side = 4 if phases > 1 else 2  # of the output's pixels, from a tile to the next
-    return lanes * -(-height // side) * -(-width // side)
+    lanes, *sides = node.about.output.mask_shape
+    if phases > 1:  # a tile is of every other of the output's pixels
+        return lanes * math.prod(-(-size // 4) for size in sides)
+    return lanes * math.prod(
+        sum(-(-len(range(first, size, apart)) // 2) for first in range(apart))
+        for size, apart in zip(sides, node.about.params["dilation"], strict=True))
 
 
 def _place(columns: int) -> int:
@@ -222,12 +230,12 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
         engine.keep(_memory(filters.tiled[0], value.channels, out.channels, scratch, worker,
                             filters.phases[0])).address
         for worker in range(threads)], np.int64)
-    made = []
+    made, (down, across) = [], node.about.params["dilation"]
     for i, (phase, tiled) in enumerate(zip(filters.phases, filters.tiled, strict=True)):
         source = source_of(value, _plane(footprint, phase, filters.period), phase.taps,
                            phase.lines)
         place = np.array([*phase.place, *filters.period, out.height, out.width], np.int64)
-        layer = Layer(tiled.side, source, place, out.channels, *tiled.channels,
+        layer = Layer(tiled.side, source, place, down, across, out.channels, *tiled.channels,
                       gain(*tiled.channels, tiled.side - 1), tiled.bounds, tiled.filters,
                       tiled.panels, Definition(phase.pieces, phase.filters, phase.panels))
         made.append(engine.keep(Tiling(layer, rows, threads + i * FEW_CHUNKS, memory, tiles[i],
@@ -280,8 +288,9 @@ def begin(tilings, pixels, bounds, workers):
         if phases > 1:
             to_plane(layer, own)
         tiling.frame[:] = 0
-        tiling.frame[_TOTAL] = find_tiles(own, layer.source.rows.shape[0],
-                                          layer.source.cols.shape[0], tiling.tiles)
+        tiling.frame[_TOTAL] = find_tiles(
+            own, layer.source.rows.shape[0], layer.source.cols.shape[0], layer.down,
+            layer.across, tiling.tiles)
         total += tiling.frame[_TOTAL]
     if total + phases * _FILTER_ROWS >= gain * (found + phases * _FILTER_ROWS):
         return False
@@ -385,42 +394,75 @@ def compute_next(tiling, memory):
 
 
 @loop
-def find_tiles(pixels, height, width, tiles):
+def find_tiles(pixels, height, width, down, across, tiles):
     """List the tiles that hold some pixels.
 
     Args:
         pixels: int32, flat indices over lanes, ascending.
         height, width: of a lane.
-        tiles: int32 ``[lanes * ceil(height / 2) * ceil(width / 2), 2]``, written: the upper left
-            pixel, and which are held, as bits: 1 and 2 in the upper row, 4 and 8 in the lower.
+        down, across: from a row and a column of a tile to its second.
+        tiles: int32 ``[tiles, 2]``, written: the upper left pixel, and which are held, as bits: 1
+            and 2 in the upper row, 4 and 8 in the lower.
 
     Returns:
         How many there are.
     """
-    count, total, i = pixels.shape[0], 0, 0
-    while i < count:
-        row = np.int64(pixels[i]) // width
-        upper = row * width
-        lower = upper + width
-        end = lower if row % height == height - 1 else lower + width
-        j = i
-        while j < count and pixels[j] < lower:
+    count, total = pixels.shape[0], 0
+    lines = np.int64(pixels[count - 1]) // width + 1 if count > 0 else np.int64(0)
+    starts, paired = np.empty(lines + 1, np.int64), np.zeros(lines, np.uint8)
+    waiting = np.empty((across, 2), np.int64)
+    find_lines(pixels, width, starts)
+    for line in range(lines):
+        if starts[line] == starts[line + 1] or paired[line] != 0:
+            continue
+        upper, lower = pixels[starts[line]:starts[line + 1]], pixels[:0]
+        if line + down < lines and line % height + down < height:
+            lower = pixels[starts[line + down]:starts[line + down + 1]]
+            paired[line + down] = 1
+        total = find_pairs(upper, lower, line * width, (line + down) * width, width, waiting,
+                           tiles, total)
+    return total
+
+
+@loop
+def find_lines(pixels, width, starts):
+    """Write where the pixels of each line begin, and the end of the last's."""
+    at = 0
+    for i in range(pixels.shape[0]):
+        while pixels[i] >= at * width:
+            starts[at] = i
+            at += 1
+    starts[starts.shape[0] - 1] = pixels.shape[0]
+
+
+@loop
+def find_pairs(upper, lower, first, below, width, waiting, tiles, total):
+    """List the tiles of two lines of pixels, which begin so; return how many there are then.
+
+    A tile begins at a column that holds a pixel and is no tile's second; ``waiting``, int64
+    ``[across, 2]``, is memory for the second columns to come, and whose these are.
+    """
+    i, j, across = 0, 0, waiting.shape[0]
+    for k in range(across):
+        waiting[k, 0] = -1
+    while i < upper.shape[0] or j < lower.shape[0]:
+        x = upper[i] - first if i < upper.shape[0] else width
+        if j < lower.shape[0]:
+            x = min(x, lower[j] - below)
+        held = 0
+        if i < upper.shape[0] and upper[i] - first == x:
+            held |= 1
+            i += 1
+        if j < lower.shape[0] and lower[j] - below == x:
+            held |= 4
             j += 1
-        last = j  # of the upper row; the lower begins
-        while i < last or (j < count and pixels[j] < end):
-            x = pixels[i] - upper if i < last else width
-            if j < count and pixels[j] < end:
-                x = min(x, pixels[j] - lower)
-            held = 0
-            while i < last and pixels[i] - upper < x + 2:
-                held |= 1 << (pixels[i] - upper - x)
-                i += 1
-            while j < count and pixels[j] < end and pixels[j] - lower < x + 2:
-                held |= 4 << (pixels[j] - lower - x)
-                j += 1
-            tiles[total, 0], tiles[total, 1] = upper + x, held
+        k = x % across if across > 1 else 0
+        if waiting[k, 0] == x:
+            tiles[waiting[k, 1], 1] |= 2 * held
+        else:
+            tiles[total, 0], tiles[total, 1] = first + x, held
+            waiting[k, 0], waiting[k, 1] = x + across, total
             total += 1
-        i = j
     return total
 
 
@@ -435,13 +477,13 @@ def transform_patches(layer, tiles, memory):
         y = pixel // width_out % height_out
         first = pixel // (width_out * height_out) * source.height
         for j in range(side):  # what lies below or beside the map is read by no pixel
-            line = np.int32(-1)
-            if j < last or y + 1 < height_out:
-                line = source.rows[y + j // last, j - j // last]
+            line, below = np.int32(-1), j // last
+            if y + below * layer.down < height_out:
+                line = source.rows[y + below * layer.down, j - below]
             for k in range(side):
-                column = np.int32(-1)
-                if k < last or x + 1 < width_out:
-                    column = source.cols[x + k // last, k - k // last]
+                column, beside = np.int32(-1), k // last
+                if x + beside * layer.across < width_out:
+                    column = source.cols[x + beside * layer.across, k - beside]
                 where = source.zeros.ctypes.data
                 if line >= 0 and column >= 0:
                     place = (first + line) * source.width + column
@@ -503,12 +545,12 @@ def transform_back(side, tiles, channel, channels, memory, new, spoiled):
 @loop
 def gather_candidates(layer, tiles, memory, rows, slot):
     """List a chunk's candidates, compute those of spoiled tiles anew; return how many there are."""
-    pixels, width, at = rows.pixels[slot], layer.source.cols.shape[0], 0
+    pixels, below, at = rows.pixels[slot], layer.down * layer.source.cols.shape[0], 0
     for i in range(tiles.shape[0]):
         before = at
         for k in range(HELD):
             if tiles[i, 1] >> k & 1:
-                pixels[at] = tiles[i, 0] + k // 2 * width + k % 2
+                pixels[at] = tiles[i, 0] + k // 2 * below + k % 2 * layer.across
                 at += 1
         if rows.spoiled[slot, i]:
             rows.spoiled[slot, i] = 0
