@@ -13,6 +13,7 @@ import inspect
 import linecache
 import logging
 import operator
+import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -212,11 +213,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def private_copy(model: nn.Module) -> nn.Module:
     """Copy a model, with what ``torch.nn.utils.weight_norm`` leaves in it.
 
-    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient.
+    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient. A
+    function of TorchScript is not copied either, and need not be: it holds no weights.
+
+    Raises:
+        TraceError: where something in it cannot be copied.
     """
-    computed = [value for module in model.modules() for value in vars(module).values()
-                if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    held = [value for module in model.modules() for value in vars(module).values()]
+    copies: dict[int, Any] = {id(value): value.detach().clone() for value in held
+                              if isinstance(value, Tensor) and not value.is_leaf}
+    copies |= {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
+    try:
+        return copy.deepcopy(model, copies)
+    except (TypeError, RuntimeError, AttributeError, pickle.PickleError) as error:
+        raise TraceError(f"{type(model).__name__} cannot be copied ({error}), and the original is "
+                         "to stay as it is. Make what cannot be copied where it is used, or take "
+                         "it out of the model's attributes before.") from error
 
 
 def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
@@ -241,8 +253,10 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
     except NotSupported:
         raise
     except Exception:
-        tracers.clear()
         before.restore(lambda value: True)
+        if not any(_reads_buffers(tracer, model) for tracer in tracers):
+            raise  # it would fail in the same way
+        tracers.clear()
         with without_logging():
             graph = find_state(model, lambda: run(False))
     attributes: dict[str, fx.Node] = {}
@@ -254,6 +268,12 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         if node.op == "get_attr":  # one node a tensor: what writes into it, all its readers see
             node.replace_all_uses_with(attributes.setdefault(str(node.target), node))
     return graph, tracers[0].out_spec
+
+
+def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:
+    """Whether buffers are read in a tracer's graph, be it half a one."""
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return any(node.op == "get_attr" and node.target in buffers for node in tracer.graph.nodes)
 
 
 @contextmanager
