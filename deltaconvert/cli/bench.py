@@ -84,7 +84,7 @@ def bench(
     report: ReportFile = None,
 ) -> None:
     """Time a converted network beside the dense runtimes, after checking that it is right."""
-    check_writable(json, plot, report)
+    check_writable(json, plot, report, read=[model, source, checkpoint])
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot {plot}: the picture is a PNG; give it a name that ends in .png.")
     clip = _clip(source, size, frames, start, stride, seed, active)

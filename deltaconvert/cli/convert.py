@@ -59,7 +59,7 @@ def convert(
     if strict and size is None:
         raise InputError("--strict needs --size HxW: what runs how is known for a size.")
     extent = None if size is None else parse_size(size)
-    check_writable(out, json)
+    check_writable(out, json, read=[checkpoint])
     source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle)
     preprocessing, whose = _preprocessing(channels, model, source.model)
     delta = deltaconvert.convert(source.model, config=config, strict=strict,
