@@ -35,7 +35,8 @@ class DeltaModule(nn.Module):
     does. Made by `convert` or `load`. ``state_dict()`` has the original's names, shapes and
     values; ``load_state_dict``, ``.to()`` and ``.half()`` derive everything anew and start
     all streams afresh (a model that was converted for some shapes alone keeps its dtype).
-    Gradients are not computed.
+    Weights that are changed in another way, in place or through a submodule, are not looked at
+    again: say ``delta.load_state_dict(delta.state_dict())``. Gradients are not computed.
     """
 
     graph: fx.Graph

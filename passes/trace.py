@@ -318,7 +318,8 @@ def _is_ours(file: str) -> bool:
     return Path(file).parent == Path(__file__).parent or "/torch/" in file
 
 
-SHAPES_HELP = " If it branches on shapes alone, give convert its example_inputs."
+SHAPES_HELP = (" If it branches on shapes alone, give convert its example_inputs (on the command "
+               "line --size).")
 
 
 def _explain_refusal(model: nn.Module, reason: Exception) -> str:
@@ -339,8 +340,9 @@ def _explain(model: nn.Module, error: Exception, more: str = "") -> str:
         place = f" at {last.filename}:{last.lineno}: {code}"
     children = [name for name, child in model.named_children()
                 if next(child.parameters(), None) is not None]
-    advice = (f"convert a submodule instead, for instance model.{children[0]} (of "
-              f"{', '.join(children[:8])})" if children else "rewrite that line")
+    advice = (f"convert its parts, modules='auto', or a submodule instead, for instance "
+              f"model.{children[0]} (of {', '.join(children[:8])})" if children
+              else "rewrite that line")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (f"{type(model).__name__} cannot be traced{place}: {reason}. Its forward depends on the "
             f"numbers in a tensor, or on code that tracing cannot follow; {advice}.{more}")

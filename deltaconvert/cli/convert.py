@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.cli.frames import example_frame
+from deltaconvert.cli.frames import blank_frame, example_frame
 from deltaconvert.cli.options import (
     JsonFile,
     ModelArgs,
@@ -23,7 +23,7 @@ from deltaconvert.cli.output import check_writable, say, write_json
 from deltaconvert.cli.pictures import Channels
 from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
-from deltaconvert.errors import ConfigError, FrameError, InputError
+from deltaconvert.errors import ConfigError, FrameError, InputError, TraceError
 from deltaconvert.files import save
 from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
@@ -49,7 +49,8 @@ def convert(
     model_arg: ModelArgs = None,
     trust_pickle: TrustPickle = False,
     size: Annotated[str | None, typer.Option(
-        metavar="HxW", help="A frame's size: checks at once that the model takes it.")] = None,
+        metavar="HxW", help="A frame's size: checks at once that the model takes it. One whose "
+        "code branches on shapes needs it, and takes no other.")] = None,
     strict: Annotated[bool, typer.Option(
         "--strict", help="Refuse operators that would run whole and densely; needs --size.")
     ] = False,
@@ -62,8 +63,17 @@ def convert(
     check_writable(out, json, read=[checkpoint])
     source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle)
     preprocessing, whose = _preprocessing(channels, model, source.model)
-    delta = deltaconvert.convert(source.model, config=config, strict=strict,
-                                 preprocessing=preprocessing)
+    def converted(*frames: Tensor) -> DeltaModule:
+        return deltaconvert.convert(source.model, frames, config=config, strict=strict,
+                                    preprocessing=preprocessing)
+
+    try:
+        delta = converted()
+    except TraceError:
+        if extent is None:
+            raise
+        # Code that branches on shapes is right for this size then, and no other.
+        delta = converted(blank_frame(source.model, extent))
     program = None
     if extent is not None:
         frame = example_frame(delta, extent)
