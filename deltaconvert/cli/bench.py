@@ -91,6 +91,7 @@ def bench(
     loaded = load(model) if Path(model).suffix == ".delta" else None
     preprocessing = channels.preprocessing(loaded.preprocessing if loaded else None)
     held = list(ModelFrames(clip, preprocessing))
+    networks.check_length(held)
     threads = config.get("threads") or torch.get_num_threads()
     torch.set_num_threads(threads)
     config = {name: value for name, value in config.items() if value != {}}

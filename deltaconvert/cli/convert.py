@@ -19,7 +19,7 @@ from deltaconvert.cli.options import (
     parse_size,
     settings_as_flags,
 )
-from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.cli.output import check_writable, complain, say, write_json
 from deltaconvert.cli.pictures import Channels
 from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
@@ -62,6 +62,7 @@ def convert(
     extent = None if size is None else parse_size(size)
     check_writable(out, json, read=[checkpoint])
     source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle)
+    _warn_of_nan(source.model, checkpoint)
     preprocessing, whose = _preprocessing(channels, model, source.model)
     def converted(*frames: Tensor) -> DeltaModule:
         return deltaconvert.convert(source.model, frames, config=config, strict=strict,
@@ -88,6 +89,15 @@ def convert(
     say(_text(data, source.weights, f"{preprocessing} ({whose})",
               preprocessing.size_in_words if preprocessing else ""))
     write_json(json, data)
+
+
+def _warn_of_nan(model: nn.Module, checkpoint: Path) -> None:
+    """Say so where training diverged: the outputs of such weights are no numbers either."""
+    names = [name for name, tensor in model.state_dict().items()
+             if isinstance(tensor, Tensor) and bool(tensor.isnan().any())]
+    if names:
+        complain(f"warning: {checkpoint} has NaN in {count(len(names), 'tensor')}: "
+                 f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
 
 
 def _check_nodes(delta: DeltaModule, size: tuple[int, int]) -> None:

@@ -96,6 +96,15 @@ def test_a_model_that_cannot_be_traced_is_not_supported(cli, folder):
     assert "x if x.sum() > 0 else -x" in done.err
 
 
+def test_weights_that_are_no_numbers_are_told(cli, folder):
+    state = torch.load("plain.pth")
+    state["0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, "diverged.pth")
+    done = cli("convert", "diverged.pth", "--model", SPEC, "-o", "a.delta")
+    assert (done.code, done.err) == (0, (
+        "warning: diverged.pth has NaN in 1 tensor: 0.weight\n"))
+
+
 def test_a_model_that_branches_on_shapes_needs_their_size(cli, folder):
     state = {"conv.weight": torch.randn(2, 1, 3, 3), "conv.bias": torch.randn(2)}
     torch.save(state, folder / "cropped.pth")
