@@ -186,7 +186,10 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path, trust_pickle: bool) -> object:
-    if _is_torchscript(path):
+    if _has_member(path, "/models/model.json"):
+        raise CheckpointError(f"{path} is a program of torch.export, not weights. Give it a name "
+                              "that ends in .pt2, and no model with it")
+    if _has_member(path, "/constants.pkl"):  # a table that weights alone do not need
         raise CheckpointError(
             f"{path} is a TorchScript program, not weights. Where you trust it, keep the weights "
             "alone: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
@@ -287,11 +290,11 @@ def _holds(path: Path, text: bytes) -> bool:
         return data.find(text) >= 0
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether it is a zip file with a table of constants, which weights alone do not need."""
+def _has_member(path: Path, end: str) -> bool:
+    """Whether it is a zip file with a member whose name ends so."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+            return any(name.endswith(end) for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
 

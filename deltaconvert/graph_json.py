@@ -46,6 +46,7 @@ from deltaconvert.passes.functionalize import (
     write_through,
 )
 from deltaconvert.passes.trace import trace
+from deltaconvert.report import count
 
 Record = dict[str, Any]
 TOLD = ("path", "source", "reason", "advice")  # what a record says of a node beside what it calls
@@ -87,8 +88,8 @@ ONLY_TORCH = _words("""
 ONLY_METHODS = _words("""
     __and__ __invert__ __or__ __radd__ __rmul__ __rsub__ __rtruediv__ __xor__ bfloat16 bool byte
     char contiguous cpu cuda dim double expand expand_as float half int is_floating_point long
-    ndimension nelement new_full new_ones new_zeros repeat reshape_as short size stride to type
-    type_as unfold view view_as""")
+    ndimension nelement new_full new_ones new_tensor new_zeros repeat reshape_as short size stride
+    to type type_as unfold view view_as""")
 
 ONLY_FUNCTIONAL = _words("""
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
@@ -163,7 +164,9 @@ def methods() -> frozenset[str]:
 
 @functools.cache
 def _names() -> Mapping[Callable[..., Any], str]:
-    return {function: name for name, function in reversed(list(functions().items()))}
+    names = {function: name for name, function in reversed(list(functions().items()))}
+    # What `torch.meshgrid` calls when it is given a list, in which PyTorch looks for no proxies.
+    return names | {torch._VF.meshgrid: "torch.meshgrid"}  # type: ignore[attr-defined]
 
 
 def _refusal(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -353,8 +356,8 @@ def encode_graph(graph: fx.Graph, root: nn.Module) -> list[Record]:
         writer.write(node)
     if writer.problems:
         raise UnsupportedError(
-            f"{len(writer.problems)} parts of this model cannot be written to a file, which names "
-            "nothing but pure tensor functions:\n"
+            f"{count(len(writer.problems), 'part')} of this model cannot be written to a file, "
+            "which names nothing but pure tensor functions:\n"
             + "\n".join(f"  {problem}" for problem in writer.problems)
             + "\nReplace them in the model, or convert it from its source each time.")
     return writer.records

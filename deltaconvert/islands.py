@@ -35,6 +35,7 @@ from deltaconvert.errors import (
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.attributes import Attributes
+from deltaconvert.passes.trace import private_copy
 from deltaconvert.program import compile_graph
 from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream
@@ -373,7 +374,7 @@ def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequ
         config: settings for single nodes go by their path in the model.
         strict: raise where something falls back.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = private_copy(model).eval()
     seen = _seen(copied, inputs) if inputs else {}
     paths = find_islands(copied, seen) if modules == "auto" else _checked(copied, modules)
     _check_settings(config, paths)

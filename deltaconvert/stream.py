@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import FrameError, StreamBusyError
+from deltaconvert.errors import FrameError, InputError, StreamBusyError
 from deltaconvert.program import Program
 from deltaconvert.state import NodeStats, Observer, State
 
@@ -73,7 +73,10 @@ class Stream:
         Raises:
             FrameError: for a lane that is not there.
             StreamBusyError: a frame is running.
+            InputError: for a number in place of a list.
         """
+        if isinstance(lanes, int):
+            raise InputError(f"lanes={lanes}: give a list, [{lanes}].")
         self._take()
         try:
             self._reset(lanes)

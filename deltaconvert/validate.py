@@ -94,6 +94,9 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
             differ in structure.
         FrameError: a frame that the model does not take.
     """
+    if not isinstance(delta, (DeltaModule, IslandsModule)):
+        raise InputError(f"validate(model, delta, frames): delta is a {type(delta).__name__}, not "
+                         "what convert returned.")
     if law_every < 1:
         raise InputError(f"law_every={law_every}: give 1 to check the law in every frame, or more.")
     for what, limit in (("tolerance", tolerance), ("max_abs", max_abs)):
@@ -173,7 +176,7 @@ class _Run:
         try:
             with torch.inference_mode():
                 return self.model(*inputs)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise FrameError(
                 f"the dense model fails on frame {len(self.dense_ms)} of the shape {self.shapes}: "
                 f"{str(error).splitlines()[0]}. Is it the model that was converted?") from error

@@ -5,7 +5,8 @@ constant: a number, or one for each channel.
 After: ``y = conv2d(x, scaled_filter(w, scale), scaled_bias(b, scale))``.
 
 A scale that a block learns for its branch, a residual that is damped, a division by a constant.
-Comes before `fuse`, so that the add and the activation behind it are fused.
+Comes before `fuse`, so that the add and the activation behind it are fused. Behind `store_as`, so
+the weights are computed from the model's own again, to be rounded once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from deltaconvert.operators.div import div
 from deltaconvert.operators.mul import mul
 from deltaconvert.operators.registry import call
 from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate
+from deltaconvert.passes.infer import annotate, computed
 from deltaconvert.passes.result import PassResult
 
 
@@ -125,6 +126,9 @@ def _fold(graph_module: GraphModule, convolution: fx.Node, node: fx.Node) -> Non
                                 convolution.meta, made)
         for each in made:
             annotate(graph_module, each, None)
+        value = written.meta["value"]
+        if value.dtype.itemsize < torch.float32.itemsize:
+            written.meta["value"] = computed(graph_module, written).to(value.dtype)
         return written
 
     scaled = (derived(scaled_filter, weight, factor, divides, _groups(convolution)),

@@ -147,6 +147,14 @@ def with_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[Any,
     return args, kwargs
 
 
+@torch.no_grad()
+def computed(graph_module: GraphModule, node: fx.Node) -> Any:
+    """Compute a constant from the model's weights, in their precision."""
+    if node.op == "get_attr":
+        return attribute(graph_module, str(node.target))
+    return _call(graph_module, node, *with_values(node, lambda n: computed(graph_module, n)))
+
+
 def attribute(graph_module: torch.nn.Module, path: str) -> Any:
     """Return a parameter or buffer by its dotted path."""
     value: Any = graph_module

@@ -220,7 +220,9 @@ class Joined:
     def __init__(self, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
         """Find out who reads each result last."""
         self.calls = calls
-        self.__name__ = f"{getattr(calls[0][0], '__name__', 'whole')}_to_{calls[-1][0].__name__}"
+        first, last_one = (getattr(function, "__name__", type(function).__name__)  # or a module
+                           for function, *_ in (calls[0], calls[-1]))
+        self.__name__ = f"{first}_to_{last_one}"
         last = {slot.index: n for n, (_, *rest) in enumerate(calls) for slot in slots(rest)}
         self.done = [[i for i, n in last.items() if n == call] for call in range(len(calls))]
 

@@ -13,6 +13,7 @@ import inspect
 import linecache
 import logging
 import operator
+import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -212,11 +213,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def private_copy(model: nn.Module) -> nn.Module:
     """Copy a model, with what ``torch.nn.utils.weight_norm`` leaves in it.
 
-    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient.
+    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient. A
+    function of TorchScript is not copied either, and need not be: it holds no weights.
+
+    Raises:
+        TraceError: where something in it cannot be copied.
     """
-    computed = [value for module in model.modules() for value in vars(module).values()
-                if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    held = [value for module in model.modules() for value in vars(module).values()]
+    copies: dict[int, Any] = {id(value): value.detach().clone() for value in held
+                              if isinstance(value, Tensor) and not value.is_leaf}
+    copies |= {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
+    try:
+        return copy.deepcopy(model, copies)
+    except (TypeError, RuntimeError, AttributeError, pickle.PickleError) as error:
+        raise TraceError(f"{type(model).__name__} cannot be copied ({error}), and the original is "
+                         "to stay as it is. Make what cannot be copied where it is used, or take "
+                         "it out of the model's attributes before.") from error
 
 
 def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
@@ -241,8 +253,10 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
     except NotSupported:
         raise
     except Exception:
-        tracers.clear()
         before.restore(lambda value: True)
+        if not any(_reads_buffers(tracer, model) for tracer in tracers):
+            raise  # it would fail in the same way
+        tracers.clear()
         with without_logging():
             graph = find_state(model, lambda: run(False))
     attributes: dict[str, fx.Node] = {}
@@ -254,6 +268,12 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         if node.op == "get_attr":  # one node a tensor: what writes into it, all its readers see
             node.replace_all_uses_with(attributes.setdefault(str(node.target), node))
     return graph, tracers[0].out_spec
+
+
+def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:
+    """Whether buffers are read in a tracer's graph, be it half a one."""
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return any(node.op == "get_attr" and node.target in buffers for node in tracer.graph.nodes)
 
 
 @contextmanager
@@ -298,7 +318,8 @@ def _is_ours(file: str) -> bool:
     return Path(file).parent == Path(__file__).parent or "/torch/" in file
 
 
-SHAPES_HELP = " If it branches on shapes alone, give convert its example_inputs."
+SHAPES_HELP = (" If it branches on shapes alone, give convert its example_inputs (on the command "
+               "line --size).")
 
 
 def _explain_refusal(model: nn.Module, reason: Exception) -> str:
@@ -319,8 +340,9 @@ def _explain(model: nn.Module, error: Exception, more: str = "") -> str:
         place = f" at {last.filename}:{last.lineno}: {code}"
     children = [name for name, child in model.named_children()
                 if next(child.parameters(), None) is not None]
-    advice = (f"convert a submodule instead, for instance model.{children[0]} (of "
-              f"{', '.join(children[:8])})" if children else "rewrite that line")
+    advice = (f"convert its parts, modules='auto', or a submodule instead, for instance "
+              f"model.{children[0]} (of {', '.join(children[:8])})" if children
+              else "rewrite that line")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (f"{type(model).__name__} cannot be traced{place}: {reason}. Its forward depends on the "
             f"numbers in a tensor, or on code that tracing cannot follow; {advice}.{more}")

@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -279,6 +280,20 @@ def test_torchscript_is_refused_whole_and_kept_as_a_part():
     delta = deltaconvert.convert(model)
     torch.testing.assert_close(delta(FRAME), dense(model))
     assert {n.about.name: n.about.rule for n in delta.stream.program.nodes}["_1"] == "unknown"
+
+
+def test_what_cannot_be_copied_is_named_and_functions_of_torchscript_need_not_be():
+    model = Model(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 2, 1))
+    model.double_it = torch.jit.script(_twice)
+    torch.testing.assert_close(deltaconvert.convert(model)(FRAME), dense(model))
+    model.lock = threading.Lock()
+    for modules in (None, "auto", ["conv"]):
+        with pytest.raises(TraceError, match=r"Model cannot be copied \(cannot pickle"):
+            deltaconvert.convert(model, modules=modules)
+
+
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
 
 
 def test_a_dict_of_frames_is_refused_with_what_to_do():

@@ -333,6 +333,24 @@ def their_own(x: Tensor) -> Tensor:
     return x.sin()
 
 
+class _Grids(nn.Module):
+    """Places of pixels, as detectors make them, and a tensor made like another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = torch.meshgrid(
+            [torch.arange(x.shape[2]), torch.arange(x.shape[3])], indexing="ij")
+        return x * torch.stack([rows, columns, rows]).float() + x.new_tensor([2.0])
+
+
+def test_grids_are_written(tmp_path):
+    delta = deltaconvert.convert(_Grids(), backend="reference")
+    save(delta, tmp_path / "m.delta")
+    loaded = load(tmp_path / "m.delta")
+    for size in (4, 6):
+        x = torch.randn(1, 3, size, 5)
+        assert torch.equal(loaded(x), _Grids()(x))
+
+
 class _Unwritable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -361,6 +379,13 @@ def test_all_that_cannot_be_written_is_listed_at_once(tmp_path):
     assert "attention (MultiheadAttention): what it computes cannot be traced" in text
     assert "test_files.py" in text
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UnsupportedError, match=r"^1 part of this model cannot be written"):
+        save(deltaconvert.convert(_Random(), backend="reference"), tmp_path / "m.delta")
+
+
+class _Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.errors import FrameError, FrameTypeError, StreamBusyError
+from deltaconvert.errors import FrameError, FrameTypeError, InputError, StreamBusyError
 from tests.passes.graphs import Model, TwoInputs
 
 BACKENDS = ["reference", "cpu"]
@@ -121,6 +121,8 @@ def test_a_lane_that_is_not_there_cannot_be_reset(lane):
     with pytest.raises(FrameError, match=f"lane {lane} is not there: the last batch had 2 lanes"):
         delta.reset([0, lane])
     assert counts_of(delta, frame())["input_1"] == [0, 0], "a refused reset resets nothing"
+    with pytest.raises(InputError, match=r"lanes=1: give a list, \[1\]"):
+        delta.reset(1)
 
 
 # New state

@@ -357,6 +357,15 @@ class TestRefusals:
         with pytest.raises(FrameError, match="the dense model fails on frame 0"):
             validate(nn.Conv2d(4, 4, 1).eval(), converted(model), frames)
 
+    def test_one_picture_in_place_of_frames(self, model, frames):
+        norm = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+        with pytest.raises(FrameError, match=r"fails on frame 0 of the shape \[\(3, 32, 48\)\]"):
+            validate(norm, converted(norm), torch.cat(frames))
+
+    def test_models_in_the_wrong_order(self, model, frames):
+        with pytest.raises(InputError, match="delta is a Sequential, not what convert returned"):
+            validate(converted(nn.Sequential()), nn.Sequential(), frames)
+
     def test_a_tolerance_for_an_output_that_is_not_there(self, model, frames):
         with pytest.raises(InputError, match="tolerance names boxes; the outputs are out"):
             validate(model, converted(model), frames, tolerance={"boxes": 0.1})

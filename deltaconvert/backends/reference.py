@@ -89,8 +89,8 @@ def _run_whole(node: DeltaNode, buffers: Buffers) -> Work:
     new = node.evaluate(*(e.value for e in buffers.inputs))
     if tuple(new.shape) != edge.spec.shape:
         raise UnsupportedError(
-            f"{node.about.name}: the result's shape depends on the data: {edge.spec.shape} in the "
-            f"first frame, {tuple(new.shape)} now ({node.about.source}). Convert the part before "
+            f"{node.about.name}: the result's shape depends on the data: {edge.spec.shape} as it "
+            f"was compiled, {tuple(new.shape)} now ({node.about.source}). Convert the part before "
             "it.")
     fresh = fresh_lanes(buffers.state, edge.mask.device)
     # All lanes, whichever changed: such an f may mix them (``x.flip(0)``, batch statistics).

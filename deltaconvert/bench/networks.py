@@ -20,7 +20,7 @@ from deltaconvert.errors import CheckError, InputError
 from deltaconvert.fidelity import Judge
 from deltaconvert.module import DeltaModule
 from deltaconvert.outputs import tensors
-from deltaconvert.report import Report
+from deltaconvert.report import Report, count
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 from deltaconvert.tune import Tuning, tune
@@ -201,7 +201,7 @@ def measure(case: Case, *, judge: Judge | None = None, tuning_rounds: int = 2,
         CheckError: the converted network does not do what it should; nothing was timed.
         InputError: too few frames.
     """
-    _enough(case.frames)
+    check_length(case.frames)
     delta, search, rounding = case.delta, None, _dense_rounding(case)
     if judge is not None:
         say("searching for thresholds")
@@ -242,10 +242,16 @@ def _precision(stream: Stream) -> str:
     return PRECISIONS.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def _enough(frames: Sequence[Tensor]) -> None:
+def check_length(frames: Sequence[Tensor]) -> None:
+    """Refuse a clip of which too few frames would be timed.
+
+    Raises:
+        InputError: saying how many it takes.
+    """
     if len(frames) < FEWEST_FRAMES:
-        raise InputError(f"the clip has {len(frames)} frames: give at least {FEWEST_FRAMES}. The "
-                         "first is computed whole, and two after each pause are not timed.")
+        raise InputError(f"the clip has {count(len(frames), 'frame')}: give at least "
+                         f"{FEWEST_FRAMES}. The first is computed whole, and two after each pause "
+                         "are not timed.")
 
 
 def _peak_bytes(delta: DeltaModule, frames: Sequence[Tensor]) -> int | None:

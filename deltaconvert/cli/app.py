@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import signal
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Annotated, Any
 
 import typer
@@ -39,21 +42,18 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command --quiet; print the package's own errors as one message, and exit so."""
     @functools.wraps(command)
     def wrapped(quiet: bool = False, **given: Any) -> Any:
-        try:
-            with saying(quiet or given.get("json") == STDOUT):
-                return command(**given)
-        except DeltaConvertError as error:
-            complain(f"error: {error}")
-            raise typer.Exit(error.exit_code) from None
-        except (MemoryError, RuntimeError) as error:
-            if not lacks_memory(error):
+        with _noting_interrupts() as interrupted:
+            try:
+                with saying(quiet or given.get("json") == STDOUT):
+                    return command(**given)
+            except typer.Exit:
                 raise
-            complain("error: there is not enough memory. Give smaller frames (--size), fewer "
-                     "lanes, or a machine with more.")
-            raise typer.Exit(DeltaConvertError.exit_code) from None
-        except KeyboardInterrupt:
-            complain("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+            except (Exception, KeyboardInterrupt) as error:
+                code = INTERRUPTED if interrupted() else _exit_code(error)
+                if not code:
+                    raise
+                complain("interrupted" if code == INTERRUPTED else f"error: {_in_words(error)}")
+                raise typer.Exit(code) from None
 
     hints = typing.get_type_hints(command, include_extras=True)
     own = [p.replace(annotation=hints.get(p.name, p.annotation),
@@ -64,6 +64,42 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapped.__signature__ = inspect.Signature([*own, flag])  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in [*own, flag]}
     return wrapped
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C came: a library that it stops in an import may swallow it, and fail."""
+    seen = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal seen
+        seen = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    mine = before is signal.default_int_handler and current_thread() is main_thread()
+    if mine:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: seen
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, before)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Return what an error ends the program with; 0 where it is a fault of this package."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, DeltaConvertError):
+        return error.exit_code
+    return DeltaConvertError.exit_code if lacks_memory(error) else 0
+
+
+def _in_words(error: BaseException) -> str:
+    return str(error) if isinstance(error, DeltaConvertError) else (
+        "there is not enough memory. Give smaller frames (--size), fewer lanes, or a machine with "
+        "more.")
 
 
 def _show_version(wanted: bool) -> None:

@@ -84,13 +84,14 @@ def bench(
     report: ReportFile = None,
 ) -> None:
     """Time a converted network beside the dense runtimes, after checking that it is right."""
-    check_writable(json, plot, report)
+    check_writable(json, plot, report, read=[model, source, checkpoint])
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot {plot}: the picture is a PNG; give it a name that ends in .png.")
     clip = _clip(source, size, frames, start, stride, seed, active)
     loaded = load(model) if Path(model).suffix == ".delta" else None
     preprocessing = channels.preprocessing(loaded.preprocessing if loaded else None)
     held = list(ModelFrames(clip, preprocessing))
+    networks.check_length(held)
     threads = config.get("threads") or torch.get_num_threads()
     torch.set_num_threads(threads)
     config = {name: value for name, value in config.items() if value != {}}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.cli.frames import example_frame
+from deltaconvert.cli.frames import blank_frame, example_frame
 from deltaconvert.cli.options import (
     JsonFile,
     ModelArgs,
@@ -19,11 +19,11 @@ from deltaconvert.cli.options import (
     parse_size,
     settings_as_flags,
 )
-from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.cli.output import check_writable, complain, say, write_json
 from deltaconvert.cli.pictures import Channels
 from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
-from deltaconvert.errors import ConfigError, FrameError, InputError
+from deltaconvert.errors import ConfigError, FrameError, InputError, TraceError
 from deltaconvert.files import save
 from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
@@ -49,7 +49,8 @@ def convert(
     model_arg: ModelArgs = None,
     trust_pickle: TrustPickle = False,
     size: Annotated[str | None, typer.Option(
-        metavar="HxW", help="A frame's size: checks at once that the model takes it.")] = None,
+        metavar="HxW", help="A frame's size: checks at once that the model takes it. One whose "
+        "code branches on shapes needs it, and takes no other.")] = None,
     strict: Annotated[bool, typer.Option(
         "--strict", help="Refuse operators that would run whole and densely; needs --size.")
     ] = False,
@@ -59,11 +60,21 @@ def convert(
     if strict and size is None:
         raise InputError("--strict needs --size HxW: what runs how is known for a size.")
     extent = None if size is None else parse_size(size)
-    check_writable(out, json)
+    check_writable(out, json, read=[checkpoint])
     source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle)
+    _warn_of_nan(source.model, checkpoint)
     preprocessing, whose = _preprocessing(channels, model, source.model)
-    delta = deltaconvert.convert(source.model, config=config, strict=strict,
-                                 preprocessing=preprocessing)
+    def converted(*frames: Tensor) -> DeltaModule:
+        return deltaconvert.convert(source.model, frames, config=config, strict=strict,
+                                    preprocessing=preprocessing)
+
+    try:
+        delta = converted()
+    except TraceError:
+        if extent is None:
+            raise
+        # Code that branches on shapes is right for this size then, and no other.
+        delta = converted(blank_frame(source.model, extent))
     program = None
     if extent is not None:
         frame = example_frame(delta, extent)
@@ -78,6 +89,15 @@ def convert(
     say(_text(data, source.weights, f"{preprocessing} ({whose})",
               preprocessing.size_in_words if preprocessing else ""))
     write_json(json, data)
+
+
+def _warn_of_nan(model: nn.Module, checkpoint: Path) -> None:
+    """Say so where training diverged: the outputs of such weights are no numbers either."""
+    names = [name for name, tensor in model.state_dict().items()
+             if isinstance(tensor, Tensor) and bool(tensor.isnan().any())]
+    if names:
+        complain(f"warning: {checkpoint} has NaN in {count(len(names), 'tensor')}: "
+                 f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
 
 
 def _check_nodes(delta: DeltaModule, size: tuple[int, int]) -> None:

@@ -36,15 +36,35 @@ def saying(quiet: bool) -> Iterator[None]:
 def say(text: object = "") -> None:
     """Print to standard output, unless the command is to be quiet."""
     if not _QUIET.get():
-        typer.echo(str(text))
+        _print(f"{text}\n")
+
+
+def _print(text: str) -> None:
+    try:
+        _echo(text)
+    except BrokenPipeError:
+        raise  # whoever reads has enough, and that is no error
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left is not tried again
+        raise WriteError(f"standard output cannot be written: {error.strerror or error}. Write to "
+                         "a file that has room left, or say --quiet.") from error
 
 
 def complain(message: str) -> None:
     """Print an error or a warning; its first word in colour on a terminal."""
     head, separator, rest = message.partition(": ")
     colour = {"error": typer.colors.RED, "warning": typer.colors.YELLOW}.get(head)
-    typer.echo((coloured(head, colour, sys.stderr) + separator + rest) if colour else message,
-               err=True)
+    _echo((coloured(head, colour, sys.stderr) + separator + rest if colour else message) + "\n",
+          err=True)
+
+
+def _echo(text: str, err: bool = False) -> None:
+    """Print, with question marks for what the terminal has no letters for: names are any bytes."""
+    try:
+        typer.echo(text, nl=False, err=err)
+    except UnicodeEncodeError:
+        encoding = (sys.stderr if err else sys.stdout).encoding
+        typer.echo(text.encode(encoding, "replace").decode(encoding), nl=False, err=err)
 
 
 def verdict(text: str) -> str:
@@ -60,15 +80,24 @@ def coloured(text: str, colour: str, stream: Any) -> str:
     return text if plain else typer.style(text, fg=colour, bold=True)
 
 
-def check_writable(*paths: Path | None) -> None:
+def check_writable(*paths: Path | None, read: Iterable[str | Path | None] = ()) -> None:
     """Refuse a file that could not be written, before the work that it is to hold.
 
+    Args:
+        *paths: what a command writes, each of its own name.
+        read: what it reads, which must not be lost.
+
     Raises:
-        WriteError: the folder is missing, or the path is a folder.
+        WriteError: the folder is missing, the path is a folder, or another one of these.
     """
+    taken = {os.path.realpath(path) for path in read if path is not None}
     for path in paths:
         if path is None or path == STDOUT:
             continue
+        if (place := os.path.realpath(path)) in taken:
+            raise WriteError(f"{path} cannot be written: this command reads it, or writes "
+                             "something else there. Give another name.")
+        taken.add(place)
         folder = path.absolute().parent
         if not folder.is_dir():
             raise WriteError(f"{path} cannot be written: there is no folder {folder}. Make it.")
@@ -87,7 +116,7 @@ def write_json(path: Path | None, data: Any) -> None:
         return
     text = json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n"
     if path == STDOUT:
-        typer.echo(text, nl=False)
+        _print(text)
     else:
         write_text(path, text)
 
@@ -100,7 +129,8 @@ def write_text(path: Path | None, text: str) -> None:
     """
     if path is not None:
         with written_whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            # Names of files may have bytes that are no text.
+            partial.write_text(text, encoding="utf-8", errors="replace")
 
 
 def shows_progress() -> bool:

@@ -69,7 +69,7 @@ def run(
     report: ReportFile = None,
 ) -> None:
     """Run a converted network over videos or pictures."""
-    check_writable(json, report)
+    check_writable(json, report, read=[converted, *source])
     _check_choice("--together", together, TOGETHER)
     saved = save or ("none" if postprocess else "npz")
     _check_choice("--save", saved, SAVED)

@@ -146,4 +146,5 @@ def write_page(path: Path | None, text: str) -> None:
     """
     if path is not None:
         with written_whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            # Names of files may have bytes that are no text.
+            partial.write_text(text, encoding="utf-8", errors="replace")

@@ -26,6 +26,17 @@ class Odd(nn.Module):
         return torch.cummax(x, 1)[0]
 
 
+class Cropped(nn.Module):
+    """Branches on shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x[..., :-1] if x.shape[-1] % 2 else x)
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()

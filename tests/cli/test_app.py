@@ -4,8 +4,10 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from deltaconvert.cli import app as app_module
 from deltaconvert.cli import main
 from deltaconvert.cli.output import coloured, verdict
 from deltaconvert.config import Config
+from deltaconvert.errors import TraceError
 
 
 def test_version(cli):
@@ -61,6 +64,25 @@ def test_interrupted_is_130(cli, monkeypatch, capsys):
     try:
         done = cli("wait")
     finally:
+        app_module.app.registered_commands.pop()
+    assert (done.code, done.err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("then", [TraceError("no such name"), ImportError("no such name")])
+def test_interrupted_is_130_where_a_library_swallowed_it_and_fails_of_it(cli, then):
+    """As a package does that Ctrl-C left half imported."""
+    def swallows():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise then
+
+    app_module.app.command("swallow")(app_module._reporting(swallows))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = cli("swallow")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
         app_module.app.registered_commands.pop()
     assert (done.code, done.err) == (130, "interrupted\n")
 

@@ -149,6 +149,11 @@ def pickled(path: Path) -> None:
     torch.save(nn.Sequential(nn.Conv2d(3, 4, 3)), path)
 
 
+def program(path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.export.save(torch.export.export(small(), (torch.zeros(1, 3, 16, 16),)), file)
+
+
 def zip_bomb(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", bytes(10**7))
@@ -159,6 +164,7 @@ WEIGHTS = {
     "empty": (lambda path: path.write_bytes(b""), errors.DamagedError, r"is empty \(0 bytes\)"),
     "noise": (lambda path: path.write_bytes(bytes(range(256)) * 9), errors.DamagedError,
               "is damaged, cut off or no file of weights"),
+    "program": (program, errors.CheckpointError, r"torch.export, not weights. Give .* in .pt2"),
     "objects": (pickled, errors.PickleError, r"was not opened: .*--trust-pickle"),
     "bomb": (zip_bomb, errors.UnsafeError, "would unpack to 10000000"),
 }
@@ -350,6 +356,52 @@ def test_a_folder_that_is_not_there_is_told_before_the_work(cli, converted, flag
     done = cli("run", converted, "--source", "synthetic", "--size", "32x48", flag, "no/a")
     assert done.code == 2
     assert "no/a cannot be written: there is no folder" in done.err
+
+
+@pytest.mark.parametrize("words, lost", [
+    (("convert", "plain.pth", "--model", SPEC, "-o", "plain.pth"), "plain.pth"),
+    (("convert", "plain.pth", "--model", SPEC, "-o", "link.pth"), "link.pth"),
+    (("convert", "plain.pth", "--model", SPEC, "-o", "a.delta", "--json", "a.delta"), "a.delta"),
+    (("run", "small.delta", "--source", "clip.mp4", "--report", "clip.mp4"), "clip.mp4"),
+    (("validate", "small.delta", "--source", "synthetic", "--json", "small.delta"), "small.delta"),
+    (("inspect", "small.delta", "--html", "small.delta"), "small.delta"),
+    (("tune", "small.delta", "--source", "clip.mp4", "-o", "clip.mp4"), "clip.mp4"),
+    (("tune", "small.delta", "--source", "clip.mp4", "-o", "a.delta", "--json", "small.delta"),
+     "small.delta"),
+    (("bench", "small.delta", "--json", "small.delta"), "small.delta"),
+])
+def test_what_is_read_is_not_written_over(cli, converted, folder, words, lost):
+    (folder / "link.pth").symlink_to("plain.pth")
+    (folder / "clip.mp4").write_bytes(b"the only copy")
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    done = cli(*words)
+    assert (done.code, done.err) == (2, (
+        f"error: {lost} cannot be written: this command reads it, or writes something else there. "
+        "Give another name.\n"))
+    assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [[], ["--json", "-"]])
+def test_standard_output_that_is_full(converted, folder, words):
+    with open("/dev/full", "w") as full_device:
+        done = subprocess.run(
+            [sys.executable, "-m", "deltaconvert", "inspect", "small.delta", *words], cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=full_device, text=True,
+            stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (2, (
+        "error: standard output cannot be written: No space left on device. Write to a file that "
+        "has room left, or say --quiet.\n"))
+
+
+def test_a_name_that_is_no_text(cli, converted, folder):
+    """Of bytes that the locale has no letters for."""
+    name = os.fsdecode(b"clip\xff.mkv")
+    write_video(folder / "clip.mkv", [grey(v) for v in (50, 60)]).rename(folder / name)
+    done = cli("run", converted, "--source", name, "--report", "a.html", "--json", "a.json")
+    assert done.code == 0, done.err
+    assert "clip?.mkv" in (folder / "a.html").read_text()
+    assert json.loads((folder / "a.json").read_text())["clips"][0]["frames"] == 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

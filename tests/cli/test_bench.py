@@ -6,6 +6,7 @@ import pytest
 
 from deltaconvert.bench import networks
 from tests.cli.conftest import SPEC
+from tests.clips.files import grey, write_video
 
 SHORT = ("--size", "32x48", "--active", "0.1", "--frames", "7", "--against", "eager",
          "--backend", "reference", "--rounds", "2")
@@ -64,3 +65,11 @@ def test_refusals(cli, folder, words, said):
     assert done.code == 2
     assert said in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_clip_that_is_too_short_is_told_before_the_work(cli, folder):
+    write_video(folder / "short.mkv", [grey(v) for v in (50, 60)])
+    done = cli("bench", SPEC, "--source", "short.mkv")
+    assert (done.code, done.err) == (2, (
+        "error: the clip has 2 frames: give at least 4. The first is computed whole, and two "
+        "after each pause are not timed.\n"))

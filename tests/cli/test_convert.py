@@ -96,6 +96,31 @@ def test_a_model_that_cannot_be_traced_is_not_supported(cli, folder):
     assert "x if x.sum() > 0 else -x" in done.err
 
 
+def test_weights_that_are_no_numbers_are_told(cli, folder):
+    state = torch.load("plain.pth")
+    state["0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, "diverged.pth")
+    done = cli("convert", "diverged.pth", "--model", SPEC, "-o", "a.delta")
+    assert (done.code, done.err) == (0, (
+        "warning: diverged.pth has NaN in 1 tensor: 0.weight\n"))
+
+
+def test_a_model_that_branches_on_shapes_needs_their_size(cli, folder):
+    state = {"conv.weight": torch.randn(2, 1, 3, 3), "conv.bias": torch.randn(2)}
+    torch.save(state, folder / "cropped.pth")
+    words = ("convert", "cropped.pth", "--model", "small_network_for_cli:Cropped", "-o",
+             "cropped.delta", "--channel-order", "gray")
+    done = cli(*words)
+    assert done.code == 3
+    assert "give convert its example_inputs (on the command line --size)" in done.err
+    assert cli(*words, "--size", "32x49").code == 0
+    source = ("--source", "synthetic", "--frames", "2", "--size")
+    assert cli("validate", "cropped.delta", *source, "32x49").code == 0
+    done = cli("validate", "cropped.delta", *source, "32x48")
+    assert done.code == 2
+    assert "converted for frames of [(1, 1, 32, 49)]" in done.err
+
+
 def test_parsing():
     assert parse_size("360x640") == (360, 640)
     assert parse_nodes(["a=1=0.5", "b=2", "a=1=0.25"]) == {

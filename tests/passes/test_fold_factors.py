@@ -103,3 +103,23 @@ def test_new_weights_are_scaled_too():
         nn.init.normal_(parameter)
     delta.load_state_dict(other.state_dict())
     torch.testing.assert_close(delta(frame), other(frame))
+
+
+@pytest.mark.parametrize("what", ["a number for each channel", "twice", "a norm in front",
+                                  "a matrix product of channels", "transposed"])
+def test_in_half_precision_the_weights_are_rounded_once(what):
+    import deltaconvert
+
+    factored, frame = model(FOLDED[what]), torch.randn(1, 4, 5, 6)
+    found, exact = (_filters(deltaconvert.convert(factored, frame, backend="reference", **options))
+                    for options in ({"dtype": "bfloat16"}, {}))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.to(torch.bfloat16))
+
+
+def _filters(delta):
+    """Weights and bias of the one convolution, as one."""
+    frames = [torch.randn(1, 4, 5, 6)]
+    (node,) = (n for n in delta.program(delta.signature(frames), frames).nodes
+               if n.about.function_name.startswith("conv"))
+    return torch.cat([a.flatten() for a in node.about.args if isinstance(a, torch.Tensor)])

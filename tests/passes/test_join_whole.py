@@ -153,3 +153,13 @@ def test_results_are_dropped_behind_their_last_reader():
     joined = Joined([(first, (Slot(0),), {}), (second, (Slot(1),), {}), (third, (Slot(2),), {})])
     assert joined(torch.zeros(2)) == (None, 4)
     assert joined.__name__ == "first_to_third"
+
+
+def test_modules_that_are_called_as_they_are_are_joined():
+    """As the convolutions of a network for clips."""
+    def forward(self, x):
+        return self.norm(self.conv(x[:, None])).flatten(1, 2)
+
+    model = Model(forward, conv=nn.Conv3d(1, 2, 3, padding=1), norm=nn.BatchNorm3d(2))
+    delta = assert_same_outputs(model, frames_like(*SIZE))
+    assert "Conv3d_to_BatchNorm3d" in [n.about.function_name for n in program_of(delta).nodes]

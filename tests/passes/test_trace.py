@@ -14,7 +14,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import TraceError
-from deltaconvert.passes.trace import trace
+from deltaconvert.passes.trace import Tracer, trace
 from tests.passes.graphs import Model, TwoInputs, assert_same_outputs, frames_like
 
 Pair = namedtuple("Pair", "first second")
@@ -69,7 +69,7 @@ def test_what_cannot_be_traced_names_the_users_line(function, line):
 
 def test_the_message_offers_the_submodules_that_can_be_converted():
     model = Model(branches_on_numbers, backbone=nn.Conv2d(1, 1, 1), neck=nn.Conv2d(1, 1, 1))
-    with pytest.raises(TraceError, match=r"model\.backbone \(of backbone, neck\)"):
+    with pytest.raises(TraceError, match=r"modules='auto'.*model\.backbone \(of backbone"):
         trace(model)
     deltaconvert.convert(model.backbone)
 
@@ -243,6 +243,21 @@ def test_code_that_goes_by_the_numbers_in_a_buffer_is_traced_as_it_goes():
     frame = torch.randn(1, 3, 6, 7)
     with torch.no_grad():
         torch.testing.assert_close(deltaconvert.convert(model)(frame), model(frame))
+
+
+@pytest.mark.parametrize("read, times", [
+    (lambda self, x: x, 1), (lambda self, x: x + self.norm.running_mean[0], 2)])
+def test_what_fails_is_traced_again_only_if_buffers_are_read(monkeypatch, read, times):
+    def forward(self, x):
+        x = read(self, x)
+        return x if x.sum() > 0 else -x
+
+    traced, own = [], Tracer.trace
+    monkeypatch.setattr(Tracer, "trace", lambda self, model: traced.append(1) or own(self, model))
+    model = Model(forward, norm=nn.BatchNorm2d(3))
+    with pytest.raises(TraceError, match="control flow"):
+        trace(model)
+    assert len(traced) == times
 
 
 def test_a_model_for_some_shapes_keeps_its_dtype():
