@@ -28,7 +28,6 @@ from deltaconvert.errors import (
     ConfigError,
     FrameError,
     InputError,
-    StreamBusyError,
     TraceError,
     UnsupportedError,
 )
@@ -38,7 +37,7 @@ from deltaconvert.passes.attributes import Attributes
 from deltaconvert.passes.trace import private_copy
 from deltaconvert.program import compile_graph
 from deltaconvert.state import NodeStats, Observer
-from deltaconvert.stream import Stream
+from deltaconvert.stream import Stream, check_lanes, take
 from deltaconvert.summary import summarize
 
 # Of one island: calls whose batch differs from frame to frame must not fill the memory.
@@ -186,9 +185,7 @@ class IslandsStream:
                 which later frames only cost time, not correctness.
             StreamBusyError: another thread is inside this stream.
         """
-        if not self._lock.acquire(blocking=False):
-            raise StreamBusyError("this stream is running in another thread. A stream takes one "
-                                  "thread at a time: give each thread its own new_stream().")
+        take(self._lock)
         self._made, self._answered = {}, []
         token = _RUNNING.set(self)
         try:
@@ -243,12 +240,21 @@ class IslandsStream:
 
         An island's lanes need not be the model's (an encoder may take two pictures as one
         batch), so all lanes are forgotten, which costs time alone, whichever are asked for.
+
+        Raises:
+            InputError: for a number in place of a list.
+            StreamBusyError: a frame is running.
         """
-        for island in self.module.islands.values():
-            island.follow_weights()
-        self.calls.clear()
-        self._shapes.clear()
-        self._relabelled.clear()
+        check_lanes(lanes)
+        take(self._lock)
+        try:
+            for island in self.module.islands.values():
+                island.follow_weights()
+            self.calls.clear()
+            self._shapes.clear()
+            self._relabelled.clear()
+        finally:
+            self._lock.release()
 
     def observe(self, observer: Observer | None) -> None:
         """Call ``observer(node, edge)`` after every node; names are ``call:node``.

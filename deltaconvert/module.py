@@ -35,7 +35,8 @@ class DeltaModule(nn.Module):
     does. Made by `convert` or `load`. ``state_dict()`` has the original's names, shapes and
     values; ``load_state_dict``, ``.to()`` and ``.half()`` derive everything anew and start
     all streams afresh (a model that was converted for some shapes alone keeps its dtype).
-    Weights that are written in place count from the next ``reset()`` of any stream.
+    Weights that are written in place count from the next ``reset()`` of any stream; what is
+    written through ``.data`` or NumPy leaves no trace, and asks for ``load_state_dict``.
     Gradients are not computed.
     """
 
@@ -248,14 +249,16 @@ class DeltaModule(nn.Module):
             FrameError: where the model does not take such frames.
             UnsupportedError: under ``strict``, where something falls back.
         """
-        if signature not in self._programs:
-            if not self._programs:
-                self.__dict__["_compiled_from"] = self._weights()
+        program = self._programs.get(signature)  # another thread may forget all of them
+        if program is None:
+            as_known = not self._programs or self._compiled_from == self._weights()
             program = self._specialize(frames)
             if self.strict:
                 _refuse_fallbacks(program.nodes)
+            if as_known:  # behind it: the model's own code may write into buffers
+                self.__dict__["_compiled_from"] = self._weights()
             self._programs[signature] = program
-        return self._programs[signature]
+        return program
 
 
 # What the passes raise on calls that no model makes, which only a file can describe.

@@ -19,6 +19,27 @@ if TYPE_CHECKING:
     from deltaconvert.module import DeltaModule
 
 
+def take(lock: threading.Lock) -> None:
+    """Acquire the lock of a stream.
+
+    Raises:
+        StreamBusyError: another thread has it.
+    """
+    if not lock.acquire(blocking=False):
+        raise StreamBusyError("this stream is running in another thread. A stream takes one "
+                              "thread at a time: give each thread its own new_stream().")
+
+
+def check_lanes(lanes: Sequence[int] | None) -> None:
+    """Refuse a number in the place of a list.
+
+    Raises:
+        InputError: saying so.
+    """
+    if isinstance(lanes, int):
+        raise InputError(f"lanes={lanes}: give a list, [{lanes}].")
+
+
 class Stream:
     """Callable like the model, on the frames of a video one after the other.
 
@@ -53,41 +74,36 @@ class Stream:
             FrameError: the frame was refused; the stream is as it was.
             StreamBusyError: another thread is inside this stream.
         """
-        self._take()
+        take(self._lock)
         try:
             with torch.inference_mode(False), torch.no_grad():
                 return self._run([f.detach() if isinstance(f, Tensor) else f for f in frames])
         finally:
             self._lock.release()
 
-    def _take(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise StreamBusyError("this stream is running in another thread. A stream takes one "
-                                  "thread at a time: give each thread its own new_stream().")
-
     def reset(self, lanes: Sequence[int] | None = None) -> None:
         """Forget the past, of all lanes or of some: their next frame is a first frame.
 
-        Without ``lanes``, weights that were written in place count from here on.
+        Without ``lanes``, weights that were written in place count from here on (but not what is
+        written through ``.data`` or NumPy, which leaves no trace: ``load_state_dict`` follows it).
 
         Raises:
             FrameError: for a lane that is not there.
             StreamBusyError: a frame is running.
             InputError: for a number in place of a list.
         """
-        if isinstance(lanes, int):
-            raise InputError(f"lanes={lanes}: give a list, [{lanes}].")
-        self._take()
+        check_lanes(lanes)
+        take(self._lock)
         try:
             self._reset(lanes)
         finally:
             self._lock.release()
 
     def _reset(self, lanes: Sequence[int] | None) -> None:
-        if self._state is None:
-            return
         if lanes is None:
             self._module.follow_weights()
+        if self._state is None:
+            return
         chosen = list(range(self._state.lanes) if lanes is None else lanes)
         for lane in chosen:
             if not 0 <= lane < self._state.lanes:

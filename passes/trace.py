@@ -26,7 +26,7 @@ from torch.fx import GraphModule, Proxy
 from torch.fx._symbolic_trace import _orig_module_call
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import TraceError
+from deltaconvert.errors import TraceError, lacks_memory
 from deltaconvert.passes.attributes import Attributes
 from deltaconvert.passes.find_state import KeepsState, find_state
 
@@ -226,6 +226,8 @@ def private_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, copies)
     except (TypeError, RuntimeError, AttributeError, pickle.PickleError) as error:
+        if lacks_memory(error):
+            raise
         raise TraceError(f"{type(model).__name__} cannot be copied ({error}), and the original is "
                          "to stay as it is. Make what cannot be copied where it is used, or take "
                          "it out of the model's attributes before.") from error

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.backends.cpu.runner import copy
 from deltaconvert.errors import FrameError, FrameTypeError, InputError, StreamBusyError
+from deltaconvert.nodes import copy_value
 from tests.passes.graphs import Model, TwoInputs
 
 BACKENDS = ["reference", "cpu"]
@@ -21,6 +23,21 @@ BACKENDS = ["reference", "cpu"]
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
+
+
+@torch.fx.wrap
+def counted(x, counter):
+    counter.add_(1)
+    return x * 2
+
+
+class _Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("counter", torch.zeros(1))
+
+    def forward(self, x):
+        return counted(x, self.counter)
 
 
 def net() -> nn.Module:
@@ -534,3 +551,73 @@ def test_weights_that_were_written_in_place_count_from_the_next_reset(modules):
     torch.testing.assert_close(delta(frame), model(frame))
     other.reset()
     torch.testing.assert_close(other(frame), model(frame))
+    with torch.no_grad():
+        for module in model, delta:
+            next(module.parameters()).add_(1)
+    new = delta.new_stream()
+    new.reset()  # before its first frame
+    torch.testing.assert_close(new(frame), model(frame))
+
+
+def test_a_reset_compiles_nothing_anew_where_only_the_model_writes():
+    """Its own code writes into a buffer when it is tried on a frame."""
+    delta = deltaconvert.convert(nn.Sequential(nn.Conv2d(3, 4, 3), _Counts()).eval())
+    frame = torch.rand(1, 3, 8, 9)
+    delta(frame)
+    program = delta.stream.program
+    delta.reset()
+    delta(frame)
+    assert delta.stream.program is program
+
+
+@pytest.mark.parametrize("modules", [None, ["0"]])
+def test_a_running_stream_is_not_reset(modules):
+    delta = deltaconvert.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(),
+                                 modules=modules)
+    delta.observe(lambda node, edge: delta.reset())
+    with pytest.raises(StreamBusyError):
+        delta(torch.rand(1, 3, 8, 9))
+    with pytest.raises(InputError, match=r"lanes=1: give a list, \[1\]"):
+        delta.reset(lanes=1)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.int64, torch.float16])
+@pytest.mark.parametrize("wanted", [None, torch.float32, torch.float64, torch.bfloat16])
+def test_outputs_are_copied_as_pytorch_copies_them(stored, wanted):
+    value = (100 * torch.randn(2, 4, 5, 6)).to(stored).to(memory_format=torch.channels_last)
+    for source in (value, value[:, 1:3], value[:, :, 0], value[:0], value.sum()):
+        copied, expected = copy(source, wanted), copy_value(source, wanted)
+        assert copied.dtype == expected.dtype
+        assert copied.stride() == expected.stride() or not source.numel()
+        assert torch.equal(copied, expected)
+        copied.zero_()
+        assert torch.equal(copy_value(source, wanted), expected)
+
+
+def test_threads_that_begin_while_a_frame_runs_have_all_of_pytorchs_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        delta = deltaconvert.convert(nn.Conv2d(3, 32, 3).eval())
+        frame, stop, seen = torch.rand(1, 3, 360, 640), threading.Event(), []
+        delta(frame)
+
+        def frames():
+            while not stop.is_set():
+                delta(frame)
+
+        def look():
+            torch.ones(2).add(1)
+            seen.append(torch.get_num_threads())
+
+        running = threading.Thread(target=frames)
+        running.start()
+        for _ in range(20):
+            looking = threading.Thread(target=look)
+            looking.start()
+            looking.join()
+        stop.set()
+        running.join()
+        assert seen == [2] * 20
+    finally:
+        torch.set_num_threads(before)

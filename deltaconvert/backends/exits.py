@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule
 
@@ -22,11 +24,12 @@ class Exit(NamedTuple):
     door: DensifyNode | None
     constant: Any
 
-    def take(self, state: State) -> Any:
-        """Return the leaf as a copy."""
+    def take(self, state: State, copy: Callable[[Any, torch.dtype | None], Any] = copy_value
+             ) -> Any:
+        """Return the leaf as a copy, made by ``copy``."""
         if self.door is None:
             return copy_value(self.constant)
-        return copy_value(state.edges[self.door.about.inputs[0].name].value, self.door.dtype)
+        return copy(state.edges[self.door.about.inputs[0].name].value, self.door.dtype)
 
 
 def exits(graph_module: GraphModule) -> list[Exit]:

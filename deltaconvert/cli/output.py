@@ -97,7 +97,8 @@ def check_writable(*paths: Path | None, read: Iterable[str | Path | None] = ()) 
         if (place := os.path.realpath(path)) in taken:
             raise WriteError(f"{path} cannot be written: this command reads it, or writes "
                              "something else there. Give another name.")
-        taken.add(place)
+        if not os.path.exists(place) or os.path.isfile(place):  # not a device
+            taken.add(place)
         folder = path.absolute().parent
         if not folder.is_dir():
             raise WriteError(f"{path} cannot be written: there is no folder {folder}. Make it.")

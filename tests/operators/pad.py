@@ -21,6 +21,8 @@ VALUES = [
     Value("a number, cropped", padded((-1, 1), value=5), [line], maps([[2, 3, 5]])),
     Value("channels too", padded((1, 0, 0, 0, 1, 0), value=2), [line],
           maps([[2, 2, 2, 2]], [[2, 1, 2, 3]])),
+    Value("channels shifted", padded((0, 0, 0, 0, 1, -1), value=2), [maps([[1]], [[3]])],
+          maps([[2]], [[1]])),
     Value("channels by zeros", padded((0, 0, 0, 0, 0, 1)), [line], maps([[1, 2, 3]], [[0, 0, 0]])),
     Value("in a convolution", Call(lambda self, x: self.conv(x), conv=nn.Conv2d(
         1, 1, (1, 3), padding=(0, 1), padding_mode="reflect", bias=False)), [line * 0],

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from deltaconvert.backends.cpu.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
 from deltaconvert.backends.cpu.sparsify import CpuSparsify
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.exits import exits
-from deltaconvert.nodes import DeltaNode
+from deltaconvert.nodes import DeltaNode, copy_value
 from deltaconvert.state import NodeStats, State
+
+_SMALL = 1 << 20  # numbers, that NumPy widens before PyTorch's threads are awake
 
 
 class Runner:
@@ -77,15 +82,9 @@ class Runner:
         """Copy the outputs on this thread.
 
         PyTorch's others take long to wake, and then keep the cores of the next frame's helpers.
+        How many it has is not changed for that: threads that begin meanwhile would keep it.
         """
-        before = torch.get_num_threads()
-        if before != 1:
-            torch.set_num_threads(1)
-        try:
-            return [leaf.take(self.state) for leaf in self.exits]
-        finally:
-            if before != 1:
-                torch.set_num_threads(before)
+        return [leaf.take(self.state, copy) for leaf in self.exits]
 
     def check(self) -> None:
         """Return at once: on a CPU a bad frame is refused before it is run."""
@@ -130,3 +129,19 @@ def _doors(graph_module: GraphModule) -> list[tuple[DeltaNode, int]]:
     places = {f.name.removesuffix("_frame"): i for i, f in enumerate(frames)}
     return [(door, places[door.about.name]) for door in doors
             if isinstance(door, DeltaNode) and door.about.rule == "sparsify"]
+
+
+def copy(value: Any, dtype: torch.dtype | None) -> Any:
+    """Do as `copy_value`, without PyTorch's threads for most tensors."""
+    if not isinstance(value, Tensor):
+        return copy_value(value, dtype)
+    if dtype in (None, value.dtype) or not value.is_floating_point():
+        copied = torch.empty_like(value)
+        if copied.stride() == value.stride():
+            ctypes.memmove(copied.data_ptr(), value.data_ptr(), value.nbytes)
+            return copied
+    elif value.dtype == torch.bfloat16 and dtype == torch.float32 and value.numel() < _SMALL:
+        halves = value.view(torch.uint16).numpy()
+        wide = np.asarray(np.left_shift(halves, 16, dtype=np.uint32))  # of one number: no array
+        return torch.from_numpy(wide).view(dtype)
+    return copy_value(value, dtype)

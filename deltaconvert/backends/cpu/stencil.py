@@ -24,9 +24,8 @@ from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.reduction import MIDDLE, PIXELS, WIDE, kernels
 from deltaconvert.footprint import Footprint
 
-# Of a run: addresses of its pixels, the kinds of their row and columns, the first's place, and how
-# many they are.
-ROW, COLUMN, Y, X, COUNT, FOUND = range(PIXELS, PIXELS + 6)
+# Of a run: addresses of its pixels, the kinds of their row and columns, and how many they are.
+ROW, COLUMN, COUNT, FOUND = range(PIXELS, PIXELS + 4)
 # Numbers of new rows that are computed before they are finished: so few that they stay in the
 # second cache, and so many that what one group of channels takes of filters and map is read from
 # the first cache by all of them.
@@ -132,7 +131,7 @@ def find_runs(stencil, pixels, runs):
                 count += 1
             for missing in range(count, PIXELS):
                 run[missing] = run[count - 1]
-            run[ROW], run[COLUMN], run[Y], run[X], run[COUNT] = rows[y, 1], kind, y, x, count
+            run[ROW], run[COLUMN], run[COUNT] = rows[y, 1], kind, count
             found += 1
             i += count
             if i >= total or line * width + width <= pixels[i]:
