@@ -374,3 +374,20 @@ def test_importing_uses_no_backend():
             "print(sorted({'numba', 'cupy', 'deltaconvert.backends.cpu'} & set(sys.modules)))")
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_antialiasing_to_one_column_is_as_in_the_model(mode):
+    """PyTorch gives other numbers for a map with its channels last, as maps are kept here."""
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x):
+            return F.interpolate(self.conv(x), size=(7, 1), mode=mode, antialias=True)
+
+    model = Narrow().eval()
+    delta = deltaconvert.convert(model)
+    for frame in torch.rand(3, 1, 3, 20, 30):
+        torch.testing.assert_close(delta(frame), model(frame))

@@ -73,6 +73,8 @@ def resize(x: Tensor, *, size: tuple[int, int] | None, scale_factor: tuple[float
            mode: str, align_corners: bool, recompute_scale_factor: bool | None,
            antialias: bool) -> Tensor:
     """Resize with ``mode`` ``"bilinear"`` or ``"bicubic"``."""
+    if antialias:  # one column of a channels-last map comes out otherwise (2.14)
+        x = x.contiguous()
     if antialias and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
         # There PyTorch antialiases in float32 alone.
         return F.interpolate(x.float(), size, scale_factor, mode, align_corners,
