@@ -12,8 +12,6 @@ from deltaconvert.backends.cpu.stencil import (
     COUNT,
     FOUND,
     ROW,
-    X,
-    Y,
     find_runs,
     stencil_of,
 )
@@ -64,12 +62,12 @@ def test_runs_are_neighbours_of_one_kind_in_a_line():
     runs = np.zeros((len(pixels), FOUND), np.int64)
     found = runs[:find_runs(stencil, pixels, runs)]
     assert found[:, COUNT].tolist() == [1, PIXELS, WIDTH - 2 - PIXELS, 1, 1]
-    assert found[:, Y].tolist() == [2, 2, 2, 2, 3]
-    assert found[:, X].tolist() == [0, 1, 1 + PIXELS, WIDTH - 1, 3]
+    read = (found[:, :PIXELS] - source.data.ctypes.data) // (4 * CHANNELS)  # a window's first
+    above = line - WIDTH
+    assert read[:, 0].tolist() == [above, above, above + PIXELS, above + WIDTH - 2, line + 2]
     assert found[1, ROW] == found[4, ROW]
     assert found[1, COLUMN] == found[2, COLUMN] != found[0, COLUMN]
-    first = (found[1, :PIXELS] - source.data.ctypes.data) // (4 * CHANNELS)
-    assert first.tolist() == [line - WIDTH + x for x in range(PIXELS)]
+    assert read[1].tolist() == [above + x for x in range(PIXELS)]
     assert (found[3, :PIXELS] == found[3, 0]).all()
 
 
