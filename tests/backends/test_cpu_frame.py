@@ -172,6 +172,25 @@ def test_python_in_a_step_runs_single_threaded_and_without_gradients() -> None:
     assert set(seen) == {(1, True)}
 
 
+def test_threads_that_begin_while_python_runs_in_a_step_have_all_of_pytorchs_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine, seen = Engine(Workers(2)), []
+
+        def begin(worker: int) -> None:
+            other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+
+        engine.add(None, call_back, Call(engine.callback(begin)))
+        engine.run(0, 1)
+        assert set(seen) == {2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_helper_that_is_late_stays_out_of_a_table_that_has_grown() -> None:
     workers, invited, left = Workers(2), [], []
     workers.invite = invited.append  # nobody comes before the test says so

@@ -12,6 +12,7 @@ import torch
 from deltaconvert.backends.cpu.frame import GATE, OVER, Session, run_steps, serve
 from deltaconvert.backends.cpu.jit import SIGNATURE, Entry
 from deltaconvert.backends.cpu.native import Kept
+from deltaconvert.backends.cpu.threads import set_own_threads
 from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.state import State
 
@@ -100,12 +101,12 @@ class Engine:
                 gate[OVER] = 0  # before anybody looks: who finds it over is gone
                 self.workers.invite(lambda worker: serve(session.address, worker))
             if self.calls_python and before != 1:
-                torch.set_num_threads(1)  # the workers are threads enough
+                set_own_threads(1)  # the workers are threads enough
             run_steps(session.address, first << 32 | last)
         finally:  # an interrupt may come at any line
             gate[OVER] = 1
             if self.calls_python and before != 1:
-                torch.set_num_threads(before)
+                set_own_threads(before)
         if self.errors:
             error = self.errors[0]
             self.errors.clear()

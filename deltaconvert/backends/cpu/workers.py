@@ -16,6 +16,8 @@ from queue import SimpleQueue
 
 import torch
 
+from deltaconvert.backends.cpu.threads import set_own_threads
+
 Help = Callable[[int], None]
 # Any of these binds each thread of PyTorch's team to a core, and the main thread with them.
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -60,7 +62,6 @@ class Workers:
             _threads.add(thread)
         for event in ready:
             event.wait()
-        torch.set_num_threads(torch.get_num_threads())  # what a helper sets is new threads' default
         _pools.add(self)
         weakref.finalize(self, _dismiss, self._jobs).atexit = False
         self._started = True
@@ -86,7 +87,7 @@ def _cores_of_others() -> set[int]:
 
 def _serve(jobs: SimpleQueue[Help | None], worker: int, ready: threading.Event,
            cores: set[int]) -> None:
-    torch.set_num_threads(1)
+    set_own_threads(1)
     if cores:
         os.sched_setaffinity(0, cores)
     ready.set()
