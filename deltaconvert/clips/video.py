@@ -87,7 +87,8 @@ def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
                     number += 1
         except av.error.FFmpegError as error:
             raise _broken(path, number, str(error.strerror)) from error
-        if number and (_is_cut(last) or _is_cut_avi(path) or _is_short(container, stream, end)):
+        if number and (_is_cut(last) or _is_cut_avi(path) or _is_cut_ts(path)
+                       or _is_short(container, stream, end)):
             raise _broken(path, number, "the file was cut off")
 
 
@@ -101,7 +102,7 @@ def _broken(path: Path, number: int, why: str) -> ClipError:
 
 # FFmpeg reports most files that were cut off, an interrupted download say, as if they ended
 # there, and then half a clip would be taken for a whole one. Formats give it away in
-# different places; each of the next three knows one of them.
+# different places; each of the next four knows one of them.
 
 
 def _is_cut(last: Packet[VideoStream] | None) -> bool:
@@ -117,6 +118,23 @@ def _is_cut_avi(path: Path) -> bool:
     # A recorder that writes to a pipe never learns the size and leaves 0 or all ones.
     known = head[:4] == b"RIFF" and head[8:] == b"AVI " and size < 0xFFFFFFFF
     return known and size + 8 > path.stat().st_size
+
+
+# Where packets of MPEG-TS begin, and their size: plain, with a time ahead as on Blu-ray, or with a
+# checksum of broadcasting behind.
+_TS_PACKETS = ((0, 188), (4, 192), (0, 204))
+
+
+def _is_cut_ts(path: Path) -> bool:
+    """MPEG-TS: the last of its packets, which have one size, is not whole.
+
+    A cut between two packets leaves a stream like any other: nothing says how many there were.
+    """
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    size = next((size for start, size in _TS_PACKETS
+                 if head[start::size].startswith(b"\x47" * 5)), 1)
+    return path.stat().st_size % size != 0
 
 
 def _is_short(container: InputContainer, stream: VideoStream, end: int) -> bool:
