@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError, UnsupportedError
 from deltaconvert.nodes import Layout
 from deltaconvert.operators import registry
+from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.passes.find_selects import find_selects
@@ -195,12 +196,17 @@ def _refused(node: fx.Node, args: tuple[Any, ...], error: Exception) -> FrameErr
     where = f"module {node.meta['path']}" if node.meta.get("path") else node.name
     text = (f"{where} fails on inputs of the shapes {shapes}: "
             f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}{source}. ")
-    weights = {n.meta["value"].dtype for n in node.all_input_nodes
-               if n.meta["constant"] and isinstance(n.meta["value"], Tensor)}
+    weights = [n.meta["value"] for n in node.all_input_nodes
+               if n.meta["constant"] and isinstance(n.meta["value"], Tensor)]
+    types = {w.dtype for w in weights}
     dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
-    if len(weights) == 1 and dtypes - weights:
-        return FrameTypeError(f"{text}The weights are {weights.pop()}: give the frames that dtype, "
+    if len(types) == 1 and dtypes - types:
+        return FrameTypeError(f"{text}The weights are {types.pop()}: give the frames that dtype, "
                               "normalised as for the dense model.")
+    if node.target is conv2d and node.kwargs["groups"] == 1 and shapes[0][1:2] == (3,) and (
+            weights[0].shape[1:2] == (1,)):
+        return FrameShapeError(f"{text}Frames for it are gray (on the command line "
+                               "--channel-order gray).")
     return FrameShapeError(f"{text}Check the size and the channels of the frames against what the "
                            "model takes.")
 

@@ -327,6 +327,21 @@ def test_a_clip_is_refused_or_counts_up_to_there(kind, cli, converted, folder):
         assert results == []
 
 
+def test_a_clip_in_colour_for_a_model_of_one_channel(cli, folder):
+    """Its error says which flag makes it gray."""
+    torch.save(nn.Conv2d(1, 8, 3).state_dict(), "gray.pth")
+    Path("gray_network_for_cli.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Conv2d(1, 8, 3)\n")
+    done = cli("convert", "gray.pth", "--model", "gray_network_for_cli:make", "-o", "gray.delta",
+               "--backend", "reference")
+    assert done.code == 0, done.err
+    clip = "validate", "gray.delta", "--source", "synthetic", "--size", "32x48", "--frames", "2"
+    done = cli(*clip)
+    assert done.code == 2
+    assert done.err.endswith("Frames for it are gray (on the command line --channel-order gray).\n")
+    assert cli(*clip, "--channel-order", "gray").code == 0
+
+
 # --- disks ------------------------------------------------------------------------------
 
 
