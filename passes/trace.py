@@ -176,6 +176,8 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
                          "takes for itself in every graph. Rename it, or convert the model as a "
                          "submodule of another.")
     copied = private_copy(model).eval()
+    if isinstance(copied, nn.modules.batchnorm._NormBase):  # by itself it would be looked into
+        copied._check_input_dim = lambda input: None  # type: ignore[method-assign]
     shapes = None
     try:
         graph, out_spec = _run(Tracer, copied, hooks)

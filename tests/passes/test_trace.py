@@ -141,6 +141,21 @@ def test_an_input_named_like_a_builtin_may_be_given_by_name():
     assert torch.equal(deltaconvert.convert(Named())(input=x), x * 2)
 
 
+@pytest.mark.parametrize("layer", [
+    nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(3, 4, 2),
+    nn.PReLU(), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)], ids=lambda m: type(m).__name__)
+def test_a_single_layer_is_a_model(layer):
+    layer.eval()
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1)
+    delta = deltaconvert.convert(layer, backend="reference")
+    assert list(delta.state_dict()) == list(layer.state_dict())
+    frame = torch.randn(1, 3, 6, 8)
+    torch.testing.assert_close(delta(frame), layer(frame))
+    assert [n.about.rule for n in delta.stream.program.nodes] == ["sparsify", "local"]
+
+
 def test_any_number_of_inputs_is_refused_with_a_reason():
     class Many(nn.Module):
         def forward(self, *images):
