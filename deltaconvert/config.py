@@ -47,7 +47,8 @@ class Config:
             ``"rms"``, the root mean square.
         nodes: settings for single nodes, by the node's name or module path, or a
             pattern of either (``{"layer1.*": NodeConfig(threshold=0.1)}``). A bare
-            number is a threshold. The last match wins.
+            number is a threshold. The last match wins. Of nodes that run as one (an
+            attention), what is said of the last counts, or else the largest threshold.
         input_threshold: the same for the frames that come in, in the frame's units.
         input_test: ``"pixel"`` compares pixel by pixel; ``"block"`` compares the
             mean change of 8x8 blocks, whose pixels are held or replaced together.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 
-from deltaconvert.config import Config
+from deltaconvert.config import Config, Norm
 from deltaconvert.nodes import (
     DeltaNode,
     DensifyNode,
@@ -138,23 +138,29 @@ class _Lowering:
         function = Joined([
             (part.function, *_template(member, [*inputs, *members]))
             for part, member in zip(parts, members, strict=True)])
-        own = parts[-1]
+        threshold, norm = self._held_back(node, parts)
         why = max(parts, key=lambda p: (bool(p.reason), p.multiply_adds))
         return replace(
-            own, rule="unknown" if is_unknown(node) else "global", reason=why.reason,
+            parts[-1], rule="unknown" if is_unknown(node) else "global", reason=why.reason,
             advice=why.advice, function=function, operator=None,
             args=tuple(Slot(i) for i in range(len(inputs))), params={},
             inputs=tuple(map(self._spec, inputs)), shapes=None, constants={},
             multiply_adds=sum(p.multiply_adds for p in parts),
-            threshold=self._threshold_of(node, parts))
+            threshold=threshold, norm=norm)
 
-    def _threshold_of(self, node: fx.Node, parts: list[Description]) -> float:
-        """Return what nodes that run as one may hold back: what is said of the last, if anything.
+    def _held_back(self, node: fx.Node, parts: list[Description]) -> tuple[float, Norm]:
+        """Return threshold and norm of nodes that run as one.
+
+        What is said of the last, if anything, or else those of the largest threshold: no value but
+        the last one's is stored.
         """
         if not _is_floating(node):
-            return 0.0
-        named = self.config.of_node(node.name, node.meta.get("path", "")).threshold
-        return max(p.threshold for p in parts) if named is None else named
+            return 0.0, parts[-1].norm
+        named = self.config.of_node(node.name, node.meta.get("path", ""))
+        if named.threshold is not None:
+            return named.threshold, parts[-1].norm
+        largest = max(parts, key=lambda part: part.threshold)
+        return largest.threshold, named.norm or largest.norm
 
     def _function(self, node: fx.Node) -> Any:
         function = self._as_written(node)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import deltaconvert
+from deltaconvert.config import NodeConfig
 from deltaconvert.nodes import Slot
 from deltaconvert.passes.lower import Joined
 from tests.passes.graphs import (
@@ -121,9 +122,11 @@ def test_settings_by_a_joined_nodes_name_hold():
     names = [n.about.name for n in program_of(assert_same_outputs(
         model(attention), frames_like(*SIZE))).nodes]
     assert "matmul_1" not in names
-    delta = deltaconvert.convert(model(attention), nodes={"matmul_1": 0.25})
+    own = NodeConfig(0.25, norm="rms")
+    delta = deltaconvert.convert(model(attention), threshold=0.125, nodes={"matmul_1": own})
     delta(frames_like(*SIZE)[0].float())
-    assert run_whole(delta)[0].threshold == 0.25
+    joined = run_whole(delta)[0]
+    assert (joined.threshold, joined.norm) == (own.threshold, own.norm)
 
 
 @pytest.mark.parametrize("said", [0.0, 0.25])
