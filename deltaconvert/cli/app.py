@@ -13,6 +13,7 @@ from threading import current_thread, main_thread
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import deltaconvert
 from deltaconvert.cli.bench import bench
@@ -20,7 +21,7 @@ from deltaconvert.cli.convert import convert
 from deltaconvert.cli.demo import demo
 from deltaconvert.cli.doctor import doctor, versions
 from deltaconvert.cli.inspect import inspect as inspect_command
-from deltaconvert.cli.output import STDOUT, complain, saying
+from deltaconvert.cli.output import STDOUT, complain, saying, unprinted
 from deltaconvert.cli.run import run
 from deltaconvert.cli.tune import tune
 from deltaconvert.cli.validate import validate
@@ -28,7 +29,29 @@ from deltaconvert.errors import DeltaConvertError, lacks_memory
 
 INTERRUPTED = 130
 
+
+class Telling:
+    """A command that says it where its help or its version cannot be printed."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the words of the command line; some are answered at once."""
+        with _reported():
+            try:
+                return super().make_context(*args, **kwargs)  # type: ignore[misc]
+            except OSError as error:
+                raise unprinted(error) from error
+
+
+class Command(Telling, typer.core.TyperCommand):
+    """One command."""
+
+
+class Group(Telling, typer.core.TyperGroup):
+    """All of them."""
+
+
 app = typer.Typer(
+    cls=Group,
     help="Compiles a trained CNN into one that computes only what changed from frame to frame.",
     epilog="Exit codes: 0 done and passed, 1 the check failed, 2 wrong usage or input, "
            "3 not supported, 130 interrupted.",
@@ -39,21 +62,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 
 
 def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command --quiet; print the package's own errors as one message, and exit so."""
+    """Give a command --quiet, and report its errors."""
     @functools.wraps(command)
     def wrapped(quiet: bool = False, **given: Any) -> Any:
-        with _noting_interrupts() as interrupted:
-            try:
-                with saying(quiet or given.get("json") == STDOUT):
-                    return command(**given)
-            except typer.Exit:
-                raise
-            except (Exception, KeyboardInterrupt) as error:
-                code = INTERRUPTED if interrupted() else _exit_code(error)
-                if not code:
-                    raise
-                complain("interrupted" if code == INTERRUPTED else f"error: {_in_words(error)}")
-                raise typer.Exit(code) from None
+        with _reported(), saying(quiet or given.get("json") == STDOUT):
+            return command(**given)
 
     hints = typing.get_type_hints(command, include_extras=True)
     own = [p.replace(annotation=hints.get(p.name, p.annotation),
@@ -64,6 +77,22 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapped.__signature__ = inspect.Signature([*own, flag])  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in [*own, flag]}
     return wrapped
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Print the package's own errors as one message, and exit so."""
+    with _noting_interrupts() as interrupted:
+        try:
+            yield
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            code = INTERRUPTED if interrupted() else _exit_code(error)
+            if not code:
+                raise
+            complain("interrupted" if code == INTERRUPTED else f"error: {_in_words(error)}")
+            raise typer.Exit(code) from None
 
 
 @contextmanager
@@ -121,4 +150,4 @@ def start(
 for _name, _command in (("demo", demo), ("convert", convert), ("validate", validate),
                         ("run", run), ("inspect", inspect_command), ("bench", bench),
                         ("tune", tune), ("doctor", doctor)):
-    app.command(_name)(_reporting(_command))
+    app.command(_name, cls=Command)(_reporting(_command))

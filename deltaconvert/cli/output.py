@@ -42,12 +42,17 @@ def say(text: object = "") -> None:
 def _print(text: str) -> None:
     try:
         _echo(text)
-    except BrokenPipeError:
-        raise  # whoever reads has enough, and that is no error
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left is not tried again
-        raise WriteError(f"standard output cannot be written: {error.strerror or error}. Write to "
-                         "a file that has room left, or say --quiet.") from error
+        raise unprinted(error) from error
+
+
+def unprinted(error: OSError) -> Exception:
+    """Return what to raise where standard output cannot be written."""
+    if isinstance(error, BrokenPipeError):
+        return error  # whoever reads has enough, and that is no error
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left is not tried again
+    return WriteError(f"standard output cannot be written: {error.strerror or error}. Write to a "
+                      "file that has room left, or say --quiet.")
 
 
 def complain(message: str) -> None:

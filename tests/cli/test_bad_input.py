@@ -397,11 +397,13 @@ def test_what_is_read_is_not_written_over(cli, converted, folder, words, lost):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("words", [[], ["--json", "-"]])
+@pytest.mark.parametrize("words", [
+    ["inspect", "small.delta"], ["inspect", "small.delta", "--json", "-"], ["--version"],
+    ["--help"], ["run", "--help"]], ids=" ".join)
 def test_standard_output_that_is_full(converted, folder, words):
     with open("/dev/full", "w") as full_device:
         done = subprocess.run(
-            [sys.executable, "-m", "deltaconvert", "inspect", "small.delta", *words], cwd=folder,
+            [sys.executable, "-m", "deltaconvert", *words], cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=full_device, text=True,
             stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (2, (
