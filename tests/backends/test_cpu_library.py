@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numba
@@ -93,3 +96,36 @@ def test_a_numba_that_is_not_known_compiles_as_it_does_by_itself(tmp_path, monke
     assert numbers.tolist() == [2, 4, 6]
     (overload,) = double.overloads.values()
     assert not isinstance(overload.library, Part)
+
+
+NOWHERE_TO_KEEP_IT = """
+import numpy as np
+from numba.core import caching
+
+caching.CacheImpl._locator_classes = []  # of folders that can be written to
+
+def full(*given):
+    raise OSError(28, "No space left on device")
+
+if {full}:
+    caching.CacheImpl._locator_classes = [caching.UserWideCacheLocator]
+    caching.IndexDataCacheFile.save = full
+
+from tests.backends.test_cpu_library import add, add_at
+
+numbers = np.zeros(3, np.int64)
+add_at(numbers.ctypes.data, 4)
+if not {full}:
+    add(numbers, 1)
+print(numbers.tolist())
+"""
+
+
+@pytest.mark.parametrize("full, expected", [(False, "[8, 8, 8]\n"), (True, "[7, 7, 7]\n")])
+def test_code_that_cannot_be_kept_is_compiled_at_each_start(full, expected, tmp_path):
+    """No home, and a package that may not be written to; or a disk that is full."""
+    ran = subprocess.run([sys.executable, "-c", NOWHERE_TO_KEEP_IT.format(full=full)],
+                         env=os.environ | {"NUMBA_CACHE_DIR": "", "HOME": str(tmp_path)},
+                         capture_output=True, text=True, check=False)
+    assert ran.stdout == expected, ran.stderr
+    assert full or not ran.stderr or "every start, for no folder can be written to" in ran.stderr

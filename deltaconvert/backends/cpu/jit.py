@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numba
 from numba import types
+from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
@@ -37,8 +38,8 @@ class Loop(_Dispatcher):
 
     @functools.cached_property
     def _from_python(self) -> Any:
-        compiled: Any = numba.njit(nogil=True, cache=True, **_OPTIONS)(self.py_func)
-        _expire_together(compiled)
+        compiled: Any = numba.njit(nogil=True, **_OPTIONS)(self.py_func)
+        _keep(compiled)
         return compiled
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
@@ -79,10 +80,12 @@ class Entry:
                 signature = normalize_signature(types.void(types.intp, types.intp))
                 compiled: Any = _EntryFunction(self.function, signature, locals={},
                                                options={"error_model": "numpy"})
-                compiled.enable_caching()
-                _expire_together(compiled)
-                with _said_if_slow(), _no_garbage_collected():
-                    compiled.compile()
+                with _said_if_slow(_keep(compiled)), _no_garbage_collected():
+                    try:
+                        compiled.compile()
+                    except OSError:  # a full disk
+                        compiled._cache = NullCache()
+                        compiled.compile()
                 self._compiled = compiled
             address: int = self._compiled.address
             return address
@@ -105,9 +108,9 @@ def _no_garbage_collected() -> Iterator[None]:
 
 
 @contextmanager
-def _said_if_slow() -> Iterator[None]:
-    """Say on stderr, once a process, what takes so long."""
-    timer = threading.Timer(_SILENT_SECONDS, _say)
+def _said_if_slow(kept: bool) -> Iterator[None]:
+    """Say on stderr, once a process, what takes so long, and whether it will again."""
+    timer = threading.Timer(_SILENT_SECONDS, _say, [kept])
     timer.daemon = True
     timer.start()
     try:
@@ -117,8 +120,10 @@ def _said_if_slow() -> Iterator[None]:
 
 
 @functools.cache
-def _say() -> None:
-    print("deltaconvert: compiling loops for this processor (cached for the next start)",
+def _say(kept: bool) -> None:
+    print("deltaconvert: compiling loops for this processor",
+          "(cached for the next start)" if kept else
+          "(at every start, for no folder can be written to: name one in NUMBA_CACHE_DIR)",
           file=sys.stderr, flush=True)
 
 
@@ -138,10 +143,15 @@ def _stamp() -> tuple[tuple[str, float, int], ...]:
 _STAMP = _stamp()
 
 
-def _expire_together(compiled: Any) -> None:
-    """Let cached code expire with any file of this package.
+def _keep(compiled: Any) -> bool:
+    """Keep code for the next start, until any file of this package changes; whether that can be.
 
     Numba looks at the function's own file alone, but code of the loops that it calls is
     inlined: after an edit or an upgrade of another file it would be wrong.
     """
+    try:
+        compiled.enable_caching()
+    except RuntimeError:  # neither the package nor a home is there to write to
+        return False
     compiled._cache._cache_file._source_stamp = _STAMP
+    return True

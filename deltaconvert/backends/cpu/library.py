@@ -24,7 +24,9 @@ class EntryFunction(_Function):
     """A C function whose parts are compiled with it."""
 
     def _compile_uncached(self) -> Any:
-        with global_compiler_lock, _parts(self._targetdescr.target_context.codegen()):
+        context = self._targetdescr.target_context
+        context.refresh()  # Numba's own library is no part; who looks into a cache has made it
+        with global_compiler_lock, _parts(context.codegen()):
             compiled = super()._compile_uncached()
         compiled.library.is_entry = True
         return compiled
