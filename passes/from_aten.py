@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from deltaconvert.graph_json import OPERATOR, WRITES, functions, methods
+from deltaconvert.graph_json.allowed import OPERATOR, WRITES, functions, methods
 from deltaconvert.operators import registry
 from deltaconvert.passes.functionalize import out_of_place, set_item
 

@@ -36,9 +36,9 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert import files
-from deltaconvert import graph_json as gj
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.errors import DeltaConvertError
+from deltaconvert.graph_json import allowed
 from deltaconvert.operators import registry
 from deltaconvert.validate import StoredModel
 
@@ -113,7 +113,7 @@ def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
 
 def odd_value(rng: random.Random) -> Any:
     """Something that a description should not hold, in most places."""
-    names = [*gj.functions(), *gj.methods(), *(o.name for o in registry.all_operators())]
+    names = [*allowed.functions(), *allowed.methods(), *(o.name for o in registry.all_operators())]
     return rng.choice([
         None, True, -1, 0, 1, 2**31, 2**62, 10**30, 1e308, -0.0, "", "x", "os.system",
         "__class__", "torch.load", "eval", "\n", "input", [], {}, [[]], {"node": "x"},
@@ -163,7 +163,7 @@ def mutated_json(value: Any, rng: random.Random) -> Any:
 def generated_graph(rng: random.Random) -> list[dict[str, Any]]:
     """Write a graph of calls that files may name, with arguments of every kind."""
     records: list[dict[str, Any]] = [{"name": "x", "op": "input", "target": "x"}]
-    tables = {"function": list(gj.functions()), "method": list(gj.methods()),
+    tables = {"function": list(allowed.functions()), "method": list(allowed.methods()),
               "operator": [o.name for o in registry.all_operators()]}
     for number in range(rng.randint(1, 6)):
         op = rng.choice(list(tables))

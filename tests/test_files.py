@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 import deltaconvert
 from deltaconvert import CheckpointError, InputError, NodeConfig, UnsupportedError, files
-from deltaconvert import graph_json as gj
 from deltaconvert.files import load, load_structure, save
+from deltaconvert.graph_json import allowed, arguments, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -440,7 +440,7 @@ def test_a_file_does_not_tell_where_its_author_keeps_the_model(tmp_path):
     model, _ = files._unpack(text, "m")
     sources = {record["source"] for record in model["graph"] if "source" in record}
     assert any(s.startswith("tests/test_files.py:") and "self.body(x)" in s for s in sources)
-    assert gj.without_folders("no line known") == "no line known"
+    assert writing.without_folders("no line known") == "no line known"
 
 
 # --- arguments --------------------------------------------------------------------------
@@ -455,24 +455,24 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_arguments_come_back_with_their_types(value):
-    written = json.loads(json.dumps(gj._encode(value, {}), allow_nan=False))
-    found = gj._decode(written, {})
+    written = json.loads(json.dumps(arguments.encode(value, {}), allow_nan=False))
+    found = arguments.decode(written, {})
     assert found == value
     assert type(found) is type(value)
     assert repr(found) == repr(value)
 
 
 def test_nan_comes_back():
-    assert math.isnan(gj._decode(gj._encode(math.nan, {}), {}))
+    assert math.isnan(arguments.decode(arguments.encode(math.nan, {}), {}))
 
 
 def test_every_listed_name_exists_and_is_spelled_by_one_name():
-    table = gj.functions()
+    table = allowed.functions()
     assert table["torch.cat"] is torch.cat
     assert table["operator.getitem"] is operator.getitem
-    for name in gj.BOTH | gj.ONLY_METHODS:
-        assert name in gj.methods(), name
-    for name in gj.ONLY_FUNCTIONAL:
+    for name in allowed.BOTH | allowed.ONLY_METHODS:
+        assert name in allowed.methods(), name
+    for name in allowed.ONLY_FUNCTIONAL:
         assert f"torch.nn.functional.{name}" in table
 
 
