@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deltaconvert.checkpoints import _plain_data, apply_state_dict, read_checkpoint
+from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
+from deltaconvert.checkpoints.reading import _plain_data
 from deltaconvert.errors import CheckpointError, MismatchError, PickleError
 from tests.checkpoints import make
 
