@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,33 +42,44 @@ from deltaconvert.validate import StoredModel
 SETTINGS = tuple(field.name for field in dataclasses.fields(Config))
 
 
+@dataclass(frozen=True)
+class Timed(Channels):
+    """Which frames are timed."""
+
+    source: Annotated[str, typer.Option(metavar="CLIP", help=CLIP_HELP)] = "synthetic"
+    size: Annotated[str | None, typer.Option(
+        metavar="HxW", help="The frames' size; default: the clip's own, 360x640 where it is "
+        "made.")] = None
+    active: Annotated[float | None, typer.Option(
+        metavar="SHARE", help="Of the synthetic clip's pixels, how many change from frame to "
+        "frame; 0.05 unless said.")] = None
+    frames: Annotated[int, typer.Option(
+        min=networks.FEWEST_FRAMES, metavar="N", help="How many of the clip's frames.")] = 31
+    start: Annotated[int, typer.Option(help="Index of the first frame.")] = 0
+    stride: Annotated[int, typer.Option(help="Take every so many-th frame.")] = 1
+    seed: Annotated[int, typer.Option(
+        min=0, metavar="N", help="Of the clip and of random weights.")] = 0
+
+    def open(self) -> Clip:
+        """Open the source."""
+        return open_clip(self.source, size=None if self.size is None else parse_size(self.size),
+                         frames=self.frames, start=self.start, stride=self.stride, seed=self.seed,
+                         active_share=self.active)
+
+
 @settings_as_flags(only=SETTINGS)
-@flags_of(Channels, "channels")
+@flags_of(Timed, "timed")
 def bench(
     model: Annotated[str, typer.Argument(
         metavar="MODEL", help="A .delta file, or torchvision:NAME (or NAME alone), timm:NAME, "
         "package.module:factory.")],
     config: dict[str, Any],
-    channels: Channels,
-    size: Annotated[str | None, typer.Option(
-        metavar="HxW", help="The frames' size; default: the clip's own, 360x640 where it is "
-        "made.")] = None,
-    active: Annotated[float | None, typer.Option(
-        metavar="SHARE", help="Of the synthetic clip's pixels, how many change from frame to "
-        "frame; 0.05 unless said.")] = None,
-    source: Annotated[str, typer.Option(
-        metavar="CLIP", help=CLIP_HELP)] = "synthetic",
-    frames: Annotated[int, typer.Option(
-        min=networks.FEWEST_FRAMES, metavar="N", help="How many of the clip's frames.")] = 31,
-    start: Annotated[int, typer.Option(help="Index of the first frame.")] = 0,
-    stride: Annotated[int, typer.Option(help="Take every so many-th frame.")] = 1,
+    timed: Timed,
     checkpoint: Annotated[Path | None, typer.Option(
         metavar="CKPT", help="Weights; without, they are random, and BatchNorm statistics come "
         "from the clip.")] = None,
     model_arg: ModelArgs = None,
     trust_pickle: TrustPickle = False,
-    seed: Annotated[int, typer.Option(
-        min=0, metavar="N", help="Of the clip and of random weights.")] = 0,
     fidelity: Annotated[bool, typer.Option(
         "--fidelity", help="Find the thresholds that save most while every frame is within 1 % "
         "of the output's RMS, and a tenth of a frozen output's error.")] = False,
@@ -84,41 +96,45 @@ def bench(
     report: ReportFile = None,
 ) -> None:
     """Time a converted network beside the dense runtimes, after checking that it is right."""
-    check_writable(json, plot, report, read=[model, source, checkpoint])
+    check_writable(json, plot, report, read=[model, timed.source, checkpoint])
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot {plot}: the picture is a PNG; give it a name that ends in .png.")
-    clip = _clip(source, size, frames, start, stride, seed, active)
+    clip = timed.open()
     loaded = load(model) if Path(model).suffix == ".delta" else None
-    preprocessing = channels.preprocessing(loaded.preprocessing if loaded else None)
+    if loaded is not None and (checkpoint is not None or model_arg):
+        raise InputError("--checkpoint and --model-arg are for a model's source; a .delta file "
+                         "holds its weights.")
+    preprocessing = timed.preprocessing(loaded.preprocessing if loaded else None)
     held = list(ModelFrames(clip, preprocessing))
     networks.check_length(held)
     threads = config.get("threads") or torch.get_num_threads()
     torch.set_num_threads(threads)
     config = {name: value for name, value in config.items() if value != {}}
     if loaded is None:
-        dense = _dense(model, checkpoint, model_arg, trust_pickle, seed, held)
+        dense = _dense(model, checkpoint, model_arg, trust_pickle, timed.seed, held)
         delta = deltaconvert.convert(dense, held[0], config=Config(**config))
-    elif checkpoint is not None or model_arg:
-        raise InputError("--checkpoint and --model-arg are for a model's source; a .delta file "
-                         "holds its weights.")
     else:
         delta = loaded.with_config(loaded.config.replace(**config))
         dense = StoredModel(delta)
-    others = peers.prepare(dense, held[0], threads, _names(against), _say)
     case = networks.Case(
         dense, delta, held, unrelated(clip.size, lambda picture: preprocessing(picture)[None]),
-        others)
-    judge = Truth(dense, held) if fidelity else None
-    result = networks.measure(case, judge=judge, tolerance=tolerance, rounds=rounds,
-                              say=_say)
-    data = {"model": model, "clip": clip.name, "size": list(clip.size),
-            "active_share": result.report.update_ratio_input, "frames": len(held), "seed": seed,
-            "machine": machine.describe(threads), **result.to_dict()}
-    said = [f"{model}, {len(held)} frames of {clip.name} {clip.size[0]}x{clip.size[1]}",
-            machine.in_words(data["machine"]), result.report.settings]
+        peers.prepare(dense, held[0], threads, _names(against), _say))
+    result = networks.measure(case, judge=Truth(dense, held) if fidelity else None,
+                              tolerance=tolerance, rounds=rounds, say=_say)
+    _tell({"model": model, "clip": clip.name, "size": list(clip.size),
+           "active_share": result.report.update_ratio_input, "frames": len(held),
+           "seed": timed.seed, "machine": machine.describe(threads), **result.to_dict()},
+          result.report.settings, plot, json, report)
+
+
+def _tell(data: dict[str, Any], settings: str, plot: Path | None, json: Path | None,
+          report: Path | None) -> None:
+    height, width = data["size"]
+    said = [f"{data['model']}, {data['frames']} frames of {data['clip']} {height}x{width}",
+            machine.in_words(data["machine"]), settings]
     say("\n".join([*said, "", text.network(data)]))
     if plot is not None:
-        figure = plots.time_by_kind({model: data})
+        figure = plots.time_by_kind({data["model"]: data})
         with written_whole(plot) as partial:
             figure.savefig(partial, format="png", dpi=110)
     write_json(json, data)
@@ -131,12 +147,6 @@ def _say(line: str) -> None:
 
 def _names(against: str | None) -> list[str] | None:
     return None if against is None else [n.strip() for n in against.split(",") if n.strip()]
-
-
-def _clip(source: str, size: str | None, frames: int, start: int, stride: int, seed: int,
-          active: float | None) -> Clip:
-    return open_clip(source, size=None if size is None else parse_size(size), frames=frames,
-                     start=start, stride=stride, seed=seed, active_share=active)
 
 
 def _dense(model: str, checkpoint: Path | None, arguments: list[str] | None, trust_pickle: bool,
