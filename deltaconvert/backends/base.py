@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -59,7 +60,7 @@ class Buffers:
     scratch: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """One way to run delta nodes. An instance belongs to one specialised program.
 
     Attributes:
@@ -70,15 +71,19 @@ class Backend(Protocol):
     name: str
     unfused: frozenset[str] = frozenset()
 
+    @abstractmethod
     def supports(self, node: DeltaNode) -> str | None:
         """Return nothing, or the reason why this node must run by ``reference``."""
 
+    @abstractmethod
     def fold_filters(self, node: DeltaNode) -> Any:
         """Return the node's weights in this backend's layout; once a program, shared by streams."""
 
+    @abstractmethod
     def plan(self, node: DeltaNode) -> list[Scratch]:
         """Return the working memory that the node wants beside its edge."""
 
+    @abstractmethod
     def bind(self, node: DeltaNode, weights: Any, buffers: Buffers) -> Step:
         """Return the step to call once a frame.
 
