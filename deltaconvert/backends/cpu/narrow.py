@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from deltaconvert.backends.cpu.activations import CODES, apply
 from deltaconvert.backends.cpu.product import WIDTH
-from deltaconvert.backends.cpu.row import Row, everywhere
+from deltaconvert.backends.cpu.row import Row, difference_of, everywhere, magnitude_of
 
 _FLOAT, _INT, _INDEX, _BIT = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
 _BYTE = ir.IntType(8)
@@ -77,16 +77,13 @@ class _Rows:
                 exceeding: Any) -> None:
         """Compare all rows with the old ones; set a bit for each that exceeds the limit."""
         builder, row = self.builder, self.row
-        zero = ir.Constant(_VECTOR, None)
         with cgutils.for_range(builder, self.count) as over:
             later = self.pixel(builder.add(over.index, ahead))
             row.prefetch(builder.add(out, builder.mul(later, out_step)), _FIRST)
             number = row.load(self.made, self._made_at(over.index), None)
             old = builder.add(out, builder.mul(self.pixel(over.index), out_step))
             was = row.load_stored(old, _FIRST, self.mask)
-            difference = builder.select(builder.fcmp_ordered("==", number, was), zero,
-                                        builder.fsub(number, was))
-            difference = builder.select(self.mask, difference, zero)
+            difference = difference_of(builder, number, was, self.mask)
             beyond = (_squares_beyond if by_squares else _any_beyond)(builder, difference, limit)
             bit = builder.shl(builder.zext(beyond, _INT), over.index)
             builder.store(builder.or_(builder.load(exceeding), bit), exceeding)
@@ -118,9 +115,7 @@ def _squares_beyond(builder: Any, difference: Any, limit: Any) -> Any:
 
 
 def _any_beyond(builder: Any, difference: Any, limit: Any) -> Any:
-    magnitude = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.fabs.v{WIDTH}f32")
-    over = builder.fcmp_unordered(">", builder.call(magnitude, [difference]),
+    over = builder.fcmp_unordered(">", magnitude_of(builder, difference),
                                   everywhere(builder, limit, WIDTH))
     bits = ir.IntType(WIDTH)
     return builder.icmp_unsigned("!=", builder.bitcast(over, bits), bits(0))

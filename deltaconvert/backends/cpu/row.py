@@ -172,8 +172,6 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
         square = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, None))
         beyond = cgutils.alloca_once_value(builder, ir.Constant(_MASK, None))
         limit = everywhere(builder, threshold, WIDTH)
-        magnitude = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.fabs.v{WIDTH}f32")
 
         def loop(activation: int, adds: bool) -> None:
             def body(first: Any, mask: Any) -> None:
@@ -187,15 +185,10 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
                 row.store(number, new, first, mask)
                 was = row.load_stored(old, first, mask)
                 row.prefetch(old_ahead, first)
-                zero = ir.Constant(_VECTOR, None)
-                difference = builder.select(builder.fcmp_ordered("==", number, was), zero,
-                                            builder.fsub(number, was))
-                if mask is not None:
-                    difference = builder.select(mask, difference, zero)
+                difference = difference_of(builder, number, was, mask)
                 product = builder.fmul(difference, difference, flags=_FUSE)
                 builder.store(builder.fadd(product, builder.load(square), flags=_FUSE), square)
-                size = builder.call(magnitude, [difference])
-                over = builder.fcmp_unordered(">", size, limit)
+                over = builder.fcmp_unordered(">", magnitude_of(builder, difference), limit)
                 builder.store(builder.or_(over, builder.load(beyond)), beyond)
             row.each(body)
 
@@ -210,6 +203,21 @@ def _compare(typing: Any, like: Any, new: Any, old: Any, bias: Any, added: Any, 
 
     return types.boolean(like, *[types.intp] * 7, types.float32, types.boolean, types.intp,
                          types.intp), codegen
+
+
+def difference_of(builder: Any, number: Any, was: Any, mask: Any) -> Any:
+    """Return new numbers less the old; 0 where they are equal, or not of the row."""
+    zero = ir.Constant(_VECTOR, None)
+    difference = builder.select(builder.fcmp_ordered("==", number, was), zero,
+                                builder.fsub(number, was))
+    return difference if mask is None else builder.select(mask, difference, zero)
+
+
+def magnitude_of(builder: Any, numbers: Any) -> Any:
+    """Return numbers without their sign."""
+    absolute = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.fabs.v{WIDTH}f32")
+    return builder.call(absolute, [numbers])
 
 
 def _choose(builder: Any, code: Any, added: Any, loop: Callable[[int, bool], None]) -> None:
