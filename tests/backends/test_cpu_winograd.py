@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -197,18 +198,6 @@ def test_transposed_what_is_not_finite_reaches_its_readers_alone(value: float) -
     torch.testing.assert_close(stream.output.value, node.evaluate(x), equal_nan=True)
 
 
-def test_transposed_frames_choose_between_tiles_and_pixels() -> None:
-    stream = transposed_stream((64, 64), (16, 16), lanes=1)
-    run_frames(stream)
-    assert went_by_tiles(stream)
-    single = torch.zeros(1, 16, 16)
-    single[0, 0, 0] = 1
-    put(stream, single, stream.inputs[0].value + 1)
-    stream.step()
-    assert torch.equal(stream.output.value, stream.node.evaluate(stream.inputs[0].value))
-    assert not went_by_tiles(stream)
-
-
 @pytest.mark.parametrize("channels", [(1, 16), (3, 64), (7, 7), (64, 1)])
 @pytest.mark.usefixtures("tiled")
 def test_few_channels_are_left_to_the_definition(channels: tuple[int, int]) -> None:
@@ -386,11 +375,12 @@ def test_the_rule_leaves_few_channels() -> None:
     assert winograd.gain(16, 16) < 0.4
 
 
-def test_frames_choose_between_tiles_and_pixels() -> None:
-    stream = exact_stream((64, 64), (24, 24), lanes=1)
+@pytest.mark.parametrize("make, side", [(exact_stream, 24), (transposed_stream, 16)])
+def test_frames_choose_between_tiles_and_pixels(make: Callable[..., Stream], side: int) -> None:
+    stream = make((64, 64), (side, side), lanes=1)
     run_frames(stream)
     assert went_by_tiles(stream)
-    single = torch.zeros(1, 24, 24)
+    single = torch.zeros(1, side, side)
     single[0, 0, 0] = 1
     put(stream, single, stream.inputs[0].value + 1)
     stream.step()
