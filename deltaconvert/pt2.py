@@ -31,7 +31,8 @@ from deltaconvert.errors import (
     VersionError,
 )
 from deltaconvert.exported import ExportedModel
-from deltaconvert.files import MALFORMED, _Entry, _place
+from deltaconvert.files.container import MALFORMED
+from deltaconvert.files.tensors import Entry, place
 from deltaconvert.passes import from_aten
 from deltaconvert.passes.from_aten import Meaning, NoMeaning
 from deltaconvert.passes.trace import source_line
@@ -234,7 +235,7 @@ class _Reader:
         self.shapes.append(tuple(int(s["as_int"]) if "as_int" in s else -1 for s in sizes))
 
     def _weight(self, name: str, target: str, kind: Any, tensor: Tensor) -> None:
-        _place(self.root, _Entry(target, kind, target, None), tensor)
+        place(self.root, Entry(target, kind, target, None), tensor)
         self.values[name] = node = self.graph.get_attr(target)
         node.meta.update(path=target, source="")
 

@@ -38,6 +38,7 @@ import deltaconvert
 from deltaconvert import files
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.errors import DeltaConvertError
+from deltaconvert.files import container
 from deltaconvert.graph_json import allowed
 from deltaconvert.operators import registry
 from deltaconvert.validate import StoredModel
@@ -196,14 +197,14 @@ def delta_header(corpus: Corpus, rng: random.Random) -> tuple[str, bytes]:
 
 def delta_description(corpus: Corpus, rng: random.Random) -> tuple[str, bytes]:
     """A file whose description was changed, with the checksum that fits."""
-    model, tensors = files._unpack(rng.choice(corpus.deltas), "m")
-    return ".delta", files._pack(mutated_json(model, rng), tensors)
+    model, tensors = container.unpack(rng.choice(corpus.deltas), "m")
+    return ".delta", container.pack(mutated_json(model, rng), tensors)
 
 
 def delta_graph(corpus: Corpus, rng: random.Random) -> tuple[str, bytes]:
     """A file with a graph that was made up, with the checksum that fits."""
-    model, tensors = files._unpack(rng.choice(corpus.deltas), "m")
-    return ".delta", files._pack({**model, "graph": generated_graph(rng), "outputs": 0}, tensors)
+    model, tensors = container.unpack(rng.choice(corpus.deltas), "m")
+    return ".delta", container.pack({**model, "graph": generated_graph(rng), "outputs": 0}, tensors)
 
 
 def checkpoint_bytes(corpus: Corpus, rng: random.Random) -> tuple[str, bytes]:

@@ -23,8 +23,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import deltaconvert
-from deltaconvert import CheckpointError, InputError, NodeConfig, UnsupportedError, files
-from deltaconvert.files import load, load_structure, save
+from deltaconvert import CheckpointError, InputError, NodeConfig, UnsupportedError
+from deltaconvert.files import container, load, load_structure, read_header, save
 from deltaconvert.graph_json import allowed, arguments, writing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +150,7 @@ class _Tied(nn.Module):
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
     path = tmp_path / "m.delta"
     loaded = assert_comes_back(_Tied(), path, clip(1, 4, 16, 16))
-    _, tensors = files._unpack(path.read_bytes(), path)
+    _, tensors = container.unpack(path.read_bytes(), path)
     assert sorted(tensors) == ["first.bias", "first.weight", "second.bias"]
     state = loaded.state_dict()
     assert state["first.weight"].data_ptr() == state["second.weight"].data_ptr()
@@ -179,7 +179,7 @@ class _Writes(nn.Module):
 
 def test_writes_through_views_come_back(tmp_path):
     assert_comes_back(_Writes(), tmp_path / "m.delta", clip(2, 3, 16, 16))
-    model, _ = files._unpack((tmp_path / "m.delta").read_bytes(), "m")
+    model, _ = container.unpack((tmp_path / "m.delta").read_bytes(), "m")
     named = {record.get("target") for record in model["graph"]}
     assert {"write_through", "out_of_place", "set_item"} <= named
 
@@ -437,7 +437,7 @@ def test_a_file_does_not_tell_where_its_author_keeps_the_model(tmp_path):
     save(deltaconvert.convert(_Heads(), backend="reference"), tmp_path / "m.delta")
     text = (tmp_path / "m.delta").read_bytes()
     assert str(ROOT).encode() not in text
-    model, _ = files._unpack(text, "m")
+    model, _ = container.unpack(text, "m")
     sources = {record["source"] for record in model["graph"] if "source" in record}
     assert any(s.startswith("tests/test_files.py:") and "self.body(x)" in s for s in sources)
     assert writing.without_folders("no line known") == "no line known"
@@ -516,8 +516,8 @@ def test_a_flipped_weight_is_told_as_damage(path):
 
 
 def test_a_newer_version(path):
-    model, tensors = files._unpack(path.read_bytes(), path)
-    path.write_bytes(files._pack(model, tensors, 2))
+    model, tensors = container.unpack(path.read_bytes(), path)
+    path.write_bytes(container.pack(model, tensors, 2))
     with pytest.raises(CheckpointError, match=r"format version 2; .* up to 1. Update it"):
         load(path)
 
@@ -600,9 +600,9 @@ def test_replaces_what_a_link_points_to_with_ordinary_permissions(path, tmp_path
 
 def edited(path: Path, change: Any) -> None:
     """Change a file's description and give it the checksum that fits."""
-    model, tensors = files._unpack(path.read_bytes(), path)
+    model, tensors = container.unpack(path.read_bytes(), path)
     change(model)
-    path.write_bytes(files._pack(model, tensors))
+    path.write_bytes(container.pack(model, tensors))
 
 
 def with_call(**record: Any) -> Any:
@@ -763,7 +763,7 @@ def test_deep_nesting_is_refused(path):
     with pytest.raises(CheckpointError, match=r"malformed \(RecursionError"):
         load(path)  # FX could not write it as code
     edited(path, lambda model: model["graph"].pop(-2))
-    model, tensors = files._unpack(path.read_bytes(), path)
+    model, tensors = container.unpack(path.read_bytes(), path)
     model["graph"][0]["path"] = "HERE"
     header = {"version": 1, "model": model}
     text = json.dumps(header).replace('"HERE"', "[" * 10**5 + "]" * 10**5)
@@ -798,7 +798,7 @@ def test_read_header_reads_no_tensor(path, monkeypatch):
     data = bytearray(path.read_bytes())
     data[-3] ^= 64  # damage that only the weights show
     path.write_bytes(data)
-    header = files.read_header(path)
+    header = read_header(path)
     assert header.tensors["0.weight"] == ("F32", [4, 3, 3, 3])
     assert [r["op"] for r in header.model["graph"]][-1] == "output"
     with pytest.raises(CheckpointError, match="do not match its checksum"):
@@ -819,7 +819,7 @@ def test_read_header_reads_no_tensor(path, monkeypatch):
 def test_a_header_that_is_none(data, message, tmp_path):
     (tmp_path / "m.delta").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
-        files.read_header(tmp_path / "m.delta")
+        read_header(tmp_path / "m.delta")
 
 
 MEASURE = """

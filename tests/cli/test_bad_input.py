@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert import errors, files
+from deltaconvert import errors
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.clips import open_clip
+from deltaconvert.files import container
 from tests.cli.conftest import SPEC
 from tests.clips.files import grey, noise_picture, truncate, write_picture, write_video
 
@@ -203,8 +204,8 @@ def flipped(data: bytes) -> bytes:
 
 
 def newer(data: bytes) -> bytes:
-    model, tensors = files._unpack(data, "m")
-    return files._pack(model, tensors, 2)
+    model, tensors = container.unpack(data, "m")
+    return container.pack(model, tensors, 2)
 
 
 def overlapping(data: bytes) -> bytes:
@@ -218,10 +219,10 @@ def overlapping(data: bytes) -> bytes:
 
 
 def evil(data: bytes) -> bytes:
-    model, tensors = files._unpack(data, "m")
+    model, tensors = container.unpack(data, "m")
     record = next(r for r in model["graph"] if r["op"] == "operator")
     record |= {"op": "function", "target": "os.system"}
-    return files._pack(model, tensors)
+    return container.pack(model, tensors)
 
 
 def oversized(data: bytes) -> bytes:
