@@ -31,6 +31,7 @@ from deltaconvert.errors import (
     TraceError,
     UnsupportedError,
 )
+from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.attributes import Attributes
@@ -386,11 +387,9 @@ def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequ
     _check_settings(config, paths)
     islands = {}
     for path in paths:
-        graph_module = _compiled(copied.get_submodule(path), path, seen.get(path, ()))
-        meta = graph_module.meta
-        islands[path] = DeltaModule(
-            meta["root"], graph_module.graph, meta["out_spec"], _settings(config, path),
-            strict=strict, results=meta["results"], traced_for=meta["traced_for"])
+        traced = _compiled(copied.get_submodule(path), path, seen.get(path, ()))
+        islands[path] = DeltaModule(traced.meta["root"], ModelGraph.of(traced),
+                                    _settings(config, path), strict=strict)
     converted = IslandsModule(copied, islands, config)
     if inputs:
         with _as_it_was(copied):

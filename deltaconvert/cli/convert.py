@@ -10,7 +10,7 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.cli.frames import blank_frame, example_frame
+from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import (
     JsonFile,
     ModelArgs,
@@ -25,6 +25,7 @@ from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
 from deltaconvert.errors import ConfigError, FrameError, InputError, TraceError
 from deltaconvert.files import save
+from deltaconvert.likely_frames import blank_frame
 from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
@@ -75,6 +76,9 @@ def convert(
             raise
         # Code that branches on shapes is right for this size then, and no other.
         delta = converted(blank_frame(source.model, extent))
+    if extent is None and delta.traced.is_guess:
+        raise InputError(f"{type(source.model).__name__}'s code branches on shapes, and a file "
+                         "holds no code: say for frames of which size it is to be, --size HxW.")
     program = None
     if extent is not None:
         frame = example_frame(delta, extent)

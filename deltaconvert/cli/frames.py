@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from deltaconvert.clips import Clip
 from deltaconvert.errors import InputError
@@ -43,13 +43,6 @@ def example_frame(delta: DeltaModule, size: tuple[int, int]) -> Tensor:
                          f"{', '.join(delta.input_names)}. Convert it in Python, with "
                          "example_inputs.")
     return torch.zeros(1, input_channels(delta), *size, dtype=dtype_of(delta))
-
-
-def blank_frame(model: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Return a blank frame of a size for a model that is not traced yet, by its first layer."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.zeros(1, first.in_channels if first else 3, *size, dtype=dtype)
 
 
 def input_channels(delta: DeltaModule) -> int:
