@@ -13,7 +13,7 @@ from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
 from deltaconvert.exported import ExportedModel
 from deltaconvert.islands import IslandsModule, convert_islands
-from deltaconvert.likely_frames import LIKELY_SIZES, blank_frame, takes_one_tensor
+from deltaconvert.likely_frames import likely_frames
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.passes.find_state import KeepsState
@@ -112,9 +112,9 @@ def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, b
     try:
         return compile_graph(model, frames), False
     except TraceError:
-        for size in LIKELY_SIZES if not frames and takes_one_tensor(model) else ():
+        for guess in () if frames else likely_frames(model):
             try:
-                return compile_graph(model, [blank_frame(model, size)]), True
+                return compile_graph(model, [guess]), True
             except TraceError as error:
                 if isinstance(error.__cause__, KeepsState):
                     raise

@@ -46,7 +46,10 @@ def example_frame(delta: DeltaModule, size: tuple[int, int]) -> Tensor:
 
 
 def input_channels(delta: DeltaModule) -> int:
-    """Return how many channels the model takes: what the first convolution says, or else 3."""
+    """Return how many channels the model takes, by its shapes or first convolution, or else 3."""
+    shape = (delta.traced.traced_for or [()])[0]
+    if len(shape) == 4 and shape[1] > 0:
+        return shape[1]
     state = delta.state_dict()
     for node in delta.graph.nodes:
         weight = node.args[1] if len(node.args) > 1 else None
