@@ -44,6 +44,7 @@ NETWORKS = {
     "unet_bilinear": lambda: families.UNet(bilinear=True),
     "bifpn": families.BiFpn,
     "yolo": families.Yolo,
+    "yolo_anchor_free": families.AnchorFreeYolo,
     "fast_segmentation": families.FastSegmentation,
     "super_resolution": families.SuperResolution,
 }

@@ -100,16 +100,14 @@ def fill(row: dict[str, Any], case: Case) -> None:
 
 
 def convert(model: nn.Module, case: Case, frames: list[Any]) -> tuple[Delta, str]:
-    """Convert a model whole, else for this size, else in part; say which."""
+    """Convert a model whole, or else in part; say which."""
     if case.modules is None:
-        try:
-            return deltaconvert.convert(model), "whole"
-        except TraceError:
-            pass
-        try:
-            return deltaconvert.convert(model, as_inputs(frames[0])), "whole, for one size"
-        except TraceError:
-            pass
+        for given in ((), as_inputs(frames[0])):
+            try:
+                delta = deltaconvert.convert(model, given)
+            except TraceError:
+                continue
+            return delta, "whole, size by size" if delta.traced.traced_for else "whole"
     delta = deltaconvert.convert(model, modules="auto")
     assert isinstance(delta, deltaconvert.IslandsModule)
     return delta, f"islands: {', '.join(_without_numbers(delta.islands))}"
@@ -291,7 +289,7 @@ one model of each of {timm} families of timm, and {own} networks of kinds that n
 with BatchNorm statistics from the clip. Each runs at threshold 0 over {frames} frames in which
 textured objects move over a static background.
 
-- **converts**: *whole*; *whole, for one size*, where the model's code branches on shapes; or the
+- **converts**: *whole*; *whole, size by size*, where the model's code branches on shapes; or the
   *islands* that are converted in a model whose own code stays between them.
 - **agrees**: no frame's relative RMS error exceeds 1e-5 in float32, and every node keeps the law.
   *rounding*: it does, but for float32's own rounding, which random weights amplify from layer to

@@ -7,11 +7,16 @@ from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
+from deltaconvert.exported import ExportedModel
 from deltaconvert.islands import IslandsModule, convert_islands
+from deltaconvert.likely_frames import likely_frames
+from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
+from deltaconvert.passes.find_state import KeepsState
 from deltaconvert.passes.trace import unwrapped
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import compile_graph
@@ -54,7 +59,7 @@ def convert(model: nn.Module | ExportedProgram,
             ``DataParallel`` and other wrappers of PyTorch's, the model within is taken.
         example_inputs: frames like those to come, ``[N, C, H, W]``: shapes, rules and state
             bytes are then known at once (and ``strict`` answers at once). A model whose code
-            branches on shapes needs them, and then takes frames of these shapes only.
+            branches on shapes is traced for each size of frames that comes.
         config: the settings; exact by default.
         strict: raise where an operator would run whole and densely because it is unknown.
         modules: for a model that cannot be traced whole: the paths of the submodules to
@@ -92,19 +97,37 @@ def convert(model: nn.Module | ExportedProgram,
 def _is_whole(model: nn.Module, inputs: Sequence[Any]) -> bool:
     """Whether a model can be traced as it is, without islands."""
     try:
-        compile_graph(model, inputs)
+        _compile(model, inputs)
     except TraceError:
         return False
     return True
 
 
+def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, bool]:
+    """Trace a model, where its code branches on shapes for such frames, or for likely ones.
+
+    Returns:
+        The graph, and whether it is for a guess.
+    """
+    try:
+        return compile_graph(model, frames), False
+    except TraceError:
+        for guess in () if frames else likely_frames(model):
+            try:
+                return compile_graph(model, [guess]), True
+            except TraceError as error:
+                if isinstance(error.__cause__, KeepsState):
+                    raise
+                continue  # the first reason is the model's own
+        raise
+
+
 def _convert_whole(model: nn.Module, frames: Sequence[Tensor], config: Config, strict: bool,
                    preprocessing: Preprocessing | None) -> DeltaModule:
-    graph_module = compile_graph(model, frames)
-    delta = DeltaModule(graph_module.meta["root"], graph_module.graph,
-                        graph_module.meta["out_spec"], config, strict=strict,
-                        results=graph_module.meta["results"],
-                        traced_for=graph_module.meta["traced_for"], preprocessing=preprocessing)
+    traced, is_guess = _compile(model, frames)
+    delta = DeltaModule(traced.meta["root"], ModelGraph.of(traced, is_guess), config,
+                        strict=strict, preprocessing=preprocessing,
+                        retraces=not isinstance(model, ExportedModel))
     if frames:
         delta.program(delta.signature(frames), frames)
     return delta

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ from deltaconvert.errors import (
     FrameError,
     FrameShapeError,
     FrameTypeError,
+    TraceError,
     UnsupportedError,
 )
 from deltaconvert.fallbacks import fallbacks
+from deltaconvert.model_graph import ModelGraph
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.passes.result import PassResult
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.program import Program, specialize
+from deltaconvert.program import Program, recompile_graph, specialize
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 from deltaconvert.summary import summarize
@@ -34,50 +36,54 @@ class DeltaModule(nn.Module):
     Called with the frames of a video one after the other it answers as the dense model
     does. Made by `convert` or `load`. ``state_dict()`` has the original's names, shapes and
     values; ``load_state_dict``, ``.to()`` and ``.half()`` derive everything anew and start
-    all streams afresh (a model that was converted for some shapes alone keeps its dtype).
+    all streams afresh (a file's model that is for some shapes alone keeps its dtype).
     Weights that are written in place count from the next ``reset()`` of any stream; what is
     written through ``.data`` or NumPy leaves no trace, and asks for ``load_state_dict``.
     Gradients are not computed.
     """
 
-    graph: fx.Graph
-    out_spec: pytree.TreeSpec
     config: Config
     strict: bool
-    results: list[PassResult]
-    traced_for: list[tuple[int, ...]] | None
     input_names: list[str]  # in order
     preprocessing: Preprocessing | None
     loaded_from: str | None
     stream: Stream
     _root: nn.Module
+    _graphs: list[ModelGraph]  # that of the last new frame first
+    _retraces: bool
     _programs: dict[Any, Program]
     _version: int
     _compiled_from: Any  # what the weights of the programs were
     _weights_device: torch.device | None
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, out_spec: pytree.TreeSpec,
-                 config: Config, *, strict: bool = False,
-                 results: Sequence[PassResult] = (),
-                 traced_for: Sequence[Sequence[int]] | None = None,
-                 preprocessing: Preprocessing | None = None) -> None:
+    def __init__(self, root: nn.Module, traced: ModelGraph, config: Config, *,
+                 strict: bool = False, preprocessing: Preprocessing | None = None,
+                 retraces: bool = False) -> None:
         """Take over the modules of ``root`` (a private copy) and its normalised graph.
 
-        ``traced_for`` are the only shapes of frames that the graph is right for, if any; -1 in
-        them is any size. ``preprocessing`` says how pictures become frames, where it is known.
+        ``preprocessing`` says how pictures become frames, where it is known. With ``retraces``,
+        ``root`` is traced again for frames that ``traced`` is not right for.
         """
         super().__init__()
         for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             setattr(self, table, getattr(root, table))
         # Not attributes that nn.Module would register: the graph's modules are root's own.
-        self.__dict__.update(_root=root, graph=graph, out_spec=out_spec, config=config,
-                             strict=strict, results=list(results),
-                             traced_for=traced_for and [tuple(s) for s in traced_for],
-                             preprocessing=preprocessing, loaded_from=None, _programs={},
-                             _version=0, _compiled_from=None, _weights_device=None)
-        self.__dict__["input_names"] = [n.name for n in graph.nodes if n.op == "placeholder"]
+        self.__dict__.update(_root=root, _graphs=[traced], _retraces=retraces, config=config,
+                             strict=strict, preprocessing=preprocessing, loaded_from=None,
+                             _programs={}, _version=0, _compiled_from=None, _weights_device=None)
+        self.__dict__["input_names"] = [n.name for n in self.graph.nodes if n.op == "placeholder"]
         self.__dict__["stream"] = Stream(self)
         self.training = False
+
+    @property
+    def traced(self) -> ModelGraph:
+        """The graph that the last new frame was run by, or the first is to be."""
+        return self._graphs[0]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of `traced`."""
+        return self.traced.graph
 
     def forward(self, *frames: Tensor, **named: Tensor) -> Any:
         """Compute the outputs for the next frame of the module's own stream; see `Stream`.
@@ -135,9 +141,8 @@ class DeltaModule(nn.Module):
             "and deltaconvert.load(path) reads it in any process.")
 
     def _like(self, root: nn.Module, config: Config) -> DeltaModule:
-        made = DeltaModule(root, self.graph, self.out_spec, config, strict=self.strict,
-                           results=self.results, traced_for=self.traced_for,
-                           preprocessing=self.preprocessing)
+        made = DeltaModule(root, self.traced, config, strict=self.strict,
+                           preprocessing=self.preprocessing, retraces=self._retraces)
         made.loaded_from = self.loaded_from
         return made
 
@@ -163,18 +168,20 @@ class DeltaModule(nn.Module):
             UnsupportedError: saying what to do instead.
         """
         first = next((p for p in self.parameters() if p.is_floating_point()), None)
-        if self.traced_for is None or first is None:
+        if self.traced.traced_for is None or self._retraces or first is None:
             return
         wanted = fn(first.new_empty(0)).dtype
         if wanted != first.dtype:
             raise UnsupportedError(
-                f"this model was converted for frames of {self.traced_for}, because its code goes "
+                f"this model is for frames of {self.traced.traced_for}, because its code goes "
                 f"by them, and in {first.dtype}, which it may have asked for as well. Convert the "
                 f"model as it is in {wanted}, with example_inputs of that dtype; or keep it and "
                 "say convert(model, dtype='bfloat16').")
 
     def _forget(self) -> None:
         self._programs.clear()
+        if self.traced.traced_for and self._retraces:  # it may hold a device, or a dtype
+            self._graphs[:] = [dataclasses.replace(self.traced, is_guess=True)]
         self.__dict__["_version"] += 1
         self.__dict__["_weights_device"] = None
 
@@ -199,12 +206,7 @@ class DeltaModule(nn.Module):
                              f"{len(frames)} were given.")
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
-        shapes = [tuple(f.shape) for f in frames]
-        if not self.takes(shapes):
-            raise FrameShapeError(
-                f"the model's code branches on shapes, so it was converted for frames of "
-                f"{self.traced_for}; these are {shapes}. Convert it again with example_inputs of "
-                "these shapes.")
+        self.graph_for(frames)
         return ((self._version, _autocast(frames)),
                 *((tuple(f.shape), f.dtype, f.device) for f in frames))
 
@@ -219,11 +221,32 @@ class DeltaModule(nn.Module):
         ) and autocast == _autocast(frames)
 
     def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Whether the graph is right for frames of these shapes; -1 stands for any size."""
-        def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-            return len(found) == len(wanted) and all(map(lambda f, w: w in (-1, f), found, wanted))
-        return self.traced_for is None or (len(shapes) == len(self.traced_for) and all(
-            map(fits, shapes, self.traced_for)))
+        """Whether a graph is there that is right for frames of these shapes."""
+        return any(traced.takes(shapes) for traced in self._graphs)
+
+    def graph_for(self, frames: Sequence[Tensor]) -> ModelGraph:
+        """Return the graph for frames of such shapes, traced where it is new; see `traced`.
+
+        Raises:
+            FrameShapeError: there is none, and none can be had.
+        """
+        shapes = [tuple(f.shape) for f in frames]
+        graphs = [g for g in self._graphs if not g.is_guess]
+        found = next((g for g in graphs if g.takes(shapes)), None)
+        if found is None and not self._retraces:
+            raise FrameShapeError(
+                f"the model's code branches on shapes, so it was converted for frames of "
+                f"{self.traced.traced_for}; these are {shapes}. Convert it again with "
+                "example_inputs of these shapes.")
+        if found is None:
+            try:
+                found = ModelGraph.of(recompile_graph(self._root, frames))
+            except TraceError as error:
+                raise FrameShapeError(f"the model's code branches on shapes, and cannot be traced "
+                                      f"for frames of {shapes}: {error}") from error
+        if found is not self.traced:
+            self.__dict__["_graphs"] = [found, *(g for g in graphs if g is not found)]
+        return found
 
     def _device(self) -> torch.device | None:
         """Return where the weights are: looked up once, because it is asked at every frame."""
@@ -234,7 +257,7 @@ class DeltaModule(nn.Module):
 
     def _specialize(self, frames: Sequence[Tensor]) -> Program:
         try:
-            return specialize(self._root, self.graph, frames, self.config)
+            return specialize(self._root, self.graph_for(frames), frames, self.config)
         except IMPOSSIBLE as error:
             if self.loaded_from is None:
                 raise

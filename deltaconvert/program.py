@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Backend, Buffers, Step, create
 from deltaconvert.config import Config
 from deltaconvert.errors import UnsupportedError, lacks_memory
 from deltaconvert.exported import ExportedModel
+from deltaconvert.model_graph import ModelGraph
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
@@ -32,7 +34,7 @@ from deltaconvert.passes.plan_state import Allocated, Plan, plan_state
 from deltaconvert.passes.rejoin_maps import rejoin_maps
 from deltaconvert.passes.result import PassResult
 from deltaconvert.passes.store_as import store_as
-from deltaconvert.passes.trace import trace
+from deltaconvert.passes.trace import trace, trace_copy
 from deltaconvert.state import Edge, State
 
 
@@ -42,6 +44,7 @@ class Program:
 
     Args:
         graph_module: called as ``(state, *frames)``; ``print(graph_module.code)`` reads well.
+        out_spec: the tree that what it returns, a flat list, belongs into.
         nodes: those with a step, in order of execution.
         weights: in the backend's layout, by node name.
         plan: the buffers that a stream needs.
@@ -52,6 +55,7 @@ class Program:
     """
 
     graph_module: GraphModule
+    out_spec: pytree.TreeSpec
     nodes: list[DeltaNode]
     weights: dict[str, Any]
     plan: Plan
@@ -129,7 +133,18 @@ def compile_graph(model: nn.Module, frames: Sequence[Tensor] = (),
     return graph_module
 
 
-def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
+def recompile_graph(root: nn.Module, frames: Sequence[Tensor]) -> GraphModule:
+    """Trace the copy that `compile_graph` made of a model once more, for the shapes of frames.
+
+    Raises:
+        TraceError: where it cannot be traced for them.
+    """
+    graph_module = trace_copy(root, frames)
+    normalize(graph_module)
+    return graph_module
+
+
+def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
                config: Config) -> Program:
     """Run the passes that need shapes, for frames like these.
 
@@ -155,7 +170,7 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
         ConfigError: for settings of a node that is not there, or a dtype that the model's
             operators do not take.
     """
-    graph_module = GraphModule(root, _copy(graph))
+    graph_module = GraphModule(root, _copy(traced.graph))
     lanes, device = frames[0].shape[0], frames[0].device
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
@@ -169,8 +184,8 @@ def specialize(root: nn.Module, graph: fx.Graph, frames: Sequence[Tensor],
     backends = {fallback.name: fallback, chosen.name: chosen}
     weights = fold_filters(lowered, chosen, fallback)
     plan = plan_state(lowered, backends)
-    return Program(lowered, delta_nodes(lowered), weights, plan, backends, config, lanes, device,
-                   results)
+    return Program(lowered, traced.out_spec, delta_nodes(lowered), weights, plan, backends, config,
+                   lanes, device, results)
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

@@ -173,7 +173,7 @@ class Stream:
             raise
         state.fresh[:] = False
         state.add_frame()
-        return pytree.tree_unflatten(leaves, self._module.out_spec)
+        return pytree.tree_unflatten(leaves, program.out_spec)
 
     def _enter(self, frames: list[Any]) -> tuple[Program, State, Any]:
         """Return program, state and signature for such frames: those of the last, or new ones."""

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import FrameError, InputError
 from deltaconvert.islands import IslandsModule, IslandsProgram
 from deltaconvert.law import Breach, LawChecker, as_inputs, check_law
+from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.outputs import named_outputs
@@ -49,13 +50,18 @@ class StoredModel(nn.Module):
     def __init__(self, delta: DeltaModule) -> None:
         """Share the weights of ``delta``."""
         super().__init__()
-        self.dense = fx.GraphModule(delta._root, delta.graph, class_name="Dense")
-        self.out_spec = delta.out_spec
-        self.eval()
+        self._graph_of = lambda frames: (delta._root, delta.graph_for(frames))  # is not copied
+        self._take(delta._root, delta.traced)
+
+    def _take(self, root: nn.Module, traced: ModelGraph) -> None:
+        self.traced = traced
+        self.dense = fx.GraphModule(root, traced.graph, class_name="Dense").eval()
 
     def forward(self, *frames: Tensor) -> Any:
         """Compute all of it."""
-        return pytree.tree_unflatten(self.dense(*frames), self.out_spec)
+        if not self.traced.takes([tuple(f.shape) for f in frames]):
+            self._take(*self._graph_of(frames))
+        return pytree.tree_unflatten(self.dense(*frames), self.traced.out_spec)
 
 
 def _stored(delta: DeltaModule | IslandsModule) -> nn.Module:

@@ -59,12 +59,16 @@ class Attributes:
 
     def changed(self) -> list[str]:
         """Return where another value is than before, and which tensors were written into."""
-        names = [name if isinstance(holder, (list, deque)) else _join(name, key)
-                 for name, holder, before in self._held
-                 for known in [dict(_items(before))] for key, value in _items(holder)
-                 if not _name(key).startswith("_tensor_constant")
-                 and not _same(value, known.get(key, known))]
-        return [*names, *self.written().values()]
+        return [*(name for name, _, _, _ in self.changes()), *self.written().values()]
+
+    def changes(self) -> list[tuple[str, Any, Any, Any]]:
+        """Return name, holder, key and value of what is another value than before."""
+        return [(name if isinstance(holder, (list, deque)) else _join(name, key), holder, key,
+                 value)
+                for name, holder, before in self._held
+                for known in [dict(_items(before))] for key, value in _items(holder)
+                if not _name(key).startswith("_tensor_constant")
+                and not _same(value, known.get(key, known))]
 
     def moving(self) -> Iterator[tuple[str, Any, Any, Any]]:
         """Yield name, holder, key and value of all numbers and tensors that are not parameters."""

@@ -12,11 +12,13 @@ neither is what is made of shapes alone (a grid).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from deltaconvert.passes.attributes import Attributes, proxies, storage
 from deltaconvert.passes.functionalize import is_shape_read, written_into
@@ -24,6 +26,8 @@ from deltaconvert.passes.watch_counters import Watch
 
 PLAIN = (bool, int, float, complex, str, type(None), slice, torch.dtype, torch.device,
          torch.memory_format)
+METHODS = {"truediv": "div", "floordiv": "__floordiv__", "mod": "remainder", "and_": "__and__",
+           "or_": "__or__", "xor": "__xor__"}
 CONVERSIONS = frozenset({"to", "type_as", "type", "float", "double", "half", "bfloat16"})
 
 
@@ -47,7 +51,10 @@ def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
         graph, constants = _trace_alone(model, attributes, trace)
         if kept := _receivers(model, graph, attributes):
             raise KeepsState(kept)
-        _trace_again(model, graph, constants, attributes, trace)
+        if _caches_by_shape(model, graph, attributes):
+            _trace_with_caches(model, graph, attributes, trace)
+        else:
+            _trace_again(model, graph, constants, attributes, trace)
         changed = attributes.changed()
     finally:
         attributes.restore(proxies)
@@ -85,6 +92,83 @@ def _trace_again(model: nn.Module, graph: fx.Graph, constants: dict[str, Any],
     moving = [name for name, count in _counts(attributes).items() if counts.get(name) != count]
     if moving and _looks(attributes, moving, trace):
         raise KeepsState(moving)
+
+
+def _caches_by_shape(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> bool:
+    """Whether all that a forward left is a shape, and what is made of shapes alone."""
+    left = [value for _, _, _, value in attributes.changes()]
+    of_numbers = _with_numbers(model, graph, [])
+    return any(isinstance(value, torch.Size) for value in left) and not attributes.written() and (
+        all(isinstance(value, torch.Size) or (
+            proxies(value) and all("fake" in p.node.meta and p.node not in of_numbers
+                                   for p in proxies(value))) for value in left))
+
+
+def _trace_with_caches(model: nn.Module, graph: fx.Graph, attributes: Attributes,
+                       trace: Callable[[], fx.Graph]) -> None:
+    """Trace once more, with what the first forward left, as numbers: ``if shape != self.shape``.
+
+    What is done with a frame is then to be the same, with the same numbers beside it, be they
+    made anew or found.
+    """
+    changed, changes = attributes.changed(), attributes.changes()
+    first = _Numbers(model, graph, attributes)
+    try:
+        for _, holder, key, value in changes:
+            holder[key] = pytree.tree_map_only(fx.Proxy, lambda p: first.of(p.node), value)
+        calls = first.calls()
+        with torch.random.fork_rng(devices=[]):
+            second = trace()
+        if not _same(calls, _Numbers(model, second, attributes).calls()):
+            raise KeepsState(changed)
+    except KeepsState:
+        raise
+    except Exception as error:  # the first one went well: it is what it left that this failed on
+        raise KeepsState(changed) from error
+    finally:
+        for _, holder, key, value in changes:
+            holder[key] = value
+
+
+class _Numbers:
+    """A graph's calls with the numbers of a frame, and the numbers beside them."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, attributes: Attributes) -> None:
+        self._model, self._graph, self._attributes = model, graph, attributes
+        self._of_frames = _with_numbers(model, graph, [])
+        self._known: dict[fx.Node, Any] = {}
+
+    def calls(self) -> list[Any]:
+        """Return what is done with a frame: calls, and arguments that are places or numbers."""
+        places = {node: f"call {place}" for place, node in enumerate(
+            n for n in self._graph.nodes if n in self._of_frames)}
+        return [(_call(node), fx.map_arg(
+            (node.args, node.kwargs), lambda n: places[n] if n in places else self.of(n)))
+            for node in places]
+
+    def of(self, node: fx.Node) -> Any:
+        """Return what a node makes; of a frame, and what follows from it, only what it is like."""
+        if node in self._of_frames:
+            return pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype),
+                                        node.meta["fake"])
+        if node not in self._known:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self.of)
+            if node.op == "get_attr":
+                made = _attribute(self._model, self._attributes, str(node.target))
+            elif node.op == "call_method":
+                made = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            elif node.op == "call_module":
+                made = self._model.get_submodule(str(node.target))(*args, **kwargs)
+            else:
+                made = node.target(*args, **kwargs)  # type: ignore[operator]
+            self._known[node] = made
+        return self._known[node]
+
+
+def _call(node: fx.Node) -> str:
+    """Name a call, an operator as the method that it is where a tensor stands before it."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return METHODS.get(name, name) if node.target is getattr(operator, name, None) else name
 
 
 def _receivers(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> list[str]:

@@ -33,6 +33,9 @@ WRITES = {set_item: "an assignment to a part of a tensor",
           write_through: "a write into a tensor through a view of it",
           out_of_place: "an in-place method that has no other form"}
 
+# NumPy's names of arguments, which PyTorch's functions and methods take for their own.
+ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+
 # Memory that nobody has written yet: any numbers will do, but the same ones each time.
 UNWRITTEN = {torch.empty_like: torch.zeros_like, "new_empty": "new_zeros"}
 
@@ -45,6 +48,8 @@ def normalize(graph_module: GraphModule) -> PassResult:
             continue
         node.target = UNWRITTEN.get(node.target, node.target)
         adapter, reason = _adapter(graph_module, node)
+        if adapter and node.op != "call_module":
+            node.kwargs = {ALIASES.get(name, name): value for name, value in node.kwargs.items()}
         try:
             meaning = adapter(*node.args, **node.kwargs) if adapter else None
         except Refusal as refusal:

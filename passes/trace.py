@@ -14,6 +14,7 @@ import linecache
 import logging
 import operator
 import pickle
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": op
             "__itruediv__": operator.itruediv, "__ifloordiv__": operator.ifloordiv,
             "__imod__": operator.imod, "__ipow__": operator.ipow, "__iand__": operator.iand,
             "__ior__": operator.ior, "__ixor__": operator.ixor}
+
+# FX takes the place of nn.Module.__call__ while it traces, for all threads.
+TRACING = threading.Lock()
 
 
 class NotSupported(Exception):
@@ -83,6 +87,7 @@ class Tracer(fx.Tracer):
         self.autocast: str | None = None
         self.hooks = True
         self.out_spec: pytree.TreeSpec | None = None
+        self.thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> Proxy:
         return MutableProxy(node, self)
@@ -93,10 +98,17 @@ class Tracer(fx.Tracer):
             m, module_qualified_name)
 
     def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Call what a wrapper wraps in its place."""
+        """Call what a wrapper wraps in its place; leave the modules of other threads alone."""
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         inner = unwrapped(m)
         return super().call_module(m, forward, args, kwargs) if inner is m else inner(
             *args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        """Record the reading of a weight, but not another thread's."""
+        return attr_val if threading.get_ident() != self.thread else super().getattr(
+            attr, attr_val, parameter_proxy_cache)
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool,
                              concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -178,28 +190,43 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
     copied = private_copy(model).eval()
     if isinstance(copied, nn.modules.batchnorm._NormBase):  # by itself it would be looked into
         copied._check_input_dim = lambda input: None  # type: ignore[method-assign]
-    shapes = None
     try:
-        graph, out_spec = _run(Tracer, copied, hooks)
+        return _traced(Tracer, copied, None, hooks)
     except (KeepsState, NotSupported) as reason:
         raise TraceError(_explain_refusal(model, reason)) from reason
     except Exception as error:
         if not frames:
             raise TraceError(_explain(model, error, SHAPES_HELP)) from error
-        shapes = [tuple(f.shape) for f in frames]
-        try:
-            graph, out_spec = _run(lambda: _with_shapes(frames), copied, hooks)
-        except (KeepsState, NotSupported) as reason:
-            raise TraceError(_explain_refusal(model, reason)) from reason
-        except Exception as second:
-            raise TraceError(_explain(model, second)) from second
-    traced = GraphModule(copied, graph, class_name=type(model).__name__)
+    return trace_copy(copied, frames, hooks)
+
+
+def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) -> GraphModule:
+    """Trace what is a private copy already, for frames of the given shapes; see `trace`.
+
+    Raises:
+        TraceError: as `trace` does.
+    """
+    try:
+        return _traced(lambda: _with_shapes(frames), copied, [tuple(f.shape) for f in frames],
+                       hooks)
+    except (KeepsState, NotSupported) as reason:
+        raise TraceError(_explain_refusal(copied, reason)) from reason
+    except Exception as error:
+        raise TraceError(_explain(copied, error)) from error
+
+
+def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
+            shapes: list[tuple[int, ...]] | None, hooks: bool) -> GraphModule:
+    with TRACING:
+        graph, out_spec = _run(make_tracer, copied, hooks)
+    traced = GraphModule(copied, graph, class_name=type(copied).__name__)
     traced.meta.update(out_spec=out_spec, root=copied, traced_for=shapes)
     for node in graph.nodes:
         node.meta["source"] = source_line(node.stack_trace)
         node.meta.pop("stack_trace", None)  # long, and said in "source"
         node.meta["path"] = _path(node)
         node.meta.pop("nn_module_stack", None)
+        node.meta.pop("fake", None)
     return traced
 
 

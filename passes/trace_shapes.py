@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
@@ -29,7 +29,7 @@ class _ShapedProxy(MutableProxy):
     @property
     def fake(self) -> Any:
         """The fake tensor, or the container of them."""
-        return self.tracer.fakes[self.node]  # type: ignore[attr-defined]
+        return self.node.meta["fake"]
 
     def __len__(self) -> int:
         """Return the size of the first dimension, or of a container."""
@@ -59,7 +59,6 @@ class ShapeTracer(Tracer):
         super().__init__()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.waiting = [self.mode.from_tensor(f) for f in frames]
-        self.fakes: dict[fx.Node, Any] = {}
         self.evaluating = False
 
     def proxy(self, node: fx.Node) -> _ShapedProxy:
@@ -80,20 +79,28 @@ class ShapeTracer(Tracer):
         """Record a call, make it on fake tensors, and return plain numbers as such."""
         made = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if kind == "placeholder":
-            self.fakes[made.node] = self.waiting.pop(0) if self.waiting else None
+            made.node.meta["fake"] = self.waiting.pop(0) if self.waiting else None
         elif kind == "get_attr":
             with self._evaluation():
-                self.fakes[made.node] = attribute(self.root, str(target))
+                made.node.meta["fake"] = attribute(self.root, str(target))
         elif kind != "output":
-            value = self._evaluate(kind, target, args, kwargs)
+            try:
+                value = self._evaluate(kind, target, args, kwargs)
+            except DataDependentOutputException:
+                if not any(map(_is_scalar, pytree.tree_leaves((args, kwargs)))):
+                    raise
+                # `x.new_full(size, stride)`: a constant is asked for its number, which it has.
+                args, kwargs = map_aggregate((args, kwargs), _number)
+                self.graph.erase_node(made.node)
+                return self.create_proxy(kind, target, args, kwargs, *rest, **named)
             if not _has_tensor(value) and value is not None:
                 self.graph.erase_node(made.node)
                 return value
-            self.fakes[made.node] = value
+            made.node.meta["fake"] = value
         return made
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs = map_aggregate((args, kwargs), lambda a: self.fakes[a.node]
+        args, kwargs = map_aggregate((args, kwargs), lambda a: a.node.meta["fake"]
                                      if isinstance(a, fx.Proxy) else a)
         with self._evaluation(), self.mode, torch.no_grad():
             if kind == "call_method":
@@ -114,3 +121,11 @@ class ShapeTracer(Tracer):
 
 def _has_tensor(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def _number(value: Any) -> Any:
+    return value.item() if _is_scalar(value) else value

@@ -121,7 +121,7 @@ class Yolo(nn.Module):
         self.bottom_up = CrossStage(w[1] + w[2], w[2], False)
         self.heads = nn.ModuleList(nn.Conv2d(c, 9, 1) for c in (w[1], w[2]))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.focus(x)
         maps = []
         for stage in self.stages:
@@ -129,13 +129,55 @@ class Yolo(nn.Module):
             maps.append(x)
         middle = self.top_down[0](torch.cat([self.up(self.pyramid(maps[2])), maps[1]], 1))
         fine = self.top_down[1](torch.cat([self.up(middle), maps[0]], 1))
-        coarse = self.bottom_up(torch.cat([self.down(fine), middle], 1))
+        return fine, self.bottom_up(torch.cat([self.down(fine), middle], 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
         found = []
-        for head, level in zip(self.heads, (fine, coarse), strict=True):
+        for head, level in zip(self.heads, self.levels(x), strict=True):
             y = head(level).sigmoid()
             xy, wh, rest = y.split((2, 2, 5), 1)
             found.append(torch.cat((xy * 2 - 0.5, (wh * 2) ** 2, rest), 1))
         return found
+
+
+class AnchorFreeYolo(Yolo):
+    """Distances to a box's sides as distributions, from a grid that is kept for the size."""
+
+    BINS, CLASSES = 8, 3
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.heads = nn.ModuleList(nn.Conv2d(head.in_channels, 4 * self.BINS + self.CLASSES, 1)
+                                   for head in self.heads)
+        self.mean = nn.Conv2d(self.BINS, 1, 1, bias=False)
+        self.mean.weight.data[:] = torch.arange(self.BINS).view(1, -1, 1, 1)
+        self.stride = torch.tensor([4.0, 8.0])
+        self.shape, self.cells, self.sizes = None, torch.empty(0), torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2] % 16 or x.shape[-1] % 16:
+            raise ValueError(f"{x.shape} is no multiple of 16")
+        levels = list(self.levels(x))
+        found = torch.cat([head(level).flatten(2)
+                           for head, level in zip(self.heads, levels, strict=True)], 2)
+        if self.shape != levels[0].shape:
+            self.cells, self.sizes = (t.transpose(0, 1) for t in self._grid(levels))
+            self.shape = levels[0].shape
+        sides, scores = found.split((4 * self.BINS, self.CLASSES), 1)
+        n, _, cells = sides.shape
+        sides = sides.view(n, 4, self.BINS, cells).transpose(2, 1).softmax(1)
+        before, behind = self.mean(sides).view(n, 4, cells).chunk(2, 1)
+        boxes = torch.cat((self.cells - before, self.cells + behind), 1) * self.sizes
+        return torch.cat((boxes, scores.sigmoid()), 1)
+
+    def _grid(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        cells, sizes = [], []
+        for level, stride in zip(levels, self.stride, strict=True):
+            rows, cols = (torch.arange(n).type_as(level) + 0.5 for n in level.shape[2:])
+            rows, cols = torch.meshgrid(rows, cols, indexing="ij")
+            cells.append(torch.stack((cols, rows), -1).view(-1, 2))
+            sizes.append(level.new_full((rows.numel(), 1), stride))
+        return torch.cat(cells), torch.cat(sizes)
 
 
 # Fast-SCNN: two branches, pooled context resized back, depthwise convolutions.

@@ -60,7 +60,7 @@ def row(model: nn.Module, monkeypatch, **settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("on, converts", [
-    ("nothing", "whole"), ("shapes", "whole, for one size"),
+    ("nothing", "whole"), ("shapes", "whole, size by size"),
     ("numbers", "islands: conv, last"), ("unknown", "whole")])
 def test_a_row_says_how_a_model_converts(monkeypatch, on, converts):
     found = row(Branches(on), monkeypatch)

@@ -41,6 +41,7 @@ FAMILIES = {
     "U-Net, transposed": (lambda: families.UNet(bilinear=False), 62),
     "U-Net, bilinear": (lambda: families.UNet(bilinear=True), 62),
     "YOLO": (families.Yolo, 64),
+    "YOLO, anchor-free": (families.AnchorFreeYolo, 64),
     "Fast-SCNN": (families.FastSegmentation, 96),
     "super-resolution": (families.SuperResolution, 24),
     "BiFPN": (families.BiFpn, 64),

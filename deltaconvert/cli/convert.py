@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.cli.frames import blank_frame, example_frame
+from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import (
     JsonFile,
     ModelArgs,
@@ -25,6 +26,7 @@ from deltaconvert.cli.sources import read_source
 from deltaconvert.config import Config
 from deltaconvert.errors import ConfigError, FrameError, InputError, TraceError
 from deltaconvert.files import save
+from deltaconvert.likely_frames import likely_frames
 from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
@@ -68,13 +70,10 @@ def convert(
         return deltaconvert.convert(source.model, frames, config=config, strict=strict,
                                     preprocessing=preprocessing)
 
-    try:
-        delta = converted()
-    except TraceError:
-        if extent is None:
-            raise
-        # Code that branches on shapes is right for this size then, and no other.
-        delta = converted(blank_frame(source.model, extent))
+    delta = _first_traced(converted, source.model, extent)
+    if extent is None and delta.traced.is_guess:
+        raise InputError(f"{type(source.model).__name__}'s code branches on shapes, and a file "
+                         "holds no code: say for frames of which size it is to be, --size HxW.")
     program = None
     if extent is not None:
         frame = example_frame(delta, extent)
@@ -89,6 +88,24 @@ def convert(
     say(_text(data, source.weights, f"{preprocessing} ({whose})",
               preprocessing.size_in_words if preprocessing else ""))
     write_json(json, data)
+
+
+def _first_traced(converted: Callable[..., DeltaModule], model: nn.Module,
+                  extent: tuple[int, int] | None) -> DeltaModule:
+    """Convert a model, for a size where it takes no other.
+
+    Raises:
+        TraceError: the reason of the model itself.
+    """
+    try:
+        return converted()
+    except TraceError:
+        for frame in likely_frames(model, [extent]) if extent else ():
+            try:
+                return converted(frame)
+            except TraceError:
+                continue
+        raise
 
 
 def _warn_of_nan(model: nn.Module, checkpoint: Path) -> None:

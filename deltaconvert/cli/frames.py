@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from deltaconvert.clips import Clip
 from deltaconvert.errors import InputError
@@ -45,15 +45,11 @@ def example_frame(delta: DeltaModule, size: tuple[int, int]) -> Tensor:
     return torch.zeros(1, input_channels(delta), *size, dtype=dtype_of(delta))
 
 
-def blank_frame(model: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Return a blank frame of a size for a model that is not traced yet, by its first layer."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.zeros(1, first.in_channels if first else 3, *size, dtype=dtype)
-
-
 def input_channels(delta: DeltaModule) -> int:
-    """Return how many channels the model takes: what the first convolution says, or else 3."""
+    """Return how many channels the model takes, by its shapes or first convolution, or else 3."""
+    shape = (delta.traced.traced_for or [()])[0]
+    if len(shape) == 4 and shape[1] > 0:
+        return shape[1]
     state = delta.state_dict()
     for node in delta.graph.nodes:
         weight = node.args[1] if len(node.args) > 1 else None

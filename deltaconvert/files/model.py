@@ -30,6 +30,7 @@ from deltaconvert.files.container import (
 from deltaconvert.files.tensors import STORED_DTYPES, Entry, collect, skeleton
 from deltaconvert.graph_json import decode_graph, decode_spec, encode_graph, encode_spec
 from deltaconvert.islands import IslandsModule
+from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
 
@@ -58,14 +59,18 @@ def save(delta: DeltaModule, path: Path_) -> None:
     if not isinstance(delta, DeltaModule):
         raise InputError(f"save takes a converted model, not a {type(delta).__name__}: do "
                          "deltaconvert.save(deltaconvert.convert(model), path).")
+    if delta.traced.is_guess:
+        raise InputError("the model's code branches on shapes, and a file holds no code: it is "
+                         "for frames of one size. Run a frame of it before saving, or give "
+                         "convert its example_inputs (on the command line --size).")
     tensors: dict[str, Tensor] = {}
     entries = collect(delta, tensors)
     model = {
         "graph": encode_graph(delta.graph, delta._root),
-        "outputs": encode_spec(delta.out_spec),
+        "outputs": encode_spec(delta.traced.out_spec),
         "config": delta.config.to_dict(),
         "strict": delta.strict,
-        "traced_for": delta.traced_for,
+        "traced_for": delta.traced.traced_for,
         "preprocessing": delta.preprocessing and delta.preprocessing.to_dict(),
         "tensors": [vars(entry) for entry in entries],
     }
@@ -145,8 +150,8 @@ def _assemble(model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DeltaM
         raise TypeError("strict is neither true nor false")
     if traced_for is not None:
         traced_for = [tuple(int(size) for size in shape) for shape in traced_for]
-    return DeltaModule(root, graph, out_spec, _config(model["config"]), strict=strict,
-                       traced_for=traced_for, preprocessing=_preprocessing(model))
+    return DeltaModule(root, ModelGraph(graph, out_spec, traced_for), _config(model["config"]),
+                       strict=strict, preprocessing=_preprocessing(model))
 
 
 def _preprocessing(model: Mapping[str, Any]) -> Preprocessing | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
 from deltaconvert.islands.module import IslandsModule, check_settings, settings_of
+from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.passes.attributes import Attributes
 from deltaconvert.passes.trace import private_copy
@@ -36,11 +37,9 @@ def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequ
     check_settings(config, paths)
     islands = {}
     for path in paths:
-        graph_module = _compiled(copied.get_submodule(path), path, seen.get(path, ()))
-        meta = graph_module.meta
-        islands[path] = DeltaModule(
-            meta["root"], graph_module.graph, meta["out_spec"], settings_of(config, path),
-            strict=strict, results=meta["results"], traced_for=meta["traced_for"])
+        traced = _compiled(copied.get_submodule(path), path, seen.get(path, ()))
+        islands[path] = DeltaModule(traced.meta["root"], ModelGraph.of(traced),
+                                    settings_of(config, path), strict=strict)
     converted = IslandsModule(copied, islands, config)
     if inputs:
         with _as_it_was(copied):

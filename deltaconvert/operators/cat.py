@@ -24,5 +24,5 @@ def cat(tensors: list[Tensor], *, dim: int = 0) -> Tensor:
 
 
 @spelled(torch.cat, torch.concat, torch.concatenate)
-def _function(tensors, dim=0, *, axis=None):
-    return call(cat, tensors, dim=dim if axis is None else axis)
+def _function(tensors, dim=0):
+    return call(cat, tensors, dim=dim)

@@ -41,14 +41,13 @@ def dims_first(function: Callable[..., Tensor], x: Any, *, dim: Sequence[int], k
                 **settings)
 
 
-def dims_of(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None,
-            dtype: torch.dtype | None) -> tuple[int, ...]:
-    """Return the dimensions of a reduction as a tuple, however they were given.
+def dims_of(dim: int | Sequence[int] | None, dtype: torch.dtype | None = None
+            ) -> tuple[int, ...]:
+    """Return the dimensions of a reduction as a tuple.
 
     Raises:
         Refusal: for none, which is all of them, lanes included; and for another dtype.
     """
-    dim = dim if axis is None else axis
     if dim is None or dtype is not None or dim == ():
         raise Refusal("a reduction over everything mixes lanes", "name the dimensions")
     return (dim,) if isinstance(dim, int) else tuple(dim)
@@ -62,8 +61,8 @@ def mean(x: Tensor, *, dim: Sequence[int], keepdim: bool) -> Tensor:
 
 
 @spelled(torch.mean, "mean")
-def _function(input, dim=None, keepdim=False, *, dtype=None, axis=None):
-    dims = dims_of(dim, axis, dtype)
+def _function(input, dim=None, keepdim=False, *, dtype=None):
+    dims = dims_of(dim, dtype)
     maps = stacked(input, dims, keepdim)
     if maps:
         return call(div, reduce(partial(call, add, alpha=1), maps), len(maps), rounding_mode=None)

@@ -102,23 +102,23 @@ def _reduce(function, pairwise, input, dims, keepdim):
 
 
 @spelled(torch.sum, "sum")
-def _sum(input, dim=None, keepdim=False, *, dtype=None, axis=None):
-    return _reduce(sum, partial(call, add, alpha=1), input, dims_of(dim, axis, dtype), keepdim)
+def _sum(input, dim=None, keepdim=False, *, dtype=None):
+    return _reduce(sum, partial(call, add, alpha=1), input, dims_of(dim, dtype), keepdim)
 
 
 @spelled(torch.amax, "amax")
 def _amax(input, dim=(), keepdim=False):
-    return _reduce(amax, partial(call, maximum), input, dims_of(dim, None, None), keepdim)
+    return _reduce(amax, partial(call, maximum), input, dims_of(dim), keepdim)
 
 
 @spelled(torch.amin, "amin")
 def _amin(input, dim=(), keepdim=False):
-    return _reduce(amin, partial(call, minimum), input, dims_of(dim, None, None), keepdim)
+    return _reduce(amin, partial(call, minimum), input, dims_of(dim), keepdim)
 
 
 @spelled(torch.logsumexp, "logsumexp")
 def _logsumexp(input, dim, keepdim=False):
-    return call(logsumexp, input, dim=dims_of(dim, None, None), keepdim=bool(keepdim))
+    return call(logsumexp, input, dim=dims_of(dim), keepdim=bool(keepdim))
 
 
 @spelled(torch.var, "var")
@@ -135,7 +135,7 @@ def _spread(function, input, dim, unbiased, keepdim, correction):
     if isinstance(dim, bool):
         raise Refusal("a variance over everything mixes lanes", "name the dimensions")
     less = int(unbiased) if correction is None else correction
-    return call(function, input, dim=dims_of(dim, None, None), keepdim=bool(keepdim),
+    return call(function, input, dim=dims_of(dim), keepdim=bool(keepdim),
                 correction=less)
 
 
@@ -143,13 +143,13 @@ def _spread(function, input, dim, unbiased, keepdim, correction):
 def _norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
     if p == "nuc":
         raise Refusal("the nuclear norm")
-    return call(vector_norm, input, dim=dims_of(dim, None, dtype), keepdim=bool(keepdim),
+    return call(vector_norm, input, dim=dims_of(dim, dtype), keepdim=bool(keepdim),
                 ord=2 if p in ("fro", None) else p)
 
 
 @spelled(torch.linalg.vector_norm)
 def _vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
-    return call(vector_norm, x, dim=dims_of(dim, None, dtype), keepdim=bool(keepdim), ord=ord)
+    return call(vector_norm, x, dim=dims_of(dim, dtype), keepdim=bool(keepdim), ord=ord)
 
 
 @spelled(torch.max, "max")
@@ -185,7 +185,8 @@ def _values(source):
     known = {torch.max: amax, "max": amax, torch.min: amin, "min": amin}
     function = known.get(source.target) if source.op != "call_module" else None
     given = dict(zip(("input", "dim", "keepdim"), source.args, strict=False)) | source.kwargs
-    if function is None or not isinstance(given.get("dim"), int):
+    if function is None or not isinstance(given.get("dim"), int) or (
+            not given.keys() <= {"input", "dim", "keepdim"}):
         return None
     return call(function, given["input"], dim=(given["dim"],),
                 keepdim=bool(given.get("keepdim", False)))

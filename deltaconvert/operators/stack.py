@@ -20,8 +20,8 @@ def stack(tensors: list[Tensor], *, dim: int) -> Tensor:
 
 
 @spelled(torch.stack)
-def _function(tensors, dim=0, *, axis=None):
-    return call(stack, tensors, dim=dim if axis is None else axis)
+def _function(tensors, dim=0):
+    return call(stack, tensors, dim=dim)
 
 
 def stacked(input: Any, dims: tuple[int, ...], keepdim: bool) -> list[Any]:

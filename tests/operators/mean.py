@@ -19,7 +19,7 @@ SPELLINGS = [
         "method": Call(lambda self, x: x.mean((2, 3))),
         "torch.mean": Call(lambda self, x: torch.mean(x, dim=(2, 3))),
         "a list": Call(lambda self, x: x.mean([2, 3], keepdim=False)),
-        "axis": Call(lambda self, x: x.mean(axis=(2, 3))),
+        "axis": Call(lambda self, x: x.mean(axis=(2, 3), keepdims=False)),
     }),
     Group([(2, 3, 4, 5)], {
         "a number": Call(lambda self, x: x.mean(1, keepdim=True)),

@@ -39,6 +39,8 @@ OPERATORS = {
         [Group(shape, {"torch": one(lambda x: torch.amax(x, 1, True)),
                        "method": one(lambda x: x.amax(dim=[1], keepdim=True)),
                        "torch.max": one(lambda x: torch.max(x, 1, keepdim=True)[0]),
+                       "as of NumPy": one(lambda x: x.amax(axis=1, keepdims=True)),
+                       "max as of NumPy": one(lambda x: x.max(axis=1, keepdims=True)[0]),
                        "its values": one(lambda x: torch.max(x, dim=1, keepdim=True).values),
                        "max": one(lambda x: x.max(1, True)[0])})],
         local(lambda x: x.amax(1, True))),

@@ -145,6 +145,27 @@ def in_an_object(self, x):
     return y - self.settings.before
 
 
+def by_the_shape_of_the_last(self, x):
+    y = self.conv(x)
+    if self.hidden is None or self.hidden[0] != x.shape:
+        self.hidden = x.shape, torch.zeros_like(y)
+    self.hidden = x.shape, self.hidden[1] * 0.5 + y
+    return self.hidden[1] * 2
+
+
+def another_first_frame_of_a_shape(self, x):
+    first, self.number = self.number != x.shape, x.shape
+    return self.conv(x) * (2 if first else 1)
+
+
+def another_grid_than_it_left(self, x):
+    if self.number != x.shape:
+        grid, self.number = torch.ones_like(x[:, :1]), x.shape
+        self.hidden = grid * 2
+        return self.conv(x) + grid
+    return self.conv(x) + self.hidden
+
+
 SEEN = []
 
 
@@ -225,6 +246,11 @@ HARMLESS = {f.__name__: f for f in (counted_by_a_number_in_vain, in_a_deque_for_
                                     to_where_it_is, canvas)}
 
 
+SHAPED = {f.__name__: (f, name) for f, name in (
+    (by_the_shape_of_the_last, "hidden"), (another_first_frame_of_a_shape, "number"),
+    (another_grid_than_it_left, "hidden, number"))}
+
+
 def model(function) -> Model:
     torch.manual_seed(0)
     made = Model(function, conv=nn.Conv2d(3, 2, 3, padding=1), hidden=None, queue=[],
@@ -243,6 +269,14 @@ def test_state_is_refused_by_its_name(name, frames):
     function, attribute = STATES[name]
     with pytest.raises(TraceError, match=rf"Model cannot be converted whole: it keeps {attribute} "
                                          r"from frame to frame.*modules='auto'"):
+        deltaconvert.convert(model(function), frames)
+
+
+@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("frames", [[], [FRAME]], ids=["guessed", "with a frame"])
+def test_state_beside_a_shape_is_refused_by_its_name(name, frames):
+    function, attributes = SHAPED[name]
+    with pytest.raises(TraceError, match=f"keeps {attributes} from frame to frame"):
         deltaconvert.convert(model(function), frames)
 
 

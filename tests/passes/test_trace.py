@@ -275,7 +275,7 @@ def test_what_fails_is_traced_again_only_if_buffers_are_read(monkeypatch, read, 
     assert len(traced) == times
 
 
-def test_a_model_for_some_shapes_keeps_its_dtype():
+def test_a_model_for_some_shapes_follows_another_dtype_and_a_file_keeps_its_own(tmp_path):
     def forward(self, x):
         if x.shape[-1] > 4:
             x = self.conv(x)
@@ -283,10 +283,13 @@ def test_a_model_for_some_shapes_keeps_its_dtype():
     model, frame = Model(forward, conv=nn.Conv2d(3, 3, 3, padding=1)), torch.randn(1, 3, 6, 7)
     delta = deltaconvert.convert(model, frame)
     before = delta(frame)
+    deltaconvert.save(delta, tmp_path / "some.delta")
+    stored = deltaconvert.load(tmp_path / "some.delta")
     for change in (lambda m: m.half(), lambda m: m.double(), lambda m: m.to(torch.bfloat16)):
         with pytest.raises(deltaconvert.UnsupportedError, match=r"in torch\.float32.*Convert the "
                                                                 r"model as it is in"):
-            change(delta)
-    assert torch.equal(copy.deepcopy(delta).float().to("cpu")(frame), before)
-    double = deltaconvert.convert(model.double(), frame.double())
-    torch.testing.assert_close(double(frame.double()).float(), before)
+            change(stored)
+    assert torch.equal(copy.deepcopy(stored).float().to("cpu")(frame), before)
+    double = copy.deepcopy(delta).double()(frame.double())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double, model.double()(frame.double()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -37,22 +38,94 @@ class NumberBranching(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
-def test_without_frames_it_is_refused_with_the_line_and_the_way_out():
-    with pytest.raises(deltaconvert.TraceError, match=r"assert x\.shape") as caught:
-        deltaconvert.convert(Branching())
-    assert "give convert its example_inputs" in str(caught.value)
+class Anchored(nn.Module):
+    """A head with the grid of the last size, as those of detectors are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2)
+        self.stride, self.shape, self.grid = torch.tensor([2.0, 4.0]), None, torch.empty(0)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.shape != x.shape:
+            columns = torch.arange(x.shape[3]).type_as(x) * self.stride[0]
+            self.grid = torch.stack((columns, x.new_full((x.shape[3],), self.stride[1])))
+            self.shape = x.shape
+        return self.grid[:1] - x / self.grid[1:]
 
 
-def test_with_frames_it_agrees_and_takes_no_other_shapes():
-    model = Branching().eval()
-    frame = torch.randn(2, 3, 8, 10)
-    delta = deltaconvert.convert(model, frame)
-    for _ in range(3):
-        torch.testing.assert_close(delta(frame), model(frame), rtol=1e-5, atol=1e-6)
-        frame = frame.clone()
-        frame[1, :, 3:5, 4:6] += 1
+def moving(frame: torch.Tensor) -> list[torch.Tensor]:
+    frames = [frame]
+    for step in range(2):
+        frames.append(frames[-1].clone())
+        frames[-1][:, :, 3:5, 4 + step:6 + step] += 1
+    return frames
+
+
+@pytest.mark.parametrize("made", [Branching, Anchored])
+@pytest.mark.parametrize("given", [(), (torch.zeros(1, 3, 16, 16),)], ids=["", "for frames"])
+def test_a_branch_on_shapes_is_followed_for_each_size_that_comes(made, given):
+    model = made().eval()
+    delta = deltaconvert.convert(model, given)
+    other = delta.new_stream()
+    with torch.no_grad():
+        for small, large in zip(moving(torch.randn(2, 3, 8, 10)),
+                                moving(torch.randn(1, 3, 14, 12)), strict=True):
+            for frame, stream in ((small, delta), (large, other)):
+                torch.testing.assert_close(stream(frame), model(frame), rtol=1e-5, atol=1e-6)
+        assert delta(small)[0].shape == model(small)[0].shape
+        torch.testing.assert_close(delta(large), model(large), rtol=1e-5, atol=1e-6)
+    assert delta.stream.last.keys() == other.last.keys()
+
+
+def test_its_stored_model_follows_the_size_too():
+    delta = deltaconvert.convert(Branching())
+    assert deltaconvert.validate(None, delta, moving(torch.randn(1, 3, 14, 12))).passed
+
+
+def test_a_size_that_its_code_refuses_is_refused():
+    delta = deltaconvert.convert(Branching())
+    with pytest.raises(deltaconvert.FrameError, match=r"\(1, 3, 8, 9\).*assert x\.shape"):
+        delta(torch.zeros(1, 3, 8, 9))
+    assert delta(torch.zeros(1, 3, 8, 8))[0].shape == (1, 2, 12, 12)
+
+
+def test_a_file_is_for_one_size_which_somebody_gave(tmp_path):
+    model, frame = Branching().eval(), torch.randn(1, 3, 8, 8)
+    delta = deltaconvert.convert(model)
+    with pytest.raises(deltaconvert.InputError, match="Run a frame of it before saving"):
+        deltaconvert.save(delta, tmp_path / "none.delta")
+    assert not list(tmp_path.iterdir())
+    delta(frame)
+    deltaconvert.save(delta, tmp_path / "one.delta")
+    stored = deltaconvert.load(tmp_path / "one.delta")
+    torch.testing.assert_close(stored(frame), delta(frame))
     with pytest.raises(deltaconvert.FrameError, match="branches on shapes"):
-        delta(torch.zeros(1, 3, 8, 8))
+        stored(torch.zeros(1, 3, 8, 10))
+
+
+def test_what_other_threads_run_is_not_recorded():
+    """FX takes the place of ``nn.Module.__call__`` for the whole process while it traces."""
+    beside, frame, ended, failed = nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 4, 4), Event(), []
+
+    def run():
+        while not ended.is_set():
+            try:
+                beside(frame)
+            except Exception as error:
+                failed.append(error)
+                return
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(5):
+            graph = trace(Branching(), [torch.zeros(1, 3, 8, 8)]).graph
+            assert sum(n.op == "call_module" for n in graph.nodes) == 1
+    finally:
+        ended.set()
+        thread.join()
+    assert not failed
 
 
 def test_a_model_that_needs_no_shapes_is_traced_without_them():
@@ -62,3 +135,5 @@ def test_a_model_that_needs_no_shapes_is_traced_without_them():
 def test_a_branch_on_numbers_stays_refused():
     with pytest.raises(deltaconvert.TraceError, match=r"if x.sum\(\) > 0"):
         deltaconvert.convert(NumberBranching(), torch.ones(1, 1, 2, 2))
+    with pytest.raises(deltaconvert.TraceError, match=r"if x.sum\(\) > 0"):
+        deltaconvert.convert(NumberBranching())
