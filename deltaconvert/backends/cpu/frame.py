@@ -256,10 +256,16 @@ def end(head):
         head.tally[lane] = count
         written += count
     head.tally[lanes] += 1
-    head.ledger[WRITTEN] = written
-    head.ledger[FRAMES] += 1
-    head.ledger[ALL_FOUND] += head.ledger[FOUND]
-    head.ledger[ALL_WRITTEN] += written
+    count_work(head.ledger, head.ledger[FOUND], written)
+
+
+@loop
+def count_work(ledger, found, written):
+    """Enter a frame's work into a ledger."""
+    ledger[FOUND], ledger[WRITTEN] = found, written
+    ledger[FRAMES] += 1
+    ledger[ALL_FOUND] += found
+    ledger[ALL_WRITTEN] += written
 
 
 @loop

@@ -40,25 +40,33 @@ class Runner:
         self.exits = exits(graph_module)
         self.doors = _doors(graph_module)
         self.compiled = {n.about.name: n for n in nodes
-                         if isinstance(state.steps[n.about.name], CompiledStep)}
+                         if isinstance(state.steps[n.about.name], CompiledStep | CpuSparsify)}
         inner = [n for n in nodes if n.about.rule != "sparsify"]
         self.runs = [list(run) for _, run in
                      groupby(inner, key=lambda n: n.about.name in self.compiled)]
         self.joined = self._joined()
+        self.plain = all(n.about.name in self.compiled for n in nodes) and all(
+            leaf.door for leaf in self.exits)
 
     def __call__(self, frames: list[Any]) -> list[Any]:
         """Run a frame that was examined; return the outputs, as copies."""
         state = self.state
-        if state.fresh.any() or state.observer is not None:
+        if state.observer is not None or True in state.fresh.tolist():
             leaves: list[Any] = self.graph_module(state, *frames)
             for name in self.compiled:  # these are counted in their ledgers
                 state.counted.pop(name, None)
             return leaves
         joined = (self.joined,) if self.joined else ()
         for door, place in self.doors:
-            state.run(door, frames[place], *joined)
-        changed = any(state.edges[door.about.name].changed for door, _ in self.doors)
-        for run in self.runs[len(joined):]:
+            step = state.steps[door.about.name]
+            if isinstance(step, CpuSparsify):
+                step(frames[place], *joined)
+            else:
+                state.run(door, frames[place])
+        runs = self.runs[len(joined):]
+        changed = bool(runs) and any(
+            state.edges[door.about.name].changed for door, _ in self.doors)
+        for run in runs:
             first, last = (state.steps[run[i].about.name] for i in (0, -1))
             if isinstance(first, CompiledStep) and isinstance(last, CompiledStep):
                 first.engine.run(first.place, last.place + 1, share=changed)
@@ -101,7 +109,9 @@ class Runner:
                others: dict[str, NodeStats]) -> dict[str, NodeStats]:
         stats: dict[str, NodeStats] = {}
         for name, node in self.compiled.items():
-            ledger = self._step(name).head.ledger
+            step = self.state.steps[name]
+            assert isinstance(step, CompiledStep | CpuSparsify)
+            ledger = step.ledger
             found, written = (int(ledger[column]) for column in columns)
             count = 1 if frames is None else int(ledger[frames])
             sources = [self.state.edges[spec.name] for spec in node.about.inputs]
@@ -114,11 +124,6 @@ class Runner:
                 count * sum(e.mask.numel() for e in sources), found, written,
                 count * self.state.edges[name].mask.numel(), work, work, dense)
         return stats
-
-    def _step(self, name: str) -> CompiledStep:
-        step = self.state.steps[name]
-        assert isinstance(step, CompiledStep)
-        return step
 
 
 def _doors(graph_module: GraphModule) -> list[tuple[DeltaNode, int]]:
@@ -136,8 +141,9 @@ def copy(value: Any, dtype: torch.dtype | None) -> Any:
     if not isinstance(value, Tensor):
         return copy_value(value, dtype)
     if dtype in (None, value.dtype) or not value.is_floating_point():
-        copied = torch.empty_like(value)
-        if copied.stride() == value.stride():
+        if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(
+                memory_format=torch.channels_last)):
+            copied = value.new_empty_strided(value.shape, value.stride())  # `empty_like` asks more
             ctypes.memmove(copied.data_ptr(), value.data_ptr(), value.nbytes)
             return copied
     elif value.dtype == torch.bfloat16 and dtype == torch.float32 and value.numel() < _SMALL:
