@@ -12,6 +12,7 @@ import torch
 from deltaconvert.backends.cpu.frame import GATE, OVER, Session, run_steps, serve
 from deltaconvert.backends.cpu.jit import SIGNATURE, Entry
 from deltaconvert.backends.cpu.native import Kept
+from deltaconvert.backends.cpu.team import new_team, run_with_team
 from deltaconvert.backends.cpu.workers import Help, Workers
 from deltaconvert.state import State
 
@@ -22,6 +23,8 @@ class Engine:
     Attributes:
         workers: the pool that helps.
         errors: what Python raised inside a compiled step; raised again when it is over.
+        calls_python: whether a step does.
+        with_pytorch: PyTorch's threads help, see `team`; settled before a frame is run.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -29,10 +32,12 @@ class Engine:
         self.workers = workers
         self.errors: list[BaseException] = []
         self.calls_python = False
+        self.with_pytorch = False
         self._rows: list[tuple[int, int, int, int]] = []
         self._kept: list[Any] = []
         self._shared: dict[str, Any] = {}
         self._session: tuple[Kept, Help] | None = None
+        self._team: Kept | None = None
 
     def keep(self, value: Any) -> Kept:
         """Put a tuple into memory for as long as the engine lives."""
@@ -72,6 +77,9 @@ class Engine:
         session = Kept(Session(table, np.zeros(GATE + 8, np.int64), self.workers.threads))
         return session, lambda worker: serve(session.address, worker)
 
+    def _new_team(self, session: Kept) -> Kept:
+        return Kept(new_team(run_steps.address, serve.address, session.address))
+
     def callback(self, function: Callable[[int], None]) -> int:
         """Return the address of an entry that calls Python with the number of the worker."""
         def call(_: int, worker: int) -> None:
@@ -95,15 +103,20 @@ class Engine:
         """
         if self._session is None:
             self._session = self._begin()
+            self._team = self._new_team(self._session[0]) if self.with_pytorch else None
         session, help_with = self._session
         gate, before = session.value.gate, 1
         try:
             if share:
                 gate[OVER] = 0  # before anybody looks: who finds it over is gone
-                self.workers.invite(help_with)
-            if self.calls_python and (before := torch.get_num_threads()) != 1:
-                torch.set_num_threads(1)  # the workers are threads enough
-            run_steps(session.address, first << 32 | last)
+            if share and self._team is not None:  # within which PyTorch starts no threads
+                run_with_team(self._team, first << 32 | last, self.workers.threads)
+            else:
+                if share:
+                    self.workers.invite(help_with)
+                if self.calls_python and (before := torch.get_num_threads()) != 1:
+                    torch.set_num_threads(1)  # the workers are threads enough
+                run_steps(session.address, first << 32 | last)
         finally:  # an interrupt may come at any line
             gate[OVER] = 1
             if before != 1:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
 from deltaconvert.backends.cpu.sparsify import CpuSparsify
 from deltaconvert.backends.cpu.steps import CompiledStep
+from deltaconvert.backends.cpu.team import shares_with_pytorch
 from deltaconvert.backends.exits import exits
 from deltaconvert.nodes import DeltaNode, copy_value
 from deltaconvert.state import NodeStats, State
@@ -45,6 +47,9 @@ class Runner:
         self.runs = [list(run) for _, run in
                      groupby(inner, key=lambda n: n.about.name in self.compiled)]
         self.joined = self._joined()
+        if isinstance(state.context, Engine):
+            others = [n for n in inner if n.about.name not in self.compiled]
+            state.context.with_pytorch = shares_with_pytorch(others, state.context.workers.threads)
         self.plain = all(n.about.name in self.compiled for n in nodes) and all(
             leaf.door for leaf in self.exits)
 
