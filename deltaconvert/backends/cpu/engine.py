@@ -23,6 +23,7 @@ class Engine:
     Attributes:
         workers: the pool that helps.
         errors: what Python raised inside a compiled step; raised again when it is over.
+        refused: see `Session`.
         calls_python: whether a step does.
         with_pytorch: PyTorch's threads help, see `team`; settled before a frame is run.
     """
@@ -31,6 +32,7 @@ class Engine:
         """Start with an empty table."""
         self.workers = workers
         self.errors: list[BaseException] = []
+        self.refused = np.zeros(1, np.int64)
         self.calls_python = False
         self.with_pytorch = False
         self._rows: list[tuple[int, int, int, int]] = []
@@ -74,7 +76,8 @@ class Engine:
         """
         _ = serve.address  # compiled here: a helper would do it while frames go by
         table = np.array(self._rows, np.int64).reshape(-1, 4)
-        session = Kept(Session(table, np.zeros(GATE + 8, np.int64), self.workers.threads))
+        session = Kept(Session(table, np.zeros(GATE + 8, np.int64), self.workers.threads,
+                               self.refused))
         return session, lambda worker: serve(session.address, worker)
 
     def _new_team(self, session: Kept) -> Kept:

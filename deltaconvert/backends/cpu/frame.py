@@ -142,11 +142,13 @@ class Session(NamedTuple):
         table: int64 ``[steps, 4]``.
         gate: int64 ``[GATE]``.
         threads: the workers, the caller among them.
+        refused: int64 ``[1]``: not 0 when a door has refused the frame: no step follows.
     """
 
     table: Longs2
     gate: Longs
     threads: int
+    refused: Longs
 
 
 _INPUT, _HEAD, _SESSION = layout(Input), layout(Head), layout(Session)
@@ -156,8 +158,10 @@ _INPUT, _HEAD, _SESSION = layout(Input), layout(Head), layout(Session)
 def run_steps(address, steps):
     """Run the steps from ``steps >> 32`` up to the lower half of ``steps``, exclusive."""
     session = read(address, _SESSION)
+    session.refused[0] = 0
     for step in range(steps >> 32, steps & 0xffffffff):
-        _run_step(session, step)
+        if session.refused[0] == 0:
+            _run_step(session, step)
     exchange(session.gate.ctypes.data + 8 * OVER, 1)
 
 
@@ -191,6 +195,8 @@ def _run_step(session, step):
     if workers > 0:
         if table[step, PREPARE] != 0:
             call(table[step, PREPARE], table[step, TASK], workers)
+        if session.refused[0] != 0:
+            return
         if workers > 1:
             _share(session, step)
         else:

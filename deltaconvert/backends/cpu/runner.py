@@ -50,6 +50,7 @@ class Runner:
         if isinstance(state.context, Engine):
             others = [n for n in inner if n.about.name not in self.compiled]
             state.context.with_pytorch = shares_with_pytorch(others, state.context.workers.threads)
+        self._join_door()
         self.plain = all(n.about.name in self.compiled for n in nodes) and all(
             leaf.door for leaf in self.exits)
 
@@ -79,6 +80,12 @@ class Runner:
                 for node in run:
                     state.run(node)
         return self._outputs()
+
+    def _join_door(self) -> None:
+        """Have the only door run the steps behind it, where nothing of Python's is in them."""
+        door = self.state.steps[self.doors[0][0].about.name] if self.joined else None
+        if isinstance(door, CpuSparsify) and not door.engine.calls_python:
+            door.last = self.joined
 
     def _joined(self) -> int:
         """Return where the steps end that run with the only door, in one call; else 0."""

@@ -67,6 +67,7 @@ class Comparison(NamedTuple):
         before: int64 ``[lanes]``: those of the last frame.
         tally: of the edge.
         ledger: int64 ``[LEDGER]``, see `frame`.
+        refused: see `Session`.
     """
 
     frame: Longs
@@ -87,6 +88,7 @@ class Comparison(NamedTuple):
     before: Longs
     tally: Longs
     ledger: Longs
+    refused: Longs
 
 
 _COMPARISON, _COMPARISON16 = layout(Comparison), layout(Comparison, types.uint16)
@@ -158,7 +160,11 @@ def begin(task):
 
 @loop
 def publish(task):
-    """Publish how many pixels are to be replaced, of a fresh lane all."""
+    """Publish how many pixels are to be replaced, of a fresh lane all; or refuse the frame."""
+    for worker in range(task.finite.shape[0]):
+        if not task.finite[worker]:
+            task.refused[0] = 1
+            return
     lanes = task.fresh.shape[0]
     plane, total = task.mask.shape[0] // lanes, np.int64(0)
     for lane in range(lanes):
@@ -263,11 +269,14 @@ class CpuSparsify:
             flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:mask.size],
             np.zeros(1, np.int64), np.ones(engine.workers.threads, np.bool_), self.state.fresh,
             mask, np.zeros((engine.workers.threads, value.lanes), np.int64),
-            np.zeros(value.lanes, np.int64), self.edge.tally, np.zeros(LEDGER, np.int64))
+            np.zeros(value.lanes, np.int64), self.edge.tally, np.zeros(LEDGER, np.int64),
+            engine.refused)
         self.task.frame[1] = self.edge.value.numel()
         compare = COMPARE_BLOCKS if blocks else COMPARE_PIXELS
         self._frame: Tensor | None = None  # from when it is examined until it is run
         self._strides: tuple[int, ...] = ()
+        self.last = 0
+        self._is_run = False
         self._large = self.edge.value.numel() > SHARED_NUMBERS
         self.place = engine.add(None, compare.of(value.data), self.task, BEGIN.of(value.data))
         engine.add(None, REPLACE.of(value.data), self.task, PUBLISH.of(value.data))
@@ -280,6 +289,9 @@ class CpuSparsify:
     def examine(self, frame: Tensor) -> None:
         """Mark what changed, in memory of its own; change nothing else.
 
+        With `last`, the only door's, a frame that is not refused is run at once: coming back to
+        Python and calling the helpers again would take as long as some of the steps.
+
         Raises:
             NotFiniteError: naming the lane and how many numbers are not finite.
         """
@@ -290,20 +302,27 @@ class CpuSparsify:
             self._strides = frame.stride()
             self.task.strides[:] = self._strides
         self.task.frame[0] = frame.data_ptr()
-        self.engine.run(self.place, self.place + 1, self._large)
+        state = self.state
+        self._is_run = self.last > 0 and state.observer is None and (
+            True not in state.fresh.tolist())
+        if self._is_run:
+            self.engine.run(self.place, self.last)
+        else:
+            self.engine.run(self.place, self.place + 1, self._large)
         if False in self.task.finite.tolist():
             refuse_not_finite(self.node, frame)
 
     def __call__(self, frame: Tensor, last: int = 0) -> Work:
-        """Replace the pixels that `examine` marked; all of a fresh lane.
+        """Replace the pixels that `examine` marked, if it has not; all of a fresh lane.
 
         Args:
             frame: that was examined.
             last: run the steps behind the door as well, up to this place in the table, exclusive.
         """
-        share = (self._large or last > 0) and any(map(any, self.task.counts.tolist()))
-        self.engine.run(self.place + 1, max(last, self.place + 2), share)
-        self._frame = None
+        if not self._is_run:
+            share = (self._large or last > 0) and any(map(any, self.task.counts.tolist()))
+            self.engine.run(self.place + 1, max(last, self.place + 2), share)
+        self._frame, self._is_run = None, False
         return Work(self.task.mask.size, 0)
 
 
