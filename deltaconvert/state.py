@@ -117,7 +117,13 @@ class NodeStats:
 
 
 class FrameRunner(Protocol):
-    """What runs a stream's frames where a backend does more than one step after the other."""
+    """What runs a stream's frames where a backend does more than one step after the other.
+
+    Attributes:
+        plain: gradients and inference mode are nothing to any frame without an observer.
+    """
+
+    plain: bool
 
     def __call__(self, frames: list[Any]) -> list[Any]:
         """Run a frame that was examined; return the outputs, as copies."""

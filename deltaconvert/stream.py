@@ -30,6 +30,11 @@ def take(lock: threading.Lock) -> None:
                               "thread at a time: give each thread its own new_stream().")
 
 
+def _without_gradient(frame: Any) -> Any:
+    needs = isinstance(frame, Tensor) and frame.requires_grad
+    return frame.detach() if needs else frame
+
+
 def check_lanes(lanes: Sequence[int] | None) -> None:
     """Refuse a number in the place of a list.
 
@@ -76,8 +81,12 @@ class Stream:
         """
         take(self._lock)
         try:
+            given = [_without_gradient(f) for f in frames]
+            known = self._is_known(given)
+            if known and self._is_plain() and not torch.is_inference_mode_enabled():
+                return self._run(given, known)
             with torch.inference_mode(False), torch.no_grad():
-                return self._run([f.detach() if isinstance(f, Tensor) else f for f in frames])
+                return self._run(given, known)
         finally:
             self._lock.release()
 
@@ -155,8 +164,8 @@ class Stream:
         """The work of all frames since the state was started, by node."""
         return self._state.totals() if self._state else {}
 
-    def _run(self, frames: list[Any]) -> Any:
-        program, state, signature = self._enter(frames)
+    def _run(self, frames: list[Any], known: bool) -> Any:
+        program, state, signature = self._enter(frames, known)
         names = self._module.input_names
         frames = program.as_stored(dict(zip(names, frames, strict=True)))
         for name, frame in zip(names, frames, strict=True):
@@ -175,10 +184,21 @@ class Stream:
         state.add_frame()
         return pytree.tree_unflatten(leaves, program.out_spec)
 
-    def _enter(self, frames: list[Any]) -> tuple[Program, State, Any]:
+    def _is_known(self, frames: list[Any]) -> bool:
+        """Whether these are frames like the last."""
+        return self._state is not None and self._module.is_signature(self._signature, frames)
+
+    def _is_plain(self) -> bool:
+        """Whether a frame calls nothing of PyTorch's that a mode would change: going in and out of
+        modes costs as much as some of the steps.
+        """
+        state = self._state
+        return state is not None and state.observer is None and state.runner is not None and (
+            state.runner.plain)
+
+    def _enter(self, frames: list[Any], known: bool) -> tuple[Program, State, Any]:
         """Return program, state and signature for such frames: those of the last, or new ones."""
-        if self._program is not None and self._state is not None and (
-                self._module.is_signature(self._signature, frames)):
+        if known and self._program is not None and self._state is not None:
             return self._program, self._state, self._signature
         signature = self._module.signature(frames)
         program = self._module.program(signature, frames)

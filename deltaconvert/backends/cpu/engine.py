@@ -12,8 +12,9 @@ import torch
 from deltaconvert.backends.cpu.frame import GATE, OVER, Session, run_steps, serve
 from deltaconvert.backends.cpu.jit import SIGNATURE, Entry
 from deltaconvert.backends.cpu.native import Kept
+from deltaconvert.backends.cpu.team import new_team, run_with_team
 from deltaconvert.backends.cpu.threads import set_own_threads
-from deltaconvert.backends.cpu.workers import Workers
+from deltaconvert.backends.cpu.workers import Help, Workers
 from deltaconvert.state import State
 
 
@@ -23,17 +24,23 @@ class Engine:
     Attributes:
         workers: the pool that helps.
         errors: what Python raised inside a compiled step; raised again when it is over.
+        refused: see `Session`.
+        calls_python: whether a step does.
+        with_pytorch: PyTorch's threads help, see `team`; settled before a frame is run.
     """
 
     def __init__(self, workers: Workers) -> None:
         """Start with an empty table."""
         self.workers = workers
         self.errors: list[BaseException] = []
+        self.refused = np.zeros(1, np.int64)
         self.calls_python = False
+        self.with_pytorch = False
         self._rows: list[tuple[int, int, int, int]] = []
         self._kept: list[Any] = []
         self._shared: dict[str, Any] = {}
-        self._session: Kept | None = None
+        self._session: tuple[Kept, Help] | None = None
+        self._team: Kept | None = None
 
     def keep(self, value: Any) -> Kept:
         """Put a tuple into memory for as long as the engine lives."""
@@ -62,15 +69,20 @@ class Engine:
         self._session = None
         return len(self._rows) - 1
 
-    def _begin(self) -> Kept:
-        """Return a session of the table as it is now.
+    def _begin(self) -> tuple[Kept, Help]:
+        """Return a session of the table as it is now, and what its helpers do.
 
         Its gate is its own: a helper that is late to leave an older one must not come in with that
         one's table. The older one lives for as long as a helper holds it.
         """
         _ = serve.address  # compiled here: a helper would do it while frames go by
         table = np.array(self._rows, np.int64).reshape(-1, 4)
-        return Kept(Session(table, np.zeros(GATE + 8, np.int64), self.workers.threads))
+        session = Kept(Session(table, np.zeros(GATE + 8, np.int64), self.workers.threads,
+                               self.refused))
+        return session, lambda worker: serve(session.address, worker)
+
+    def _new_team(self, session: Kept) -> Kept:
+        return Kept(new_team(run_steps.address, serve.address, session.address))
 
     def callback(self, function: Callable[[int], None]) -> int:
         """Return the address of an entry that calls Python with the number of the worker."""
@@ -93,19 +105,25 @@ class Engine:
             first, last: places in the table.
             share: whether there is work for helpers.
         """
-        session = self._session = self._session or self._begin()
-        gate = session.value.gate
-        before = torch.get_num_threads()
+        if self._session is None:
+            self._session = self._begin()
+            self._team = self._new_team(self._session[0]) if self.with_pytorch else None
+        session, help_with = self._session
+        gate, before = session.value.gate, 1
         try:
             if share:
                 gate[OVER] = 0  # before anybody looks: who finds it over is gone
-                self.workers.invite(lambda worker: serve(session.address, worker))
-            if self.calls_python and before != 1:
-                set_own_threads(1)  # the workers are threads enough
-            run_steps(session.address, first << 32 | last)
+            if share and self._team is not None:  # within which PyTorch starts no threads
+                run_with_team(self._team, first << 32 | last, self.workers.threads)
+            else:
+                if share:
+                    self.workers.invite(help_with)
+                if self.calls_python and (before := torch.get_num_threads()) != 1:
+                    set_own_threads(1)  # the workers are threads enough
+                run_steps(session.address, first << 32 | last)
         finally:  # an interrupt may come at any line
             gate[OVER] = 1
-            if self.calls_python and before != 1:
+            if before != 1:
                 set_own_threads(before)
         if self.errors:
             error = self.errors[0]

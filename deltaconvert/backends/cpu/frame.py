@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.marks import SPARE, any_mark, unite_every_other, unite_marks
 from deltaconvert.backends.cpu.native import (
     Bytes,
     Flags,
@@ -141,11 +142,13 @@ class Session(NamedTuple):
         table: int64 ``[steps, 4]``.
         gate: int64 ``[GATE]``.
         threads: the workers, the caller among them.
+        refused: int64 ``[1]``: not 0 when a door has refused the frame: no step follows.
     """
 
     table: Longs2
     gate: Longs
     threads: int
+    refused: Longs
 
 
 _INPUT, _HEAD, _SESSION = layout(Input), layout(Head), layout(Session)
@@ -155,8 +158,10 @@ _INPUT, _HEAD, _SESSION = layout(Input), layout(Head), layout(Session)
 def run_steps(address, steps):
     """Run the steps from ``steps >> 32`` up to the lower half of ``steps``, exclusive."""
     session = read(address, _SESSION)
+    session.refused[0] = 0
     for step in range(steps >> 32, steps & 0xffffffff):
-        _run_step(session, step)
+        if session.refused[0] == 0:
+            _run_step(session, step)
     exchange(session.gate.ctypes.data + 8 * OVER, 1)
 
 
@@ -190,6 +195,8 @@ def _run_step(session, step):
     if workers > 0:
         if table[step, PREPARE] != 0:
             call(table[step, PREPARE], table[step, TASK], workers)
+        if session.refused[0] != 0:
+            return
         if workers > 1:
             _share(session, step)
         else:
@@ -256,10 +263,16 @@ def end(head):
         head.tally[lane] = count
         written += count
     head.tally[lanes] += 1
-    head.ledger[WRITTEN] = written
-    head.ledger[FRAMES] += 1
-    head.ledger[ALL_FOUND] += head.ledger[FOUND]
-    head.ledger[ALL_WRITTEN] += written
+    count_work(head.ledger, head.ledger[FOUND], written)
+
+
+@loop
+def count_work(ledger, found, written):
+    """Enter a frame's work into a ledger."""
+    ledger[FOUND], ledger[WRITTEN] = found, written
+    ledger[FRAMES] += 1
+    ledger[ALL_FOUND] += found
+    ledger[ALL_WRITTEN] += written
 
 
 @loop
@@ -352,54 +365,46 @@ def mark(source, lanes, marks, alone):
         marks: uint8, flat.
         alone: nobody else sets any, so that lines of the same taps have the same.
     """
-    mask, rows, cols = source.mask, source.rows, source.cols
-    height, width = source.height, source.width
+    rows, cols, width = source.rows, source.cols, source.width
     height_out, width_out = rows.shape[0], cols.shape[0]
-    line = np.empty(width, np.uint8)
-    full = np.empty(height, np.uint8)
+    united = np.zeros(width + SPARE, np.uint8)
+    line = united.ctypes.data
     for lane in range(lanes):
-        for y in range(height):
-            row = mask[(lane * height + y) * width:(lane * height + y + 1) * width]
-            found = np.uint8(0)
-            for x in range(width):
-                found |= row[x]
-            full[y] = found
+        mask = source.mask.ctypes.data + lane * source.height * width
         for y in range(height_out):
             start = (lane * height_out + y) * width_out
-            out = marks[start:start + width_out]
+            out = marks.ctypes.data + start
             if alone and y > 0 and same_taps(rows[y], rows[y - 1]):
-                above = marks[start - width_out:start]
-                for x in range(width_out):
-                    out[x] |= above[x]
+                unite_marks(out, out - width_out, width_out)
                 continue
-            if not unite_rows(mask, lane * height, rows[y], full, width, line):
+            united[:] = 0
+            for tap in range(rows.shape[1]):
+                if rows[y, tap] >= 0:
+                    unite_marks(line, mask + rows[y, tap] * width, width)
+            if not any_mark(line, width):
                 continue
-            if source.stride != 0:
-                for tap in range(cols.shape[1]):
-                    mark_window(out, line, source.windows[tap], source.stride)
+            if source.stride == 0:
+                mark_columns(marks[start:start + width_out], united, cols)
                 continue
             for tap in range(cols.shape[1]):
-                for x in range(width_out):
-                    column = cols[x, tap]
-                    if column >= 0:
-                        out[x] |= line[column]
+                first, end, column = source.windows[tap]
+                if source.stride == 1:
+                    unite_marks(out + first, line + column, end - first)
+                elif source.stride == 2:
+                    unite_every_other(out + first, line + column, end - first)
+                else:
+                    for x in range(first, end):
+                        marks[start + x] |= united[column + (x - first) * source.stride]
 
 
 @loop
-def mark_window(out, line, window, stride):
-    """Set the marks of a row whose tap, a window's, is set; a loop that becomes vectors."""
-    count = window[1] - window[0]
-    marked = out[window[0]:window[1]]
-    read = line[window[2]:window[2] + (count - 1) * stride + 1]
-    if stride == 1:
-        for x in range(count):
-            marked[x] |= read[x]
-    elif stride == 2:
-        for x in range(count):
-            marked[x] |= read[2 * x]
-    else:
-        for x in range(count):
-            marked[x] |= read[stride * x]
+def mark_columns(marks, line, cols):
+    """Set the marks of a row one of whose taps is set, whatever the columns."""
+    for tap in range(cols.shape[1]):
+        for x in range(cols.shape[0]):
+            column = cols[x, tap]
+            if column >= 0:
+                marks[x] |= line[column]
 
 
 @loop
@@ -409,25 +414,6 @@ def same_taps(taps, others):
     for tap in range(taps.shape[0]):
         same = same and taps[tap] == others[tap]
     return same
-
-
-@loop
-def unite_rows(mask, first, taps, full, width, line):
-    """Write the union of the tapped mask rows to ``line``; return whether it holds anything."""
-    any_row = False
-    for tap in range(taps.shape[0]):
-        y = taps[tap]
-        if y < 0 or full[y] == 0:
-            continue
-        row = mask[(first + y) * width:(first + y + 1) * width]
-        if any_row:
-            for x in range(width):
-                line[x] |= row[x]
-        else:
-            for x in range(width):
-                line[x] = row[x]
-        any_row = True
-    return any_row
 
 
 @loop

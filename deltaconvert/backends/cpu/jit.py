@@ -92,7 +92,11 @@ class Entry:
 
     def __call__(self, address: int, number: int) -> None:
         """Call it from Python; the GIL is released meanwhile."""
-        SIGNATURE(self.address)(address, number)
+        self._from_python(address, number)
+
+    @functools.cached_property
+    def _from_python(self) -> Any:
+        return SIGNATURE(self.address)
 
 
 @contextmanager

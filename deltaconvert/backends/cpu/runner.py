@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
 from deltaconvert.backends.cpu.sparsify import CpuSparsify
 from deltaconvert.backends.cpu.steps import CompiledStep
+from deltaconvert.backends.cpu.team import shares_with_pytorch
 from deltaconvert.backends.exits import exits
 from deltaconvert.nodes import DeltaNode, copy_value
 from deltaconvert.state import NodeStats, State
@@ -40,25 +42,37 @@ class Runner:
         self.exits = exits(graph_module)
         self.doors = _doors(graph_module)
         self.compiled = {n.about.name: n for n in nodes
-                         if isinstance(state.steps[n.about.name], CompiledStep)}
+                         if isinstance(state.steps[n.about.name], CompiledStep | CpuSparsify)}
         inner = [n for n in nodes if n.about.rule != "sparsify"]
         self.runs = [list(run) for _, run in
                      groupby(inner, key=lambda n: n.about.name in self.compiled)]
         self.joined = self._joined()
+        if isinstance(state.context, Engine):
+            others = [n for n in inner if n.about.name not in self.compiled]
+            state.context.with_pytorch = shares_with_pytorch(others, state.context.workers.threads)
+        self._join_door()
+        self.plain = all(n.about.name in self.compiled for n in nodes) and all(
+            leaf.door for leaf in self.exits)
 
     def __call__(self, frames: list[Any]) -> list[Any]:
         """Run a frame that was examined; return the outputs, as copies."""
         state = self.state
-        if state.fresh.any() or state.observer is not None:
+        if state.observer is not None or True in state.fresh.tolist():
             leaves: list[Any] = self.graph_module(state, *frames)
             for name in self.compiled:  # these are counted in their ledgers
                 state.counted.pop(name, None)
             return leaves
         joined = (self.joined,) if self.joined else ()
         for door, place in self.doors:
-            state.run(door, frames[place], *joined)
-        changed = any(state.edges[door.about.name].changed for door, _ in self.doors)
-        for run in self.runs[len(joined):]:
+            step = state.steps[door.about.name]
+            if isinstance(step, CpuSparsify):
+                step(frames[place], *joined)
+            else:
+                state.run(door, frames[place])
+        runs = self.runs[len(joined):]
+        changed = bool(runs) and any(
+            state.edges[door.about.name].changed for door, _ in self.doors)
+        for run in runs:
             first, last = (state.steps[run[i].about.name] for i in (0, -1))
             if isinstance(first, CompiledStep) and isinstance(last, CompiledStep):
                 first.engine.run(first.place, last.place + 1, share=changed)
@@ -66,6 +80,12 @@ class Runner:
                 for node in run:
                     state.run(node)
         return self._outputs()
+
+    def _join_door(self) -> None:
+        """Have the only door run the steps behind it, where nothing of Python's is in them."""
+        door = self.state.steps[self.doors[0][0].about.name] if self.joined else None
+        if isinstance(door, CpuSparsify) and not door.engine.calls_python:
+            door.last = self.joined
 
     def _joined(self) -> int:
         """Return where the steps end that run with the only door, in one call; else 0."""
@@ -101,7 +121,9 @@ class Runner:
                others: dict[str, NodeStats]) -> dict[str, NodeStats]:
         stats: dict[str, NodeStats] = {}
         for name, node in self.compiled.items():
-            ledger = self._step(name).head.ledger
+            step = self.state.steps[name]
+            assert isinstance(step, CompiledStep | CpuSparsify)
+            ledger = step.ledger
             found, written = (int(ledger[column]) for column in columns)
             count = 1 if frames is None else int(ledger[frames])
             sources = [self.state.edges[spec.name] for spec in node.about.inputs]
@@ -114,11 +136,6 @@ class Runner:
                 count * sum(e.mask.numel() for e in sources), found, written,
                 count * self.state.edges[name].mask.numel(), work, work, dense)
         return stats
-
-    def _step(self, name: str) -> CompiledStep:
-        step = self.state.steps[name]
-        assert isinstance(step, CompiledStep)
-        return step
 
 
 def _doors(graph_module: GraphModule) -> list[tuple[DeltaNode, int]]:
@@ -136,8 +153,9 @@ def copy(value: Any, dtype: torch.dtype | None) -> Any:
     if not isinstance(value, Tensor):
         return copy_value(value, dtype)
     if dtype in (None, value.dtype) or not value.is_floating_point():
-        copied = torch.empty_like(value)
-        if copied.stride() == value.stride():
+        if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(
+                memory_format=torch.channels_last)):
+            copied = value.new_empty_strided(value.shape, value.stride())  # `empty_like` asks more
             ctypes.memmove(copied.data_ptr(), value.data_ptr(), value.nbytes)
             return copied
     elif value.dtype == torch.bfloat16 and dtype == torch.float32 and value.numel() < _SMALL:

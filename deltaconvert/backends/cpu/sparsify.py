@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
 from deltaconvert.backends.cpu.engine import Engine
+from deltaconvert.backends.cpu.frame import LEDGER, count_work
 from deltaconvert.backends.cpu.frames import (
     BLOCK,
     compare_blocks,
@@ -34,14 +35,12 @@ from deltaconvert.backends.cpu.native import (
     take,
     view,
 )
-from deltaconvert.backends.cpu.storage import numbers_of
 from deltaconvert.backends.reference import refuse_not_finite
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode
 
 # Numbers that one worker compares in the time that waking another takes, several times over.
 SHARED_NUMBERS = 200_000
-_NONE = np.zeros(0)
 
 
 def plan(node: DeltaNode) -> list[Scratch]:
@@ -66,6 +65,9 @@ class Comparison(NamedTuple):
         mask: of the edge.
         counts: int64 ``[workers, lanes]``: the pixels that are marked, written.
         before: int64 ``[lanes]``: those of the last frame.
+        tally: of the edge.
+        ledger: int64 ``[LEDGER]``, see `frame`.
+        refused: see `Session`.
     """
 
     frame: Longs
@@ -84,9 +86,22 @@ class Comparison(NamedTuple):
     mask: Bytes
     counts: Longs2
     before: Longs
+    tally: Longs
+    ledger: Longs
+    refused: Longs
 
 
 _COMPARISON, _COMPARISON16 = layout(Comparison), layout(Comparison, types.uint16)
+
+
+@entry
+def _begin(address, workers):
+    begin(read(address, _COMPARISON))
+
+
+@entry
+def _begin16(address, workers):
+    begin(read(address, _COMPARISON16))
 
 
 @entry
@@ -110,6 +125,16 @@ def _compare_blocks16(address, worker):
 
 
 @entry
+def _publish(address, workers):
+    publish(read(address, _COMPARISON))
+
+
+@entry
+def _publish16(address, workers):
+    publish(read(address, _COMPARISON16))
+
+
+@entry
 def _replace(address, worker):
     replace_marked(read(address, _COMPARISON), worker)
 
@@ -119,9 +144,39 @@ def _replace16(address, worker):
     replace_marked(read(address, _COMPARISON16), worker)
 
 
+BEGIN, PUBLISH = Entries(_begin, _begin16), Entries(_publish, _publish16)
 COMPARE_PIXELS = Entries(_compare_pixels, _compare_pixels16)
 COMPARE_BLOCKS = Entries(_compare_blocks, _compare_blocks16)
 REPLACE = Entries(_replace, _replace16)
+
+
+@loop
+def begin(task):
+    """Forget the frame before this."""
+    task.taken[0] = 0
+    task.finite[:] = True
+    task.counts[:] = 0
+
+
+@loop
+def publish(task):
+    """Publish how many pixels are to be replaced, of a fresh lane all; or refuse the frame."""
+    for worker in range(task.finite.shape[0]):
+        if not task.finite[worker]:
+            task.refused[0] = 1
+            return
+    lanes = task.fresh.shape[0]
+    plane, total = task.mask.shape[0] // lanes, np.int64(0)
+    for lane in range(lanes):
+        written = np.int64(0)
+        for worker in range(task.counts.shape[0]):
+            written += task.counts[worker, lane]
+        task.before[lane] = task.tally[lane]
+        task.tally[lane] = plane if task.fresh[lane] else written
+        total += task.tally[lane]
+    task.tally[lanes] += 1
+    task.taken[0] = 0
+    count_work(task.ledger, task.mask.shape[0], total)
 
 
 @loop
@@ -214,54 +269,67 @@ class CpuSparsify:
             flat(buffers.scratch[f"cpu.{node.about.name}.marks"])[:mask.size],
             np.zeros(1, np.int64), np.ones(engine.workers.threads, np.bool_), self.state.fresh,
             mask, np.zeros((engine.workers.threads, value.lanes), np.int64),
-            np.zeros(value.lanes, np.int64))
+            np.zeros(value.lanes, np.int64), self.edge.tally, np.zeros(LEDGER, np.int64),
+            engine.refused)
+        self.task.frame[1] = self.edge.value.numel()
         compare = COMPARE_BLOCKS if blocks else COMPARE_PIXELS
-        self._numbers = _NONE  # of the frame, from when it is examined until it is run
-        self.place = engine.add(None, compare.of(value.data), self.task)
-        engine.add(None, REPLACE.of(value.data), self.task)
+        self._frame: Tensor | None = None  # from when it is examined until it is run
+        self._strides: tuple[int, ...] = ()
+        self.last = 0
+        self._is_run = False
+        self._large = self.edge.value.numel() > SHARED_NUMBERS
+        self.place = engine.add(None, compare.of(value.data), self.task, BEGIN.of(value.data))
+        engine.add(None, REPLACE.of(value.data), self.task, PUBLISH.of(value.data))
+
+    @property
+    def ledger(self) -> np.ndarray:
+        """The work of the last frame and of all."""
+        return self.task.ledger
 
     def examine(self, frame: Tensor) -> None:
         """Mark what changed, in memory of its own; change nothing else.
 
+        With `last`, the only door's, a frame that is not refused is run at once: coming back to
+        Python and calling the helpers again would take as long as some of the steps.
+
         Raises:
             NotFiniteError: naming the lane and how many numbers are not finite.
         """
-        self._numbers, self.task.strides[:] = flat_frame(frame)
-        self.task.frame[:] = self._numbers.ctypes.data, self._numbers.size
-        self.task.taken[0], self.task.finite[:], self.task.counts[:] = 0, True, 0
-        self.engine.run(self.place, self.place + 1, self._numbers.size > SHARED_NUMBERS)
-        if not self.task.finite.all():
+        # In few calls, here and around the frame: the caches have forgotten PyTorch's code.
+        self._frame = frame = frame.resolve_neg() if frame.is_neg() else frame
+        if frame.stride() != self._strides:
+            self._frame = frame = without_gaps(frame)
+            self._strides = frame.stride()
+            self.task.strides[:] = self._strides
+        self.task.frame[0] = frame.data_ptr()
+        state = self.state
+        self._is_run = self.last > 0 and state.observer is None and (
+            True not in state.fresh.tolist())
+        if self._is_run:
+            self.engine.run(self.place, self.last)
+        else:
+            self.engine.run(self.place, self.place + 1, self._large)
+        if False in self.task.finite.tolist():
             refuse_not_finite(self.node, frame)
 
     def __call__(self, frame: Tensor, last: int = 0) -> Work:
-        """Replace the pixels that `examine` marked; all of a fresh lane.
+        """Replace the pixels that `examine` marked, if it has not; all of a fresh lane.
 
         Args:
             frame: that was examined.
             last: run the steps behind the door as well, up to this place in the table, exclusive.
         """
-        self.task.before[:] = self.edge.tally[:-1]
-        counts = np.where(self.state.fresh, self.task.mask.size // len(self.state.fresh),
-                          self.task.counts.sum(0))
-        self.edge.publish(counts.tolist())  # nobody looks before it is so
-        self.task.taken[0] = 0
-        share = self._numbers.size > SHARED_NUMBERS or last > 0
-        self.engine.run(self.place + 1, max(last, self.place + 2), share and self.edge.changed)
-        self._numbers = _NONE
+        if not self._is_run:
+            share = (self._large or last > 0) and any(map(any, self.task.counts.tolist()))
+            self.engine.run(self.place + 1, max(last, self.place + 2), share)
+        self._frame, self._is_run = None, False
         return Work(self.task.mask.size, 0)
 
 
-def flat_frame(frame: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """View a frame as one flat array and its strides; copied only where it is scattered.
-
-    Returns:
-        of the frame's type (see `storage`) ``[numbers]``, and int64 ``[4]``.
+def without_gaps(frame: Tensor) -> Tensor:
+    """Return a frame whose numbers are all there is between its first and its last: a copy, if it
+    is not so.
     """
-    frame = frame.detach()
     span = 1 + sum((size - 1) * step
                    for size, step in zip(frame.shape, frame.stride(), strict=True))
-    if span != frame.numel():
-        frame = frame.contiguous()
-        span = frame.numel()
-    strides = np.array(frame.stride(), np.int64)
-    return numbers_of(frame.as_strided((span,), (1,))), strides
+    return frame if span == frame.numel() else frame.contiguous()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from deltaconvert.backends.base import Scratch, Work
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import FOUND, Head
@@ -34,10 +36,16 @@ class CompiledStep:
         self.node, self.engine, self.head, self.task = node, engine, head, task
         self.place = engine.add(head, work, task, prepare)
 
+    @property
+    def ledger(self) -> np.ndarray:
+        """The work of the last frame and of all."""
+        ledger: np.ndarray = self.head.ledger
+        return ledger
+
     def __call__(self) -> Work:
         """Apply the rule at this frame's candidates."""
         self.engine.run(self.place, self.place + 1)
-        found = int(self.head.ledger[FOUND])
+        found = int(self.ledger[FOUND])
         return Work(found, found * self.node.about.multiply_adds)
 
 

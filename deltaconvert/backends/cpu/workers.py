@@ -21,7 +21,7 @@ from deltaconvert.backends.cpu.threads import set_own_threads
 Help = Callable[[int], None]
 # Any of these binds each thread of PyTorch's team to a core, and the main thread with them.
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
-_TEAM_NUMBERS = 1 << 15  # a thread's least share of an operation, in PyTorch
+TEAM_NUMBERS = 1 << 15  # a thread's least share of an operation, in PyTorch
 _PATIENCE_S = 1.0  # for a helper to end, when the program does
 
 
@@ -75,7 +75,7 @@ def _cores_of_others() -> set[int]:
     """
     if not any(map(os.environ.get, _BINDING)) or not hasattr(os, "sched_getaffinity"):
         return set()
-    torch.zeros(_TEAM_NUMBERS * torch.get_num_threads()).neg_()  # the team starts, and is bound
+    torch.zeros(TEAM_NUMBERS * torch.get_num_threads()).neg_()  # the team starts, and is bound
     team: set[int] = set()
     for thread in os.listdir("/proc/self/task"):
         try:

@@ -60,6 +60,7 @@ class Runner:
         self.no_graph = _why_no_graph(nodes, context, graphs)
         self.exits = exits(graph_module)
         self.doors = [step for step in state.steps.values() if isinstance(step, CudaSparsify)]
+        self.plain = False
         for door in self.doors:
             door.runner = self
         self.begin, self.end = self._begin(), self._end()
