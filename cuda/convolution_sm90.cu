@@ -6,25 +6,32 @@
 // of the norm. Where rows are few and sums long, K is cut as well: a cluster has SPLITS blocks for
 // each BN channels, of which the first adds up what the others have summed, and finishes it.
 //
-// Filters lie as [phase][tile of BN channels][K in stages of BK][BN][BK], the channels of every 32
-// in an order (`channel_order` in filters.py) with which a thread holds 8 neighbours, and packs of
-// 16 bytes permuted as in shared memory: so a stage's are copied by one instruction.
+// Filters lie as [phase][tile of BN channels][K in stages of BK][BN][BK], the channels of every
+// QUAD in an order (`channel_order` in filters.py) with which a thread holds a pack of
+// neighbours, and packs of 16 bytes permuted as in shared memory: so a stage's are copied by one
+// instruction.
 //
-// Specialised on: NUMBER, float16 or bfloat16; BM, rows of a tile; BN; STAGES; VEC, the numbers of
-// A copied at once; OUT_VEC, those moved at once behind it; RMS, the norm; BLOCKS, how many are
-// resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with and adds is
-// copied while the tile is multiplied, which takes shared memory, or only asked for; SCAN, whether
-// each block finds the candidates itself (scan.cuh).
+// Tensor cores cut off what tf32 has no bits for, and so would make every product a little smaller.
+// float32 is rounded instead: filters once, A by the thread that copied it.
+//
+// Specialised on: NUMBER, where float is multiplied as tf32; BM, rows of a tile; BN; STAGES; VEC,
+// the numbers of A copied at once; OUT_VEC, those moved at once behind it; RMS, the norm; BLOCKS,
+// how many are resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with
+// and adds is copied while the tile is multiplied, which takes shared memory, or only asked for;
+// SCAN, whether each block finds the candidates itself (scan.cuh).
 #include "device_sm90.cuh"
 
-constexpr int BK = 64, THREADS = BM / 64 * WARPGROUP;
+constexpr int ROW_BYTES = 128;  // of a stage of A or B
+constexpr int BK = ROW_BYTES / static_cast<int>(sizeof(NUMBER)), THREADS = BM / 64 * WARPGROUP;
 #include "gather.cuh"
 #include "scan.cuh"
 
-constexpr int ROW_BYTES = 128;
 constexpr int A_STAGE = BM * ROW_BYTES, B_STAGE = BN * ROW_BYTES;
 constexpr int WIDE = BN < 128 ? BN : 128, ACROSS = BN / WIDE;  // columns of an instruction
-constexpr int GROUPS = BN / 32;  // packs of 8 channels that a thread has in a row
+constexpr int PACK = 16;  // bytes
+constexpr int FEW = PACK / static_cast<int>(sizeof(Number));  // channels of a pack
+constexpr int QUAD = 4 * FEW;  // channels that four threads have a pack of each
+constexpr int GROUPS = BN / QUAD;  // packs that a thread has in a row
 constexpr int AHEAD = STAGES - 2;  // stages under way: one is multiplied, one may be still
 static_assert(AHEAD >= 1, "stages: one to be copied, and two that are multiplied");
 
@@ -33,12 +40,11 @@ struct Shared {
     byte* a;       // [STAGES][BM][ROW_BYTES], permuted
     byte* b;       // [STAGES][BN][ROW_BYTES], permuted
     Arrivals* arrived;  // [STAGES]: of B
-    byte* early;   // [old values, residual][half][GROUPS][THREADS] packs of 8, a thread's own
+    byte* early;   // [old values, residual][half][GROUPS][THREADS] packs, a thread's own
     float* total;  // [BM]: of the norm, this block's part
     int* rows;     // of this tile and of the next, `rows_of`; behind them `found_of`
 };
 
-constexpr int PACK = 16;                               // bytes
 constexpr int EARLY_BYTES = 2 * GROUPS * THREADS * PACK;  // of one of the two maps
 
 __device__ __forceinline__ Shared share(byte* memory, const ConvArgs& args) {
@@ -94,7 +100,7 @@ __device__ __forceinline__ void find_tile(const TileRows& rows, const ConvArgs& 
 __device__ void prefetch_rows(Rows rows, const ConvArgs& args, int column) {
     const long long pixel = rows.pixel[threadIdx.x / 2];
     if (pixel < 0) return;
-    constexpr int LINE = 64;  // numbers
+    constexpr int LINE = ROW_BYTES / static_cast<int>(sizeof(Number));
     NO_UNROLL
     for (int n = threadIdx.x % 2 * LINE; n < BN; n += 2 * LINE) {
         const int channel = column * BN + n;
@@ -109,9 +115,9 @@ __device__ __forceinline__ int first_row() {
     return threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
 }
 
-// A thread has 8 neighbouring channels in every 32 of a row, in two rows, 8 apart.
+// A thread has a pack of neighbouring channels in every QUAD of a row, in two rows, 8 apart.
 __device__ __forceinline__ int channel_of(int column, int group) {
-    return column * BN + group * 32 + threadIdx.x % 4 * 8;
+    return column * BN + group * QUAD + threadIdx.x % 4 * FEW;
 }
 
 // Where a pack that was copied early lies.
@@ -159,15 +165,34 @@ struct Loader {
         arrived = shared.arrived;
     }
 
+    // Where a copy of this thread's goes.
+    __device__ __forceinline__ Number* place(int slot, int i) const {
+        const int row = threadIdx.x / PACKS_A_ROW + i * (THREADS / PACKS_A_ROW);
+        const int at = threadIdx.x % PACKS_A_ROW * VEC * static_cast<int>(sizeof(Number));
+        return reinterpret_cast<Number*>(a + slot * A_STAGE + swizzled(row, at));
+    }
+
+    // Rounds what this thread has copied, and waited for, as far as tensor cores would cut it off.
+    __device__ __forceinline__ void round(int slot) const {
+        if constexpr (sizeof(Number) == 4) {
+            UNROLL
+            for (int i = 0; i < A_COPIES; ++i) {
+                typedef Pack<unsigned, VEC> Bits;
+                const Pack<Number, VEC> x =
+                    *reinterpret_cast<const Pack<Number, VEC>*>(place(slot, i));
+                Bits y;
+                UNROLL
+                for (int j = 0; j < VEC; ++j) y.at[j] = nearest_tf32(to_float(x.at[j]));
+                *reinterpret_cast<Bits*>(place(slot, i)) = y;
+            }
+        }
+    }
+
     __device__ void load(int slot) {
         if (threadIdx.x == 0) copy_all(b + slot * B_STAGE, weight, B_STAGE, arrived + slot);
         gather.look_up();
         UNROLL
-        for (int i = 0; i < A_COPIES; ++i) {
-            const int row = threadIdx.x / PACKS_A_ROW + i * (THREADS / PACKS_A_ROW);
-            const int at = threadIdx.x % PACKS_A_ROW * VEC * static_cast<int>(sizeof(Number));
-            gather.copy(i, reinterpret_cast<Number*>(a + slot * A_STAGE + swizzled(row, at)));
-        }
+        for (int i = 0; i < A_COPIES; ++i) gather.copy(i, place(slot, i));
         weight += BK * BN;
         gather.advance();
     }
@@ -186,7 +211,8 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, Matrix a, Matrix b) {
 }
 
 __device__ __forceinline__ float& sum_of(Sums& sums, int half, int group, int i) {
-    return sums.at[group * 32 / WIDE][group * 32 % WIDE / 2 + i / 2 * 4 + half * 2 + i % 2];
+    const int column = group * QUAD;
+    return sums.at[column / WIDE][column % WIDE / 2 + i / 2 * 4 + half * 2 + i % 2];
 }
 
 // What this block of a cluster does: its channels, and its part of K.
@@ -203,7 +229,7 @@ __device__ __forceinline__ void start_sums(Sums& sums, const ConvArgs& args, con
     UNROLL
     for (int g = 0; g < GROUPS; ++g) {
         UNROLL
-        for (int i = 0; i < 8; i += WIDTH) {
+        for (int i = 0; i < FEW; i += WIDTH) {
             const int channel = channel_of(part.column, g) + i;
             Some x = {};
             if (bias && channel < args.rule.channels)
@@ -232,6 +258,7 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
     for (int stage = -AHEAD; stage < stages; ++stage) {
         if (stage >= 0) {
             wait_for_copies<AHEAD - 1>();
+            loader.round(slot);
             show_tensor_cores();
             block_barrier();  // the stage is there for all; all are done with the one before the last
             wait_for_arrival(shared.arrived + slot, parities >> slot & 1u);
@@ -286,30 +313,43 @@ __device__ __forceinline__ void add_splits(Sums& sums, const Shared& shared, con
     cluster_has_read();  // before a block's stages are overwritten, or it has gone
 }
 
-// 8 neighbouring channels of a pixel, two and two.
-struct alignas(16) Eight { unsigned at[4]; };
+// A pack of neighbouring channels of a pixel; 16-bit numbers two and two.
+template <typename T>
+struct alignas(PACK) Neighbours {
+    unsigned at[4];
 
-__device__ __forceinline__ float number(const Eight& eight, int i) {
-    return to_float(Number{static_cast<unsigned short>(eight.at[i / 2] >> (i % 2 * 16))});
-}
+    __device__ __forceinline__ float number(int i) const {
+        return to_float(T{static_cast<unsigned short>(at[i / 2] >> (i % 2 * 16))});
+    }
 
-// How 8 numbers are moved, OUT_VEC at once; `left` are the channels that there are from here on.
+    // Sets two that begin with an even one.
+    __device__ __forceinline__ void set(int i, float x, float y) {
+        at[i / 2] = rounded_pair(T(), x, y);
+    }
+};
+
+template <>
+struct alignas(PACK) Neighbours<float> {
+    float at[4];
+
+    __device__ __forceinline__ float number(int i) const { return at[i]; }
+    __device__ __forceinline__ void set(int i, float x, float y) { at[i] = x, at[i + 1] = y; }
+};
+
+typedef Neighbours<Number> Few;
+
+// How a pack is moved, OUT_VEC numbers at once; `left` are the channels from here on.
 template <typename From, typename To>
 __device__ __forceinline__ void move(const From* from, To* to, int left) {
-    typedef Pack<Number, OUT_VEC> Some;
+    typedef Pack<Number, OUT_VEC> Part;
     UNROLL
-    for (int i = 0; i < 8 / OUT_VEC; ++i)
+    for (int i = 0; i < FEW / OUT_VEC; ++i)
         if (i * OUT_VEC < left)
-            reinterpret_cast<Some*>(to)[i] = reinterpret_cast<const Some*>(from)[i];
+            reinterpret_cast<Part*>(to)[i] = reinterpret_cast<const Part*>(from)[i];
 }
 
 // Groups whose loads are under way together: more would not fit into the registers.
 constexpr int CHUNK = GROUPS < 2 ? 1 : BN > 128 ? 4 : 2;
-
-struct Row {
-    int pixel;
-    Eight now[GROUPS];
-};
 
 // The norm over the channels, as far as it has come.
 struct Norm {
@@ -329,53 +369,60 @@ struct Norm {
 
 // What the rule compares with and adds, from where it was copied to or from where it is.
 __device__ __forceinline__ void fetch(const Shared& shared, int map, int half, int group,
-                                      const Number* from, Eight& to, int left) {
+                                      const Number* from, Few& to, int left) {
     if (EARLY) {
-        if (left > 0) to = *reinterpret_cast<const Eight*>(early_at(shared, map, half, group));
+        if (left > 0) to = *reinterpret_cast<const Few*>(early_at(shared, map, half, group));
     } else {
         move(from, &to, left);
     }
 }
 
-// The new values of one of a thread's two rows; returns its part of the norm.
-__device__ __forceinline__ float finish_row(Row& row, Sums& sums, const Shared& shared,
-                                            const ConvArgs& args, float threshold, int half,
+// Makes new values of the sums of one of a thread's two rows; returns its part of the norm.
+__device__ __forceinline__ float finish_row(Sums& sums, const Shared& shared, const ConvArgs& args,
+                                            long long pixel, float threshold, int half,
                                             int column) {
-    const long long pixel = row.pixel;
     const Number* before = args.output + pixel * args.step_out;
     const Number* residual = args.residual + pixel * args.step_residual;
     Norm norm = {0.f, false, threshold};
     UNROLL
     for (int first = 0; first < GROUPS; first += CHUNK) {
-        Eight old[CHUNK], added[CHUNK];
+        Few old[CHUNK], added[CHUNK];
         UNROLL
         for (int g = 0; g < CHUNK; ++g) {
             const int channel = channel_of(column, first + g), left = args.rule.channels - channel;
-            old[g] = added[g] = Eight{};
+            old[g] = added[g] = Few{};
             fetch(shared, 0, half, first + g, before + channel, old[g], left);
             if (args.residual)
                 fetch(shared, 1, half, first + g, residual + channel, added[g], left);
         }
         UNROLL
-        for (int k = 0; k < CHUNK * 8; k += 2) {
-            const int g = k / 8, i = k % 8, left = args.rule.channels - channel_of(column, first + g);
-            const float x = sum_of(sums, half, first + g, i) + number(added[g], i);
-            const float y = sum_of(sums, half, first + g, i + 1) + number(added[g], i + 1);
-            Eight& now = row.now[first + g];
-            now.at[i / 2] = rounded_pair(Number(), activate(x, args.rule), activate(y, args.rule));
-            norm.add(number(now, i), number(old[g], i), i / OUT_VEC * OUT_VEC < left);
-            norm.add(number(now, i + 1), number(old[g], i + 1), (i + 1) / OUT_VEC * OUT_VEC < left);
+        for (int k = 0; k < CHUNK * FEW; k += 2) {
+            const int g = k / FEW, i = k % FEW;
+            const int left = args.rule.channels - channel_of(column, first + g);
+            float& x = sum_of(sums, half, first + g, i);
+            float& y = sum_of(sums, half, first + g, i + 1);
+            Few now;
+            now.set(i, activate(x + added[g].number(i), args.rule),
+                    activate(y + added[g].number(i + 1), args.rule));
+            x = now.number(i), y = now.number(i + 1);
+            norm.add(x, old[g].number(i), i / OUT_VEC * OUT_VEC < left);
+            norm.add(y, old[g].number(i + 1), (i + 1) / OUT_VEC * OUT_VEC < left);
         }
     }
     return norm.total();
 }
 
-__device__ __forceinline__ void write_row(const Row& row, const ConvArgs& args, int column) {
-    Number* output = args.output + static_cast<long long>(row.pixel) * args.step_out;
+__device__ __forceinline__ void write_row(Sums& sums, const ConvArgs& args, long long pixel,
+                                          int half, int column) {
+    Number* output = args.output + pixel * args.step_out;
     UNROLL
     for (int g = 0; g < GROUPS; ++g) {
         const int channel = channel_of(column, g);
-        move(&row.now[g], output + channel, args.rule.channels - channel);
+        Few now;
+        UNROLL
+        for (int i = 0; i < FEW; i += 2)
+            now.set(i, sum_of(sums, half, g, i), sum_of(sums, half, g, i + 1));
+        move(&now, output + channel, args.rule.channels - channel);
     }
 }
 
@@ -406,23 +453,24 @@ __device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Ti
         return;
     }
     const int first = first_row();
-    Row rows[2];
+    int pixels[2];
     float total[2] = {0.f, 0.f}, threshold[2];
     UNROLL
     for (int half = 0; half < 2; ++half) {
-        rows[half].pixel = tile.pixel[first + half * 8];
+        pixels[half] = tile.pixel[first + half * 8];
         threshold[half] = tile.threshold[first + half * 8];
-        if (rows[half].pixel >= 0)
-            total[half] = finish_row(rows[half], sums, shared, args, threshold[half], half, column);
+        if (pixels[half] >= 0)
+            total[half] = finish_row(sums, shared, args, pixels[half], threshold[half], half,
+                                     column);
         total[half] = group_sum<4>(total[half]);
     }
     if (part.columns > 1) add_over_blocks(total, shared, first, part.columns);
     int listed = -1;  // the first two of four threads list a row each
     UNROLL
     for (int half = 0; half < 2; ++half) {
-        const int pixel = rows[half].pixel;
+        const int pixel = pixels[half];
         if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;
-        write_row(rows[half], args, column);
+        write_row(sums, args, pixel, half, column);
         if (column == 0 && threadIdx.x % 4 == half) {
             mark(args.rule, pixel);
             listed = pixel;

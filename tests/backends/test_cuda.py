@@ -75,13 +75,20 @@ def test_tensor_cores_in_float16(name: str, told: dict[str, Any]) -> None:
     assert ("TENSOR", 1) in stream.launcher.ran[1].defines
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def of_tensor_cores(node: DeltaNode, **settings: Any) -> KernelStream:
+    """A stream of a node that may be multiplied as tf32."""
+    tolerance = TF32 if node.about.output.dtype == torch.float32 else None
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        return KernelStream(node, tolerance=tolerance, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("told", [TWO, CLUSTER, SPLIT, SPLIT_CLUSTER],
                          ids=["two", "cluster", "split", "split cluster"])
 @pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels",
                                   "conv + residual + relu", "transposed"])
 def test_warpgroups(name: str, told: dict[str, Any], dtype: torch.dtype) -> None:
-    stream = KernelStream(at(make_node(scaled(CASES[name])), dtype), told=told)
+    stream = of_tensor_cores(at(make_node(scaled(CASES[name])), dtype), told=told)
     stream.run()
     assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve_sm90"}
 
@@ -133,12 +140,14 @@ WIDE = conv(weights(72, 40, 3, 3), activation=("silu",)), [(3, 40, 7, 9)]
 
 
 @pytest.mark.parametrize("norm", ["max", "rms"])
-@pytest.mark.parametrize("order", range(len(ORDERS)))
+@pytest.mark.parametrize("order, dtype", [*((order, torch.float16) for order in range(len(ORDERS))),
+                                          (0, torch.float32)])
 @pytest.mark.parametrize("beside, told", [(0, CLUSTER), (3, CLUSTER), (0, SPLIT_CLUSTER)])
-def test_clusters_of_warpgroups(order: int, beside: int, told: Any, norm: str) -> None:
+def test_clusters_of_warpgroups(order: int, dtype: torch.dtype, beside: int, told: Any,
+                                norm: str) -> None:
     """Three blocks of 32 channels, the last not full; more tiles than blocks; odd addresses."""
-    node = at(make_node(scaled(WIDE), threshold=0.2, norm=norm), torch.float16)
-    stream = KernelStream(node, told=told, order=order, beside=beside, processors=1)
+    node = at(make_node(scaled(WIDE), threshold=0.2, norm=norm), dtype)
+    stream = of_tensor_cores(node, told=told, order=order, beside=beside, processors=1)
     stream.run()
     stream.change(0.3, [0], size=1e-3)
     assert stream.check() > 0
@@ -150,12 +159,36 @@ def test_bfloat16(name: str) -> None:
     KernelStream(at(make_node(scaled(CASES[name])), torch.bfloat16)).run()
 
 
+@pytest.mark.parametrize("told", [FUSED, PARTS], ids=["fused", "parts"])
 @pytest.mark.parametrize("name", ["conv 3x3", "conv + residual + relu"])
-def test_tf32(name: str) -> None:
-    with torch.backends.cudnn.flags(allow_tf32=True):
-        stream = KernelStream(make_node(scaled(CASES[name])), tolerance=TF32)
-        stream.run()
+def test_tf32_of_warps(name: str, told: dict[str, Any]) -> None:
+    stream = of_tensor_cores(make_node(scaled(CASES[name])), told=told)
+    stream.run()
     assert ("TENSOR", 1) in stream.launcher.ran[1].defines
+
+
+# Numbers that tf32 lacks, and the nearest: one above the middle of two, and two in the middle.
+ROUNDED = [(1 + 3 / 4096, 1 + 1 / 1024), (1 + 1 / 2048, 1.0), (1 + 3 / 2048, 1 + 2 / 1024)]
+
+
+def check_rounding(x: float, nearest: float, place: Any = lambda node: node,
+                   **settings: Any) -> None:
+    """A mean of equal products, in which maps and filters hold a number that is rounded."""
+    filters = torch.full((16, 64, 2, 2), -x / 256)
+    node = place(make_node((conv(filters, bias=False, padding=(0, 0)), [(1, 64, 2, 2)])))
+    stream = of_tensor_cores(node, told={"warpgroups": True}, **settings)
+    for number, wanted in ((x, nearest * nearest), (math.nan, math.nan), (math.inf, math.inf)):
+        stream.inputs[0].value.fill_(number)
+        stream.begin()
+        stream.step()
+        # But for the sums' own rounding: cut off, they would be 1e-3 less.
+        torch.testing.assert_close(stream.output.value, torch.full_like(
+            stream.output.value, -wanted), rtol=1e-5, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("x, nearest", ROUNDED)
+def test_warpgroups_round_to_tf32(x: float, nearest: float) -> None:
+    check_rounding(x, nearest)
 
 
 @pytest.mark.parametrize("order", range(1, len(ORDERS)))

@@ -21,7 +21,7 @@ MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 168,
                   "examine_pixels": 80, "find_candidates": 96}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
-MOST_SPILLED, MOST_SPILLED_OF_WARPGROUPS = 64, 96
+MOST_SPILLED, MOST_SPILLED_OF_WARPGROUPS = 64, 16
 
 
 def nvrtc():
@@ -49,11 +49,15 @@ def convolutions(dtype: torch.dtype, tensor: bool) -> list[Kernel]:
 def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
     """The tiles that are chosen among, see `_of_warpgroups` in tiles.py."""
     tiles = ((128, 128, 3), (128, 256, 4), (128, 128, 4), (128, 64, 3), (128, 64, 6), (64, 64, 4),
-             (64, 128, 3), (64, 256, 4), (128, 32, 3), (128, 32, 6), (64, 32, 4),
-             (64, 64, 8, True, 2), (64, 128, 6, True, 4), (64, 64, 8, True))
-    made = [Tile(True, bm, bn, 64, stages, True, True, *more) for bm, bn, stages, *more in tiles]
+             (64, 128, 3, True), (64, 128, 4), (64, 256, 4), (128, 32, 3), (128, 32, 6),
+             (64, 32, 4), (64, 64, 4, True, 4), (64, 64, 4, True, 2), (64, 128, 4, True, 4),
+             (64, 64, 4, True))
+    wide = 16 // dtype.itemsize
+    made = [Tile(True, bm, bn, 8 * wide, stages, True, True, *more)
+            for bm, bn, stages, *more in tiles]
     return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=tile.bm, BN=tile.bn,
-                   STAGES=tile.stages, VEC=8, OUT_VEC=8, CLAMPS=1, RMS=1, BLOCKS=tile.resident,
+                   STAGES=tile.stages, VEC=wide, OUT_VEC=wide, CLAMPS=1, RMS=1,
+                   BLOCKS=tile.resident,
                    EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1, SCAN=scan)
             for tile, scan in [(tile, 0) for tile in made] + [(tile, 1) for tile in made[-3:]]]
 
@@ -61,7 +65,8 @@ def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
 def kernels(capability: int) -> list[Kernel]:
     made = [kernel("masks.cu", "find_candidates", torch.float32)]
     if capability == 90:
-        made += of_warpgroups(torch.float16) + of_warpgroups(torch.bfloat16)[:2]
+        made += of_warpgroups(torch.float16) + of_warpgroups(torch.float32)
+        made += of_warpgroups(torch.bfloat16)[:2]
         made.append(kernel("condition.cu", "decide", torch.float32))
     for dtype in (torch.float32, *HALVES):
         made.append(kernel("sparsify.cu", "examine_pixels", dtype, PACKS=3 * dtype.itemsize // 2))

@@ -9,7 +9,7 @@ import torch
 
 from deltaconvert.nodes import Slot
 from tests.backends.test_cpu import CASES, conv, make_node, weights
-from tests.backends.test_cuda import at, scaled
+from tests.backends.test_cuda import ROUNDED, at, check_rounding, scaled
 from tests.cuda.streams import KernelStream
 
 MISTAKES = {
@@ -104,6 +104,16 @@ MISTAKES_OF_WARPGROUPS = {
 }
 
 
+MISTAKES_OF_ROUNDING = {
+    "numbers that tensor cores cut off": ("            loader.round(slot);\n", ""),
+    "numbers that are rounded before they are there": (
+        "            wait_for_copies<AHEAD - 1>();\n            loader.round(slot);",
+        "            loader.round(slot);\n            wait_for_copies<AHEAD - 1>();"),
+    "a stage that is rounded in another's place": ("loader.round(slot);", "loader.round(free);"),
+    "rows that are not rounded": (
+        "for (int i = 0; i < A_COPIES; ++i) {\n                typedef Pack<unsigned",
+        "for (int i = 1; i < A_COPIES; ++i) {\n                typedef Pack<unsigned"),
+}
 MISTAKES_OF_SCANS = {
     "an input whose mask is forgotten": ("if (args.more_bits) bits |= memory[i];", ""),
     "a candidate that is taken for its neighbour": (
@@ -177,3 +187,10 @@ def test_a_mistake_of_splits_is_noticed(mistake):
 def test_a_mistake_of_scans_is_noticed(mistake):
     with pytest.raises(AssertionError):
         run((WARPGROUPS, *MISTAKES_OF_SCANS[mistake]), GROUP_TILE, SCANNED)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_OF_ROUNDING)
+@torch.inference_mode()
+def test_a_mistake_of_rounding_is_noticed(mistake):
+    with pytest.raises(AssertionError):
+        check_rounding(*ROUNDED[0], change=(WARPGROUPS, *MISTAKES_OF_ROUNDING[mistake]))

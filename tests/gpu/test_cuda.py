@@ -17,7 +17,17 @@ from deltaconvert.backends.cuda import dense, unavailable
 from deltaconvert.errors import FrameError
 from deltaconvert.nodes import DeltaNode, Slot
 from tests.backends.test_cpu import CASES, conv, make_node, weights
-from tests.backends.test_cuda import CONVOLUTIONS, DENSE, OF_EACH_KIND, at, scaled
+from tests.backends.test_cuda import (
+    CONVOLUTIONS,
+    DENSE,
+    FUSED,
+    OF_EACH_KIND,
+    PARTS,
+    ROUNDED,
+    at,
+    check_rounding,
+    scaled,
+)
 from tests.cuda.streams import TF32, KernelStream
 
 GPU = torch.device("cuda", 0)
@@ -61,11 +71,18 @@ def test_half_precisions(name, dtype, fused, launcher):
     run(at(make_node(scaled(CASES[name])), dtype), launcher, told={"fused": fused})
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "parts"])
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_tf32(name, fused, launcher):
+@pytest.mark.parametrize("told", [{}, FUSED, PARTS], ids=["chosen", "fused", "parts"])
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, "conv 7x7 of 3 channels"])
+def test_tf32(name, told, launcher):
     with torch.backends.cudnn.flags(allow_tf32=True):
-        run(make_node(scaled(CASES[name])), launcher, told={"fused": fused}, tolerance=TF32)
+        run(make_node(scaled(CASES[name])), launcher, told=told, tolerance=TF32)
+
+
+@pytest.mark.parametrize("x, nearest", ROUNDED)
+def test_warpgroups_round_to_tf32(x, nearest, launcher):
+    if launcher.capability != (9, 0):
+        pytest.skip("no Hopper")
+    check_rounding(x, nearest, to_gpu, launcher=launcher, device=GPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -196,5 +213,8 @@ def test_under_the_sanitizer(launcher):
     """A little of everything, for compute-sanitizer, which takes its time."""
     for name in ("conv 3x3", "conv + residual + relu", "depthwise", "max pool"):
         run(make_node(CASES[name]), launcher)
-    run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, told={"fused": True})
+    for dtype in (torch.float16, torch.float32):
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            run(at(make_node(scaled(CASES["conv 3x3"])), dtype), launcher, told={"fused": True},
+                tolerance=TF32 if dtype == torch.float32 else None)
     run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, dense=True)

@@ -43,6 +43,7 @@ from deltaconvert.backends.cuda.filters import (
     channel_order,
     filter_phases,
     period_of,
+    rounded_to_tf32,
     swizzled,
 )
 from deltaconvert.backends.cuda.scan import scan_bytes, scans, words_of
@@ -176,8 +177,9 @@ def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
     padded = F.pad(matrix.detach(), (0, across, 0, down))
     tiles = padded.unflatten(1, (-1, tile.bn)).transpose(0, 1)
     if tile.warpgroups:  # [tiles, stages, bn, bk]
-        tiles = tiles[:, :, channel_order(tile.bn)].unflatten(1, (-1, tile.bk)).transpose(2, 3)
-        tiles = swizzled(tiles)
+        order = channel_order(tile.bn, PACK_BYTES // matrix.element_size())
+        tiles = swizzled(tiles[:, :, order].unflatten(1, (-1, tile.bk)).transpose(2, 3))
+        tiles = rounded_to_tf32(tiles) if matrix.dtype == torch.float32 else tiles
     return tiles.contiguous()
 
 

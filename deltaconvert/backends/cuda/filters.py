@@ -83,20 +83,29 @@ def filter_phases(node: DeltaNode) -> list[FilterPhase]:
     return phases
 
 
-def channel_order(width: int) -> Tensor:
+def channel_order(width: int, few: int) -> Tensor:
     """Return which output channel each column of a warpgroup's product is.
 
     A thread holds columns ``2 q``, ``2 q + 1`` of every 8 (``q`` its number in a group of four).
-    In this order they are 8 neighbours ``8 q ... 8 q + 7`` of every 32 channels.
+    In this order they are neighbours ``few * q ... few * q + few - 1`` of every ``4 * few``
+    channels, where ``few`` of them are 16 bytes.
     """
     columns = torch.arange(width)
-    block, j, q, pair = columns // 32, columns % 32 // 8, columns % 8 // 2, columns % 2
-    return 32 * block + 8 * q + 2 * j + pair
+    block, j = columns // (4 * few), columns % (4 * few) // 8
+    q, pair = columns % 8 // 2, columns % 2
+    return 4 * few * block + few * q + 2 * j + pair
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    """Round float32 to 10 bits of mantissa, halves to even, as ``cvt.rn.tf32`` does."""
+    bits = x.contiguous().view(torch.int32)
+    nearest = (bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF
+    return torch.where(x.isfinite(), nearest.view(torch.float32), x)
 
 
 def swizzled(rows: Tensor) -> Tensor:
-    """Permute the packs of 8 numbers of ``[..., rows, 64]`` as in shared memory, by the row."""
-    packs = rows.unflatten(-1, (8, 8))
+    """Permute the 8 packs of each of ``[..., rows, bk]`` as in shared memory, by the row."""
+    packs = rows.unflatten(-1, (8, -1))
     order = torch.arange(8) ^ torch.arange(rows.shape[-2])[:, None] % 8
     order = order.to(rows.device)[..., None].expand(packs.shape)
     return packs.gather(-2, order).flatten(-2)

@@ -21,12 +21,16 @@ LIKELY_SHARE, LIKELY_SHARE_OF_STEPS, LIKELY_SHARE_OF_WINDOWS = 0.058, 0.064, 0.0
 MOST_FUSED_CHANNELS = 256
 BLOCKS_A_PROCESSOR = 4
 RESULT_PAD = 8
-WARPGROUP_DEPTH = 64  # K of a stage: rows of 128 bytes
+ROW_BYTES = 128  # of a stage of warpgroups, along K
 MOST_COLUMNS = 8  # blocks of a cluster that every Hopper GPU can run together
 LARGE_CLUSTER, LARGE_GPU = 16, 132  # what those with so many multiprocessors can
 WIDTHS = (32, 64, 128, 256)  # columns of a warpgroup's tile
-LONG_SUM = 2048  # products, of which a cut along K pays for a cluster that is hard to place
-AT_ONCE = 1.12  # blocks a multiprocessor, of what a device does at once
+MEDIUM_SUM, LONG_SUM = 16, 32  # stages of K
+# Blocks a multiprocessor, of what a device does at once: where several are resident, where one is,
+# and where one is and clusters are large, which leave some multiprocessors out.
+AT_ONCE, ALONE_AT_ONCE, ALONE_IN_CLUSTERS = 1.12, 0.95, 0.8
+# Columns of tiles whose sums are cut in four, the stages that pays from, blocks a multiprocessor.
+QUARTERS = ((128, 2 * LONG_SUM, ALONE_IN_CLUSTERS), (64, LONG_SUM, 1.25))
 REGISTERS, BLOCK_LIMIT = 65536, 8
 
 
@@ -73,7 +77,9 @@ class Tile:
     def _stage_bytes(self, residual: bool) -> int:
         """Count what a block of warpgroups has for maps and filters."""
         maps = (1 + residual) * self.early
-        return 128 * self.stages * (self.bm + self.bn) + 2 * maps * self.bm * self.bn
+        itemsize = ROW_BYTES // self.bk
+        return (ROW_BYTES * self.stages * (self.bm + self.bn)
+                + itemsize * maps * self.bm * self.bn)
 
     def cluster(self, channels: int) -> int:
         """Return the blocks of a cluster."""
@@ -110,15 +116,16 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
     pixels = math.prod(node.about.output.mask_shape)
     rows = round(EXPECTED_SHARE * pixels)
     taps = node.about.args[1].shape[2], node.about.args[1].shape[3]
-    if (dtype.itemsize == 2 and groups == 1 and launcher.capability == (9, 0)
-            and told.get("warpgroups", True)):
+    tensor = tensor_cores(dtype, launcher)
+    if tensor and groups == 1 and launcher.capability == (9, 0) and told.get("warpgroups", True):
         likely = _likely_share(max(taps), max(node.about.params["stride"])) * pixels
-        tile = _of_warpgroups(width, node.about.args[1][0].numel(), likely, launcher.processors)
+        depth = node.about.args[1][0].numel() * dtype.itemsize // ROW_BYTES
+        bk = ROW_BYTES // dtype.itemsize
+        tile = _of_warpgroups(width, depth, likely, launcher.processors, bk)
         if told.get("warpgroups"):  # whatever the number of tiles
-            tile = tile or Tile(True, 64, 64, WARPGROUP_DEPTH, 4, True, True)
+            tile = tile or _tile(64, 64, bk, 4)
         if tile and told.get("fused", True):
             return replace(tile, **told)
-    tensor = tensor_cores(dtype, launcher)
     bn = 128 if width > 64 else 64 if width > 32 else 32
     half = tensor and dtype.itemsize == 2
     # Of a dozen of each tried on an H100, in docs/performance-cuda.md.
@@ -136,16 +143,17 @@ def _likely_share(taps: int, stride: int) -> float:
     return LIKELY_SHARE_OF_WINDOWS if stride == 1 else LIKELY_SHARE_OF_STEPS
 
 
-def _of_warpgroups(width: int, depth: int, rows: float, processors: int) -> Tile | None:
+def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int) -> Tile | None:
     """Return the largest tile of which there are enough to keep a device busy.
 
     Nothing, where there are too many channels. Found by trying some for each layer of ResNet-50,
-    with one stream and eight; docs/performance-cuda.md.
+    with one stream and eight (`gpu_tiles.py`); docs/performance-cuda.md.
 
     Args:
-        width, depth: output channels, and products that each sums.
+        width, depth: output channels, and whole stages of K that each sums.
         rows: expected.
         processors: multiprocessors.
+        bk: numbers of K in a stage.
     """
     narrowest = next((bn for bn in WIDTHS if -(-width // bn) <= MOST_COLUMNS), 0)
 
@@ -153,55 +161,69 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int) -> Tile
         blocks = -(-int(rows) // bm) * -(-width // bn)
         return narrowest <= bn < 2 * max(width, WIDTHS[0]) and blocks >= share * processors
 
-    def tile(bm: int, bn: int, stages: int) -> Tile:
-        return Tile(True, bm, bn, WARPGROUP_DEPTH, stages, True, True)
-
     narrow = max(narrowest, 64 if width > 32 else 32)
     if not narrowest:
         return None
-    few = _of_few_rows(width, depth, -(-int(rows) // 64), processors)
+    few = _of_few_rows(width, depth, -(-int(rows) // 64), processors, bk)
     if few:
         return few
     if width <= 512 and enough(128, 128, 2):
-        return tile(128, 128, 3)
+        return _tile(128, 128, bk, 3)
     if width >= 512 and enough(128, 256, 0.75):
-        return tile(128, 256, 4)
-    if width > 64 and depth >= 256 and enough(128, 128, 0.48):
-        return tile(128, 128, 3 if enough(128, 128, 1) else 4)
+        return _tile(128, 256, bk, 4)
+    if width > 64 and depth >= 4 and enough(128, 128, 0.48):
+        return _tile(128, 128, bk, 3 if enough(128, 128, 1) else 4)
     if narrow <= 64 and enough(128, narrow, 2):
-        return tile(128, narrow, 3)
+        return _tile(128, narrow, bk, 3)
     if narrow <= 64 and enough(128, narrow, 0.6 if width > 64 else 0.4) and (
-            width <= 64 or depth >= 128):
-        return tile(128, narrow, 6)
-    wide = narrow if narrow > 64 or width <= 64 or depth >= 128 else 128
-    return replace(tile(64, wide, 3 if wide == 128 else 4), early=wide == 128)
+            width <= 64 or depth * bk >= 128):
+        return _tile(128, narrow, bk, 6)
+    if narrow <= 64 and (width <= 64 or depth * bk >= 128):
+        return _tile(64, narrow, bk, 4)
+    wide = max(narrow, 128)
+    early = _tile(64, wide, bk, 3, early=True)
+    return early if wide == 128 and early.resident > 1 else _tile(64, wide, bk, 4)
 
 
-def _of_few_rows(width: int, depth: int, tiles: int, processors: int) -> Tile | None:
+def _of_few_rows(width: int, depth: int, tiles: int, processors: int, bk: int) -> Tile | None:
     """Return the tile for what is done at once: at most one block a multiprocessor, or little more.
 
-    Nothing, where there are more. K is cut where half of the multiprocessors would have nothing.
+    Nothing, where there are more. K is cut where half of the multiprocessors would have nothing;
+    of tf32 sooner and into more parts, because a part takes twice as long and a cut does not.
 
     Args:
-        width, depth, processors: see `_of_warpgroups`.
+        width, depth, processors, bk: see `_of_warpgroups`.
         tiles: of 64 rows, expected.
     """
     most = LARGE_CLUSTER if processors >= LARGE_GPU else MOST_COLUMNS
-    bn = 32 if width <= 32 else 64
-    share = tiles * -(-width // 128) / processors
-    if width > 64 and (share >= (0.75 if depth < LONG_SUM else 0.55)
+    tf32 = bk == ROW_BYTES // 4
+    # 16-bit numbers gain less by more parts, and where more rows change, they lose a quarter.
+    for bn, least, room in QUARTERS if tf32 else ():
+        columns = -(-width // bn)
+        if (width > bn // 2 and depth >= least and 4 * columns <= most
+                and 4 * tiles * columns <= room * processors):
+            return _tile(64, bn, bk, 4, early=True, splits=4)
+    bn, share = 32 if width <= 32 else 64, tiles * -(-width // 128) / processors
+    if width > 64 and (share >= (0.75 if depth < LONG_SUM else 0.5)
                        or width > 64 * MOST_COLUMNS):
         bn = 128
-    columns = -(-width // bn)
-    blocks = tiles * columns
-    if blocks > AT_ONCE * processors or columns > most:
-        return None
-    halves = 2 * blocks <= processors and depth >= 16 * WARPGROUP_DEPTH
-    portable = 2 * columns <= MOST_COLUMNS or (2 * columns <= most and depth >= LONG_SUM)
-    splits = 2 if halves and portable else 1
     # So few stages that two or three blocks are resident, should there be more rows than expected.
-    stages = 3 if bn == 128 and depth < 16 * WARPGROUP_DEPTH else 4
-    return Tile(True, 64, bn, WARPGROUP_DEPTH, stages, True, True, True, splits)
+    stages = 3 if bn == 128 and depth < MEDIUM_SUM and not tf32 else 4
+    tile, columns = _tile(64, bn, bk, stages, early=True), -(-width // bn)
+    blocks, alone = tiles * columns, tile.resident == 1
+    if blocks > (ALONE_AT_ONCE if alone else AT_ONCE) * processors or columns > most:
+        return None
+    shortest, cluster = MEDIUM_SUM // (1 + tf32), 2 * columns  # were K cut in two
+    large = cluster > MOST_COLUMNS
+    fits = 2 * blocks <= (ALONE_IN_CLUSTERS if large and alone else 1) * processors and (
+        not large or (cluster <= most and depth >= 2 * shortest))
+    cut = depth >= shortest and (fits or (tf32 and cluster <= 4 and not alone))
+    return replace(tile, splits=2) if cut else tile
+
+
+def _tile(bm: int, bn: int, bk: int, stages: int, early: bool = False, splits: int = 1) -> Tile:
+    """Return a tile of warpgroups."""
+    return Tile(True, bm, bn, bk, stages, True, True, early, splits)
 
 
 def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:

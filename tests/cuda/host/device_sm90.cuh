@@ -9,28 +9,30 @@ constexpr int WARPGROUP = 128;
 
 namespace host {
 
+constexpr int K_BYTES = 32;  // of each row, that one instruction multiplies
+
 struct Product {
     float* sums;
     int columns;
     const unsigned char *a, *b;  // as the instruction names them: start addresses
-    std::vector<unsigned short> seen_a, seen_b;
-    float (*to_float)(unsigned short);
+    int size;                    // bytes of a number
+    float (*number)(const unsigned char*);  // what tensor cores take the one there for
+    std::vector<unsigned char> seen_a, seen_b;
 };
 
-// A number of the row and K; addresses are permuted in every 1024 bytes of shared memory.
-inline unsigned short element(const unsigned char* start, int row, int k) {
-    size_t at = start - shared() + row / 8 * 1024 + row % 8 * 128 + 2 * k;
+// Where a byte of a row is; addresses are permuted in every 1024 bytes of shared memory.
+inline const unsigned char* place(const unsigned char* start, int row, int byte) {
+    size_t at = start - shared() + row / 8 * 1024 + row % 8 * 128 + byte;
     at ^= at / 128 % 8 * 16;
-    unsigned short x;
-    memcpy(&x, shared() + at, 2);
-    return x;
+    return shared() + at;
 }
 
-inline std::vector<unsigned short> matrix(const unsigned char* start, int rows) {
-    std::vector<unsigned short> numbers(16 * rows);
+inline std::vector<unsigned char> matrix(const unsigned char* start, int rows) {
+    std::vector<unsigned char> bytes(K_BYTES * rows);
     for (int row = 0; row < rows; ++row)
-        for (int k = 0; k < 16; ++k) numbers[16 * row + k] = element(start, row, k);
-    return numbers;
+        for (int byte = 0; byte < K_BYTES; byte += 16)
+            memcpy(&bytes[K_BYTES * row + byte], place(start, row, byte), 16);
+    return bytes;
 }
 
 inline void compute(const Product& product) {
@@ -38,15 +40,19 @@ inline void compute(const Product& product) {
     if (thread == 0 && (matrix(product.a, 64) != product.seen_a
                         || matrix(product.b, product.columns) != product.seen_b))
         complain("a stage was overwritten before its product was done");
+    const auto number = [&](const unsigned char* start, int row, int k) {
+        return product.number(place(start, row, k * product.size));
+    };
+    const int depth = K_BYTES / product.size;
     float left[2][16];
     for (int half = 0; half < 2; ++half)
-        for (int k = 0; k < 16; ++k)
-            left[half][k] = product.to_float(element(
-                product.a, thread / WARP_SIZE * 16 + thread % WARP_SIZE / 4 + half * 8, k));
+        for (int k = 0; k < depth; ++k)
+            left[half][k] = number(
+                product.a, thread / WARP_SIZE * 16 + thread % WARP_SIZE / 4 + half * 8, k);
     for (int i = 0; i < product.columns / 2; ++i)
-        for (int k = 0; k < 16; ++k)
-            product.sums[i] += left[i / 2 % 2][k] * product.to_float(element(
-                product.b, i / 4 * 8 + thread % 4 * 2 + i % 2, k));
+        for (int k = 0; k < depth; ++k)
+            product.sums[i] += left[i / 2 % 2][k]
+                             * number(product.b, i / 4 * 8 + thread % 4 * 2 + i % 2, k);
 }
 
 inline void check_start(const void* matrix) {
@@ -54,6 +60,16 @@ inline void check_start(const void* matrix) {
     const size_t at = start - shared();
     if (at % 128 % 32 || at / 128 % 8)
         complain("a matrix that does not begin with the first of 8 rows");
+}
+
+template <typename Half>
+float taken(Half x) { return to_float(x); }
+
+// As tf32: the upper 19 bits.
+inline float taken(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return number_of(bits & ~0x1fffu);
 }
 
 }  // namespace host
@@ -100,8 +116,8 @@ typedef const unsigned char* Matrix;
 inline Matrix matrix_at(const void* start) { return static_cast<Matrix>(start); }
 inline Matrix further(Matrix matrix, int bytes) { return matrix + bytes; }
 
-template <typename Half, int REGISTERS>
-void multiply_warpgroup(Half, float (&c)[REGISTERS], Matrix a, Matrix b) {
+template <typename Number, int REGISTERS>
+void multiply_warpgroup(Number, float (&c)[REGISTERS], Matrix a, Matrix b) {
     struct Call { Matrix a, b; } all[WARPGROUP];
     host::exchange("multiply_warpgroup", Call{a, b}, all);
     for (const Call& other : all)
@@ -109,8 +125,12 @@ void multiply_warpgroup(Half, float (&c)[REGISTERS], Matrix a, Matrix b) {
     host::check_start(a);
     host::check_start(b);
     auto product = std::make_shared<host::Product>();
-    *product = {c, 2 * REGISTERS, a, b, {}, {},
-                [](unsigned short bits) { return to_float(Half{bits}); }};
+    const auto number = [](const unsigned char* place) {
+        Number x;
+        memcpy(&x, place, sizeof x);
+        return host::taken(x);
+    };
+    *product = {c, 2 * REGISTERS, a, b, sizeof(Number), number, {}, {}};
     if (host::block->current % WARPGROUP == 0) {
         product->seen_a = host::matrix(product->a, 64);
         product->seen_b = host::matrix(product->b, product->columns);
@@ -132,6 +152,13 @@ void wait_for_products() {
         for (const auto& product : products.front()) host::compute(*product);
         products.erase(products.begin());
     }
+}
+
+// To 10 bits of mantissa, halves to even.
+inline unsigned nearest_tf32(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return std::isfinite(x) ? (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu : bits;
 }
 
 inline void prefetch(const void*) {}
