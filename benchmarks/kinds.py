@@ -151,10 +151,10 @@ def measure(spec: str, size: tuple[int, int], active: float, threads: int, devic
             dtype: torch.dtype = torch.float32) -> Figures:
     """Measure one network."""
     on_gpu = device == "cuda"
-    clip, others = frames_of(size, active)
-    exact = build(spec, clip).to(memory_format=torch.channels_last)
-    frames, others = ([f.to(device) for f in some] for some in (clip, others))
-    wanted = outputs_of(_in_float32(exact.to(device)), _checked(frames, others))
+    frames, others = ([f.to(device) for f in some] for some in frames_of(size, active))
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+        exact = build(spec, frames).to(memory_format=torch.channels_last)
+        wanted = outputs_of(_dense(exact), _checked(frames, others))
     model = copy.deepcopy(exact).to(dtype) if on_gpu else exact
     frames, others = ([f.to(dtype) for f in some] for some in (frames, others))
     dense = _dense(model)
@@ -204,7 +204,7 @@ def build(spec: str, frames: Sequence[Tensor]) -> nn.Module:
         torch.manual_seed(0)
         made = NETWORKS[spec]() if spec in NETWORKS else build_model(
             spec if ":" in spec else f"torchvision:{spec}")
-    model = made.eval()
+    model = made.eval().to(frames[0].device)
     batch_norm_statistics(model, [torch.cat(pair) for pair in pairwise(frames[::3])])
     return model
 
@@ -213,14 +213,6 @@ def _dense(model: nn.Module) -> Callable[[Tensor], Any]:
     def run(frame: Tensor) -> Any:
         with torch.inference_mode():
             return model(frame.contiguous(memory_format=torch.channels_last))
-    return run
-
-
-def _in_float32(model: nn.Module) -> Callable[[Tensor], Any]:
-    """Return the dense network without TF32."""
-    def run(frame: Tensor) -> Any:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            return _dense(model)(frame)
     return run
 
 
