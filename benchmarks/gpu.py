@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py [--out FILE]
 
-`gpu_layers.py`, `gpu_resize.py` and `gpu_networks.py`, with a compiled dense network among the
-peers.
+`gpu_layers.py`, `gpu_resize.py` and `gpu_networks.py`, with what `torch.compile` makes of the dense
+layers and networks among the peers: in its default mode for the layers, in a CUDA graph, and
+"reduce-overhead" for networks; "max-autotune" takes minutes for each.
 """
 
 from __future__ import annotations
@@ -64,6 +65,18 @@ def layers(deadline: float) -> list[dict[str, Any]]:
     return rows
 
 
+def compiled_layers(deadline: float) -> dict[str, float]:
+    """Measure all layers as one compiled function, where tensor cores multiply."""
+    times = {}
+    for name, dtype in (("float16", torch.float16), ("tf32", torch.float32)):
+        for lanes in (1, 8):
+            if time.monotonic() < deadline:
+                times[f"{name} lanes {lanes}"] = gpu_layers.compiled_ms(lanes, dtype)
+                torch.cuda.empty_cache()
+    print("layers, compiled as one, ms:", times, flush=True)
+    return times
+
+
 def networks(deadline: float) -> list[dict[str, Any]]:
     """Measure the networks, the compiled peer for the first of each."""
     rows: list[dict[str, Any]] = []
@@ -92,6 +105,7 @@ def main() -> None:
         result["ceilings"] = ceilings()
         print(result["ceilings"])
         result["layers"] = layers(start + SECONDS / 2)
+        result["compiled_layers_ms"] = compiled_layers(start + SECONDS / 2)
         result["resize"] = gpu_resize.all_rows(CupyLauncher(GPU))
         result["networks"] = networks(start + SECONDS)
     result["seconds"] = time.monotonic() - start

@@ -173,12 +173,10 @@ class Bound:
         return count / mask.numel()
 
 
-class Bench(Bound):
-    """One layer."""
+class Dense:
+    """A layer's tensors, and the library's ways."""
 
-    def __init__(self, layer: Layer, lanes: int, dtype: torch.dtype, share: float,
-                 threshold: float, launcher: CupyLauncher,
-                 told: dict[str, Any] | None = None) -> None:
+    def __init__(self, layer: Layer, lanes: int, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         self.layer, self.lanes = layer, lanes
         k, (h, w) = layer.kernel, layer.size_out
@@ -191,8 +189,36 @@ class Bench(Bound):
         self.added = torch.randn(lanes, layer.cout, h, w, device=GPU, dtype=dtype).to(
             memory_format=last) if layer.residual else None
         self.padding = k // 2
-        values = [self.x] + ([self.added] if layer.residual else [])
-        super().__init__(self._node(dtype, threshold), values, share, launcher, told)
+
+    def dense_fused(self) -> Tensor:
+        """The library's own fusion, where it has one."""
+        args = (self.layer.stride,) * 2, (self.padding,) * 2, (1, 1), 1
+        if self.added is None:
+            return torch.cudnn_convolution_relu(self.x, self.weight, self.bias, *args)
+        return torch.cudnn_convolution_add_relu(self.x, self.weight, self.added, 1.0, self.bias,
+                                                *args)
+
+    def dense(self) -> Tensor:
+        return dense(self.layer, self.x, self.weight, self.bias, self.added)
+
+
+def dense(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None) -> Tensor:
+    """Compute a layer as PyTorch's own operators do."""
+    y = F.conv2d(x, weight, bias, layer.stride, layer.kernel // 2)
+    if added is not None:
+        y += added
+    return F.relu_(y)
+
+
+class Bench(Dense, Bound):
+    """One layer."""
+
+    def __init__(self, layer: Layer, lanes: int, dtype: torch.dtype, share: float,
+                 threshold: float, launcher: CupyLauncher,
+                 told: dict[str, Any] | None = None) -> None:
+        Dense.__init__(self, layer, lanes, dtype)
+        values = [self.x] + ([self.added] if self.added is not None else [])
+        Bound.__init__(self, self._node(dtype, threshold), values, share, launcher, told)
         self.tile = self.weights.data.tile
 
     def _node(self, dtype: torch.dtype, threshold: float) -> DeltaNode:
@@ -211,20 +237,6 @@ class Bench(Bound):
             EdgeSpec("y", shape, dtype, self.lanes), prints,
             math.prod(self.weight.shape), threshold,
             shapes=Shapes(tuple(shapes_in), shape, {"weight": tuple(self.weight.shape)}, params)))
-
-    def dense_fused(self) -> Tensor:
-        """The library's own fusion, where it has one."""
-        args = (self.layer.stride,) * 2, (self.padding,) * 2, (1, 1), 1
-        if self.added is None:
-            return torch.cudnn_convolution_relu(self.x, self.weight, self.bias, *args)
-        return torch.cudnn_convolution_add_relu(self.x, self.weight, self.added, 1.0, self.bias,
-                                                *args)
-
-    def dense(self) -> Tensor:
-        y = F.conv2d(self.x, self.weight, self.bias, self.layer.stride, self.padding)
-        if self.added is not None:
-            y += self.added
-        return F.relu_(y)
 
 
 def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> float:
@@ -264,6 +276,23 @@ def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshol
             "share": share, "candidates": needed, "fused": bench.tile.fused,
             "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, **other,
             "dense_tflops": tera / dense, "sparse_tflops": tera * needed / sparse}
+
+
+def compiled_ms(lanes: int, dtype: torch.dtype) -> float:
+    """Time all layers of the body as one function of ``torch.compile``, in a CUDA graph.
+
+    As often as the body has each, with a filter of its own each time: the compiler would drop what
+    is computed twice.
+    """
+    torch._dynamo.reset()
+    calls = []
+    for made in (Dense(layer, lanes, dtype) for layer in body()):
+        calls += [(made.layer, made.x, made.weight.clone(), made.bias, made.added)
+                  for _ in range(made.layer.times)]
+    compiled = torch.compile(lambda calls: [dense(*call) for call in calls], dynamic=False)
+    for found, call in zip(compiled(calls), calls, strict=True):
+        torch.testing.assert_close(found, dense(*call), rtol=3e-2, atol=3e-2)
+    return time_ms(lambda: compiled(calls))
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.calibrate import batch_norm_statistics
+from deltaconvert.outputs import tensors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -103,8 +104,8 @@ def error_of(outputs: list[Tensor], exact: list[Tensor]) -> float:
                for o, e in zip(outputs, exact, strict=True))
 
 
-def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return dense inference as one CUDA graph, with the frame copied in."""
+def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], list[Tensor]]:
+    """Return dense inference as one CUDA graph, the frame copied in and the outputs out."""
     static = frame.clone()
     for _ in range(3):
         model(static)
@@ -113,10 +114,10 @@ def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], Tensor]:
     with torch.cuda.graph(graph):
         out = model(static)
 
-    def run(frame: Tensor) -> Tensor:
+    def run(frame: Tensor) -> list[Tensor]:
         static.copy_(frame)
         graph.replay()
-        return out.clone()
+        return [t.clone() for t in tensors(out)]
     return run
 
 

@@ -16,8 +16,8 @@ class Rule(ctypes.Structure):
 
     _fields_ = (("thresholds", c_void_p), ("fresh", c_void_p), ("mask", c_void_p),
                 ("changed", c_void_p), ("list", c_void_p), ("bits", c_void_p), ("plane", c_int),
-                ("channels", c_int), ("rms", c_int), ("activation", c_int), ("slope", c_float),
-                ("least", c_float), ("most", c_float), ("width", c_int))
+                ("channels", c_int), ("rms", c_int), ("width", c_int), ("y", c_float),
+                ("z", c_float), ("least", c_float), ("most", c_float))
 
 
 class MaskSource(ctypes.Structure):
@@ -117,6 +117,14 @@ class Source(ctypes.Structure):
                 ("channels", c_int), ("one_lane", c_int), ("unused", c_int))
 
 
+class PoolArgs(ctypes.Structure):
+    """Of ``sum_pixels``; ``pooling.cu``."""
+
+    _fields_ = (("input", c_void_p), ("parts", c_void_p), ("changed", c_void_p),
+                ("fresh", c_void_p), ("step", c_int), ("channels", c_int), ("plane", c_int),
+                ("lanes", c_int), ("width", c_int), ("unused", c_int))
+
+
 class PixelArgs(ctypes.Structure):
     """Of ``compute_pixels``; ``pixels.cu``."""
 
@@ -126,6 +134,7 @@ class PixelArgs(ctypes.Structure):
                 ("phases", c_void_p), ("step_out", c_int), ("step_residual", c_int),
                 ("height", c_int), ("width", c_int), ("phase_count", c_int),
                 ("product", c_int), ("alpha", c_float), ("beta", c_float), ("gamma", c_float),
+                ("setting", c_float), ("factor", c_int),
                 ("part_rows", c_int), ("part_cols", c_int), ("part_group", c_int),
                 ("part_width", c_int), ("part_step", c_int), ("part_grid", c_int),
                 ("unused", c_int), ("source", Source * MOST_SOURCES))

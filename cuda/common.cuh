@@ -19,10 +19,6 @@ __device__ __forceinline__ float rounded(float x) {
 template <typename T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Pack { T at[COUNT]; };
 
-enum Activation {
-    NONE, RELU, RELU6, LEAKY_RELU, HARDSWISH, SIGMOID, SILU, HARDSIGMOID, TANH, GELU, ELU
-};
-
 // How a node decides, and where it says so.
 struct Rule {
     const float* thresholds;  // [lanes]
@@ -34,37 +30,20 @@ struct Rule {
     int plane;                // pixels of a lane
     int channels;             // of the output
     int rms;                  // which norm
-    int activation;
-    float slope;
-    float least, most;        // of what an activation that only clamps lets pass
     int width;                // of the map
+    float y, z;               // settings of the activation
+    float least, most;        // of what one that only clamps lets pass
 };
 
-// Comparisons are such that NaN stays NaN. CLAMPS: the activation is none, or one that only
-// clamps; a choice among all of them would cost branches for every number.
+// ACTIVATE is an expression of x and the settings (functions.py), where the activation is none
+// that only clamps.
 __device__ __forceinline__ float activate(float x, const Rule& rule) {
-#if CLAMPS
-    return clamp(x, rule.least, rule.most);
+#ifdef ACTIVATE
+    const float y = rule.y, z = rule.z;
+    (void)y, (void)z;
+    return ACTIVATE;
 #else
-    switch (rule.activation) {
-        case RELU: return x <= 0.f ? 0.f : x;
-        case RELU6: return x <= 0.f ? 0.f : (x > 6.f ? 6.f : x);
-        case LEAKY_RELU: return x > 0.f ? x : x * rule.slope;
-        case HARDSWISH: {
-            const float y = x + 3.f;
-            return x * (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
-        }
-        case SIGMOID: return 1.f / (1.f + expf(-x));
-        case SILU: return x / (1.f + expf(-x));
-        case HARDSIGMOID: {
-            const float y = x + 3.f;
-            return (y <= 0.f ? 0.f : (y > 6.f ? 6.f : y)) / 6.f;
-        }
-        case TANH: return tanhf(x);
-        case GELU: return 0.5f * x * (1.f + erff(x * 0.70710678f));
-        case ELU: return x > 0.f ? x : rule.slope * expm1f(x);
-        default: return x;
-    }
+    return clamp(x, rule.least, rule.most);
 #endif
 }
 

@@ -6,8 +6,9 @@ constexpr int MOST_SOURCES = 8;
 
 // What output pixels read of a map: by tables, rows is [height_out, taps_y], cols [width_out,
 // taps_x], input indices or -1 for a tap that is not there; or what those tables are for a
-// window: tap t of row y is row first_y + y * step_y + t * spread_y, where the map has it.
-enum Reads { TAPS, WINDOW, EVERYTHING };
+// window: tap t of row y is row first_y + y * step_y + t * spread_y, where the map has it. ONE: all
+// read the only pixel of the lane.
+enum Reads { TAPS, WINDOW, EVERYTHING, ONE };
 
 struct MaskSource {
     const byte* mask;
@@ -110,6 +111,7 @@ __device__ __forceinline__ unsigned found_by_tables(const MaskSource& from, cons
 __device__ __forceinline__ unsigned found_in(const MaskSource& from, const Strip& at) {
     if (from.reads == WINDOW) return found_by_window(from, at);
     if (from.reads == TAPS) return found_by_tables(from, at);
+    if (from.reads == ONE) return from.mask[at.lane] ? ~0u : 0u;
     return *from.changed ? ~0u : 0u;
 }
 

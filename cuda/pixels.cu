@@ -3,7 +3,8 @@
 //
 // Specialised on NUMBER; OUT_VEC, the numbers a thread moves at once; LANES, a power of 2; PACKS,
 // how often a lane moves them for a pixel, or 0 where that is so often that new values are computed
-// a second time rather than kept; RMS, the norm; CLAMPS (common.cuh); and OPERATION, below.
+// a second time rather than kept; RMS, the norm; ACTIVATE (common.cuh); and OPERATION, below, of
+// which APPLY has a FUNCTION: an expression of x, y, z and s.
 #include "common.cuh"
 #include "parts.cuh"
 
@@ -12,12 +13,15 @@
 #define MEAN 2        // of the taps
 #define DEPTHWISE 3   // taps times a filter a channel, bias, residual
 #define COMBINE 4     // alpha x + beta y + gamma, or x y
-#define PICK 5        // a channel of an input, by table: cat, select, resize, pad
+#define PICK 5        // a channel of an input, by table: cat, select, pad, shuffles
 #define AFFINE 6      // x times a number a channel, plus another
 #define SOFTMAX 7     // over the channels
 #define CHANNEL_MEAN 8
 #define GIVEN 9       // what PyTorch computed for the whole map, bias, residual
 #define WEIGH 10      // the sum of the taps, each times its row's and its column's weight
+#define APPLY 11      // a function of up to three maps and numbers
+#define NORM 12       // of a pixel's channels: less their mean or not, over their spread
+#define POOLED 13     // the sums that pooling.cu left, times alpha
 
 constexpr int MOST_SOURCES = 8;
 
@@ -37,17 +41,21 @@ struct PixelArgs {
     const Number* residual;
     const int* list;
     const int* counts;     // one a phase
-    const float* weight;   // DEPTHWISE [taps, channels]; AFFINE [channels]; WEIGH [height_out,
-                           // taps_y], and behind it [width_out, taps_x]
+    const float* weight;   // DEPTHWISE [taps, channels]; AFFINE [channels]; NORM the same, or null;
+                           // WEIGH [height_out, taps_y], and behind it [width_out, taps_x]
     const float* bias;     // [channels] or null
-    const int* table;      // PICK: [channels, 2], source and channel of it
+    const int* table;      // PICK: [channels, 2], source and channel of it (-1: none)
     const float* divisors; // MEAN: [height_out] and [width_out], whose product divides
     const float* parts;
     const Phase* phases;
     int step_out, step_residual, height, width;
     int phase_count;
-    int product;  // COMBINE: which of the two
-    float alpha, beta, gamma;
+    int product;  // COMBINE: which of the two; PICK: the table tells the tap of one source; NORM:
+                  // less the mean
+    float alpha, beta, gamma;  // PICK: gamma where there is nothing; NORM: alpha is added to the
+                               // mean square; APPLY: x, y and z where they are no maps, and s:
+    float setting;
+    int factor;  // PICK: the place in a square of so many pixels is added to the channel
     // PARTS: rows and columns of all sums are in whole tiles of part_rows and part_cols; a group
     // has part_width columns for its part_group channels; part_grid blocks computed the sums.
     int part_rows, part_cols, part_group, part_width, part_step, part_grid, unused;
@@ -58,7 +66,9 @@ typedef Pack<Number, OUT_VEC> OutPack;
 
 constexpr int PIXELS = WARP / LANES, STEP = LANES * OUT_VEC;
 // How many blocks have registers to be resident, and packs that are asked for together.
-constexpr int THREADS = 256, BLOCKS = PACKS > 2 ? 2 : PACKS == 2 || OPERATION == PARTS ? 3 : 4;
+constexpr bool MANY_REGISTERS = OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN
+                                || OPERATION == DEPTHWISE || OPERATION == WEIGH || OPERATION == NORM;
+constexpr int THREADS = 256, BLOCKS = PACKS > 2 ? 2 : PACKS == 2 || MANY_REGISTERS ? 3 : 4;
 constexpr int CHUNK = PACKS > 4 ? 1 : PACKS > 2 ? 2 : PACKS;
 
 // Where a group of lanes is.
@@ -91,6 +101,79 @@ __device__ __forceinline__ void read(const Number* from, int channels, int c, fl
     }
 }
 
+// Numbers of a table of [.., channels], where channels are a multiple of OUT_VEC.
+__device__ __forceinline__ void read_floats(const float* from, float (&x)[OUT_VEC]) {
+    typedef Pack<float, OUT_VEC < 4 ? OUT_VEC : 4> Some;
+    constexpr int WIDTH = sizeof(Some) / sizeof(float);
+    UNROLL
+    for (int v = 0; v < OUT_VEC; v += WIDTH) {
+        const Some some = *reinterpret_cast<const Some*>(from + v);
+        UNROLL
+        for (int i = 0; i < WIDTH; ++i) x[v + i] = some.at[i];
+    }
+}
+
+constexpr int TOGETHER = 4;  // taps that are asked for before any of them is waited for
+
+// Calls `use(i, j, y)` with channels c to c + OUT_VEC of each tap of the source that is there.
+template <typename Use>
+__device__ __forceinline__ void for_taps(const PixelArgs& args, const Place& at, int c, Use use) {
+    const Source& from = args.source[0];
+    if (!from.rows) {  // the pixel's own place alone
+        float y[OUT_VEC];
+        read(tap(args, 0, at, 0, 0), 2, c, y);
+        use(0, 0, y);
+        return;
+    }
+    const int* rows = from.rows + at.y * from.taps_y;
+    const int* cols = from.cols + at.x * from.taps_x;
+    const int taps_x = from.taps_x;
+    const Number* map = from.data + static_cast<long long>(at.lane) * from.height * from.width
+                                    * from.step + c;
+    NO_UNROLL
+    for (int i = 0; i < from.taps_y; ++i) {
+        const int row = rows[i];
+        if (row < 0) continue;
+        const Number* line = map + static_cast<long long>(row) * from.width * from.step;
+        NO_UNROLL
+        for (int first = 0; first < taps_x; first += TOGETHER) {
+            int col[TOGETHER];
+            OutPack packs[TOGETHER];
+            UNROLL
+            for (int k = 0; k < TOGETHER; ++k) col[k] = first + k < taps_x ? cols[first + k] : -1;
+            UNROLL
+            for (int k = 0; k < TOGETHER; ++k)
+                if (col[k] >= 0)
+                    packs[k] = *reinterpret_cast<const OutPack*>(line + col[k] * from.step);
+            UNROLL
+            for (int k = 0; k < TOGETHER; ++k) {
+                if (col[k] < 0) continue;
+                float y[OUT_VEC];
+                UNROLL
+                for (int v = 0; v < OUT_VEC; ++v) y[v] = to_float(packs[k].at[v]);
+                use(i, first + k, y);
+            }
+        }
+    }
+}
+
+#if OPERATION == APPLY
+__device__ __forceinline__ float function_of(float x, float y, float z, float s) {
+    return FUNCTION;
+}
+#endif
+
+// Reads an argument that is a map, or a number.
+__device__ __forceinline__ void operand(const PixelArgs& args, int s, const Place& at, int c,
+                                        float number, float (&x)[OUT_VEC]) {
+    if (args.source[s].data) {
+        read(tap(args, s, at, 0, 0), args.source[s].channels, c, x);
+    } else {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = number;
+    }
+}
+
 // Computes channels c to c + OUT_VEC of a pixel.
 __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, int c,
                                         float (&x)[OUT_VEC]) {
@@ -106,59 +189,55 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
         UNROLL
         for (int v = 0; v < OUT_VEC; ++v) x[v] += pack.at[v];
     }
+#elif OPERATION == POOLED
+    const float* from = args.parts + static_cast<long long>(at.lane) * args.part_grid
+                                     * args.rule.channels + c;
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
+    UNROLL_BY_4
+    for (int part = 0; part < args.part_grid; ++part) {
+        float y[OUT_VEC];
+        read_floats(from + part * args.rule.channels, y);
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v];
+    }
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] *= args.alpha;
 #elif OPERATION == MAXIMUM || OPERATION == MEAN
-    const Source& from = args.source[0];
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v) x[v] = OPERATION == MAXIMUM ? -INFINITE : 0.f;
-    for (int i = 0; i < from.taps_y; ++i) {
-        for (int j = 0; j < from.taps_x; ++j) {
-            const Number* place = tap(args, 0, at, i, j);
-            if (!place) continue;
-            float y[OUT_VEC];
-            read(place, 2, c, y);
-            UNROLL
-            for (int v = 0; v < OUT_VEC; ++v) {
-                if (OPERATION == MEAN) x[v] += y[v];
-                else x[v] = y[v] > x[v] || y[v] != y[v] ? y[v] : x[v];  // NaN stays
-            }
+    for_taps(args, at, c, [&](int, int, const float (&y)[OUT_VEC]) {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) {
+            if (OPERATION == MEAN) x[v] += y[v];
+            else x[v] = y[v] > x[v] || y[v] != y[v] ? y[v] : x[v];  // NaN stays
         }
-    }
+    });
     if (OPERATION == MEAN) {
         const float divisor = args.divisors[at.y] * args.divisors[args.height + at.x];
         UNROLL
         for (int v = 0; v < OUT_VEC; ++v) x[v] /= divisor;
     }
 #elif OPERATION == DEPTHWISE
-    const Source& from = args.source[0];
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
-    for (int i = 0; i < from.taps_y; ++i) {
-        for (int j = 0; j < from.taps_x; ++j) {
-            const Number* place = tap(args, 0, at, i, j);
-            if (!place) continue;
-            const float* weight = args.weight + (i * from.taps_x + j) * args.rule.channels + c;
-            float y[OUT_VEC];
-            read(place, 2, c, y);
-            UNROLL
-            for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v] * weight[v];
-        }
-    }
+    for_taps(args, at, c, [&](int i, int j, const float (&y)[OUT_VEC]) {
+        const int first = (i * args.source[0].taps_x + j) * args.rule.channels + c;
+        float weight[OUT_VEC];
+        read_floats(args.weight + first, weight);
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v] * weight[v];
+    });
 #elif OPERATION == WEIGH
-    const Source& from = args.source[0];
-    const float* down = args.weight + at.y * from.taps_y;
-    const float* across = args.weight + args.height * from.taps_y + at.x * from.taps_x;
+    const float* down = args.weight + at.y * args.source[0].taps_y;
+    const float* across = args.weight + args.height * args.source[0].taps_y
+                          + at.x * args.source[0].taps_x;
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
-    for (int i = 0; i < from.taps_y; ++i) {
-        for (int j = 0; j < from.taps_x; ++j) {
-            const Number* place = tap(args, 0, at, i, j);
-            if (!place) continue;
-            float y[OUT_VEC];
-            read(place, 2, c, y);
-            UNROLL
-            for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v] * (down[i] * across[j]);
-        }
-    }
+    for_taps(args, at, c, [&](int i, int j, const float (&y)[OUT_VEC]) {
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v] * (down[i] * across[j]);
+    });
 #elif OPERATION == COMBINE
     float y[OUT_VEC];
     read(tap(args, 0, at, 0, 0), args.source[0].channels, c, x);
@@ -169,9 +248,20 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
 #elif OPERATION == PICK
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v) {
-        const Number* place = tap(args, args.table[2 * (c + v)], at, 0, 0);
-        x[v] = place ? to_float(place[args.table[2 * (c + v) + 1]]) : 0.f;
+        const int which = args.table[2 * (c + v)], channel = args.table[2 * (c + v) + 1];
+        const int columns = args.source[0].taps_x;
+        const Number* place = args.product ? tap(args, 0, at, which / columns, which % columns)
+                                           : tap(args, which, at, 0, 0);
+        const int shift = at.y % args.factor * args.factor + at.x % args.factor;
+        x[v] = place && channel >= 0 ? to_float(place[channel + shift]) : args.gamma;
     }
+#elif OPERATION == APPLY
+    float y[OUT_VEC], z[OUT_VEC];
+    operand(args, 0, at, c, args.alpha, x);
+    operand(args, 1, at, c, args.beta, y);
+    operand(args, 2, at, c, args.gamma, z);
+    UNROLL
+    for (int v = 0; v < OUT_VEC; ++v) x[v] = function_of(x[v], y[v], z[v], args.setting);
 #elif OPERATION == AFFINE
     read(tap(args, 0, at, 0, 0), 2, c, x);
     UNROLL
@@ -181,23 +271,43 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
 #endif
 }
 
-// What needs all channels of a pixel before any of them is known.
-struct Summary { float largest, sum; };
+// What needs all channels of a pixel before any of them is known: the largest number and the sum of
+// exponentials, the sum, or the mean and one over the spread.
+struct Summary { float center, total; };
 
 __device__ __forceinline__ Summary summarize(const PixelArgs& args, const Place& at) {
-    Summary all = {-INFINITE, 0.f};
+    Summary all = {OPERATION == NORM ? 0.f : -INFINITE, 0.f};
 #if OPERATION == SOFTMAX || OPERATION == CHANNEL_MEAN
     const int channels = at.pixel < 0 ? 0 : args.source[0].channels;
     const Number* place = at.pixel < 0 ? nullptr : tap(args, 0, at, 0, 0);
     for (int c = threadIdx.x % LANES; c < channels; c += LANES) {
-        all.largest = fmaxf(all.largest, to_float(place[c]));
-        if (OPERATION == CHANNEL_MEAN) all.sum += to_float(place[c]);
+        all.center = fmaxf(all.center, to_float(place[c]));
+        if (OPERATION == CHANNEL_MEAN) all.total += to_float(place[c]);
     }
-    all.largest = group_max<LANES>(all.largest);
+    all.center = group_max<LANES>(all.center);
     if (OPERATION == SOFTMAX)
         for (int c = threadIdx.x % LANES; c < channels; c += LANES)
-            all.sum += expf(to_float(place[c]) - all.largest);
-    all.sum = group_sum<LANES>(all.sum);
+            all.total += expf(to_float(place[c]) - all.center);
+    all.total = group_sum<LANES>(all.total);
+#elif OPERATION == NORM
+    const int first = threadIdx.x % LANES * OUT_VEC;
+    const int channels = at.pixel < 0 ? 0 : args.rule.channels;
+    const Number* place = at.pixel < 0 ? nullptr : tap(args, 0, at, 0, 0);
+    for (int turn = args.product ? 0 : 1; turn < 2; ++turn) {  // the mean, then the spread
+        float sum = 0.f;
+        for (int c = first; c < channels; c += STEP) {
+            float x[OUT_VEC];
+            read(place, 2, c, x);
+            UNROLL
+            for (int v = 0; v < OUT_VEC; ++v) {
+                const float d = x[v] - all.center;
+                sum += turn == 0 ? x[v] : d * d;
+            }
+        }
+        sum = group_sum<LANES>(sum) / args.rule.channels;
+        if (turn == 0) all.center = sum;
+        else all.total = 1.f / sqrtf(sum + args.alpha);
+    }
 #endif
     return all;
 }
@@ -232,26 +342,29 @@ __device__ __forceinline__ void evaluate(const PixelArgs& args, const Place& at,
     float x[OUT_VEC];
     if (OPERATION == CHANNEL_MEAN) {
         UNROLL
-        for (int v = 0; v < OUT_VEC; ++v) x[v] = all.sum / args.source[0].channels;
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = all.total / args.source[0].channels;
     } else if (OPERATION == GIVEN) {
         UNROLL
         for (int v = 0; v < OUT_VEC; ++v) x[v] = to_float(asked.given.at[v]);
     } else {
         compute(args, at, c, x);
     }
+    if (OPERATION == NORM) {
+        float weight[OUT_VEC];
+        if (args.weight) read_floats(args.weight + c, weight);
+        UNROLL
+        for (int v = 0; v < OUT_VEC; ++v)
+            x[v] = (x[v] - all.center) * all.total * (args.weight ? weight[v] : 1.f);
+    }
     if (OPERATION == SOFTMAX) {
         UNROLL
-        for (int v = 0; v < OUT_VEC; ++v) x[v] = expf(x[v] - all.largest) / all.sum;
+        for (int v = 0; v < OUT_VEC; ++v) x[v] = expf(x[v] - all.center) / all.total;
     }
     if (args.bias) {
-        typedef Pack<float, OUT_VEC < 4 ? OUT_VEC : 4> Some;
-        constexpr int WIDTH = sizeof(Some) / sizeof(float);
+        float bias[OUT_VEC];
+        read_floats(args.bias + c, bias);
         UNROLL
-        for (int v = 0; v < OUT_VEC; v += WIDTH) {
-            const Some some = *reinterpret_cast<const Some*>(args.bias + c + v);
-            UNROLL
-            for (int i = 0; i < WIDTH; ++i) x[v + i] += some.at[i];
-        }
+        for (int v = 0; v < OUT_VEC; ++v) x[v] += bias[v];
     }
     if (args.residual) {
         UNROLL

@@ -6,11 +6,11 @@ and u is set, so that `lower` makes one delta node of them.
 
 Between nodes that run whole a value is compared and stored for nobody: all of the next one runs
 when anything has changed. A node joins its readers where all of them are one node already, so that
-only the last one's value leaves; a view joins each of its readers. Vectors stay nodes: those of
-gates, whose thresholds hold back what would touch every pixel, and a classifier's, for which
-backends have loops. So does what depends on fewer inputs of the model than its readers do: it may
-rest while they run. Operators that are not known join their like only, so that reports tell them
-apart.
+only the last one's value leaves; a view joins each of its readers, and so does what cuts a tensor
+up, of whose parts not every backend has a place for all. Vectors stay nodes: those of gates, whose
+thresholds hold back what would touch every pixel, and a classifier's, for which backends have
+loops. So does what depends on fewer inputs of the model than its readers do: it may rest while
+they run. Operators that are not known join their like only, so that reports tell them apart.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
             continue
         into = frozenset[fx.Node]().union(*(last.get(reader, ()) for reader in node.users))
         joins = (all(reader in last for reader in node.users)
-                 and (len(into) == 1 or (into and node.target in VIEWS))
+                 and (len(into) == 1 or (into and (node.target in VIEWS or _cuts(node))))
                  and all(depends[node] == depends[other]
                          and is_unknown(node) == is_unknown(other) for other in into)
                  and not _is_vector(node.meta["value"], lanes))
@@ -60,8 +60,12 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
 
 def is_unknown(node: fx.Node) -> bool:
     """Whether this computes what is not known; to cut a tensor up is not to compute."""
+    return bool(node.meta["rule"] == "unknown") and not _cuts(node)
+
+
+def _cuts(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return bool(node.meta["rule"] == "unknown") and name not in CUTS
+    return name in CUTS
 
 
 def _inputs_behind(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:

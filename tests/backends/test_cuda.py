@@ -217,15 +217,59 @@ def test_holds_back_what_is_within_the_threshold(name: str, norm: str, told) -> 
     assert stream.output.counts == [0, 0, 0]
 
 
-@pytest.mark.parametrize("activation", [*ACTIVATIONS, ("hardsigmoid",), ("tanh",), ("elu", 0.7)],
-                         ids=lambda a: a[0])
+@pytest.mark.parametrize("activation", [
+    *(a for a in ACTIVATIONS if a[0] != "prelu"), ("softshrink", 0.3), ("elu", 0.7)],
+    ids=lambda a: "-".join(map(str, a)))
 def test_activations(activation: tuple[Any, ...]) -> None:
-    from deltaconvert.operators.registry import named
-
-    if named(activation[0]) is None:
-        pytest.skip(f"{activation[0]} is no operator yet")
     case = conv(weights(37, 24, 1, 1), padding=(0, 0), activation=activation), [MAP]
-    KernelStream(make_node(case)).run()
+    stream = KernelStream(make_node(case))
+    stream.run()
+    assert {k.entry for k in stream.launcher.ran} >= {"convolve"}
+
+
+# Functions of numbers at one place: two maps, a gate, a map of a channel, constants and numbers.
+GATE, THIN = (3, 24, 1, 1), (3, 1, 13, 18)
+APPLIED = {
+    "divided by a gate": (("div", (Slot(0), Slot(1)), {"rounding_mode": None}), [MAP, GATE]),
+    "a number over a map": (("div", (2.0, Slot(0)), {"rounding_mode": None}), [MAP]),
+    "divided by a constant": (("div", (Slot(0), weights(24, 1, 1).abs() + 1),
+                               {"rounding_mode": None}), [MAP]),
+    "square": (("pow", (Slot(0), 2), {}), [MAP]),
+    "to the power of a map": (("pow", (1.5, Slot(0)), {}), [MAP]),
+    "larger of two": (("maximum", (Slot(0), Slot(1)), {}), [MAP, THIN]),
+    "smaller of two": (("minimum", (Slot(0), Slot(1)), {}), [MAP, MAP]),
+    "mixed": (("lerp", (Slot(0), Slot(1), 0.3), {}), [MAP, MAP]),
+    "mixed by a map": (("lerp", (Slot(0), Slot(1), Slot(2)), {}), [MAP, MAP, GATE]),
+    "plus a product": (("addcmul", (Slot(0), Slot(1), Slot(2)), {"value": 0.5}),
+                       [MAP, MAP, THIN]),
+    "plus a constant product": (("addcmul", (weights(24, 1, 1), weights(24, 1, 1), Slot(0)),
+                                 {"value": 2}), [MAP]),
+    "slopes of channels": (("prelu", (Slot(0), weights(24)), {}), [MAP]),
+    "one slope": (("prelu", (Slot(0), weights(1)), {}), [MAP]),
+    "shrunk": (("hardshrink", (Slot(0),), {"lambd": 0.4}), [MAP]),
+    "cut below": (("threshold", (Slot(0),), {"threshold": 0.2, "value": -3.0}), [MAP]),
+    "clamped": (("clamp", (Slot(0),), {"min": -0.2, "max": None}), [MAP]),
+    **{name: ((name, (Slot(0),), {}), [MAP]) for name in (
+        "abs", "neg", "square", "exp", "expm1", "sin", "erf", "atan", "floor", "mish", "selu")},
+    "unshuffled": (("pixel_unshuffle", (Slot(0),), {"factor": 2}), [(3, 6, 8, 14)]),
+    "patches merged": (("patch_merging2d", (Slot(0),), {}), [(3, 12, 9, 13)]),
+}
+
+
+@pytest.mark.parametrize("name, dtype", [
+    *((name, torch.float32) for name in APPLIED),
+    *((name, torch.float16) for name in ("divided by a gate", "slopes of channels", "exp",
+                                         "unshuffled"))])
+def test_functions_of_numbers_and_shuffles_have_kernels(name: str, dtype: torch.dtype) -> None:
+    stream = KernelStream(at(make_node(APPLIED[name]), dtype))
+    stream.run()
+    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "compute_pixels"}
+    assert stream.kind == "pixels"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_local_node_runs_whole(name: str) -> None:
+    assert KernelStream(make_node(CASES[name])).kind in ("pixels", "convolution")
 
 
 @pytest.mark.parametrize("norm", ["max", "rms"])

@@ -192,6 +192,80 @@ def test_nodes_without_a_kernel_run_whole_on_the_device():
     assert "whole" in kinds.values()
 
 
+class Dense(nn.Module):
+    """A dense block: each layer reads all that is before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Conv2d(3 + 4 * i, 4, 3, padding=1) for i in range(5))
+        self.first = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [self.first(x)]
+        for layer in self.layers:
+            maps.append(torch.relu(layer(torch.cat(maps, 1))))
+        return torch.cat(maps, 1)
+
+
+def test_unions_of_a_dense_block_go_on_from_those_before():
+    delta, model = deltaconvert.convert(Dense(), backend="cuda"), Dense()
+    for frame in small_clip():
+        torch.testing.assert_close(delta(frame), model(frame), rtol=1e-4, atol=1e-5)
+    state = delta.stream._state
+    unions = [launch for name, step in state.steps.items() for launch in step.launches
+              if launch.kernel.entry == "unite_masks"]
+    assert [launch.args.sources for launch in unions] == [1, 2, 2, 2, 2, 2]
+    for name, (_, mask) in edges_of(delta).items():
+        if name.startswith("cat"):
+            node = next(n for n in delta.stream.program.nodes if n.about.name == name)
+            wanted = [state.edges[spec.name].mask for spec in node.about.inputs]
+            assert torch.equal(mask, torch.stack(wanted).amax(0)), name
+
+
+class Pooled(nn.Module):
+    """Each way of pooling to one pixel."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(x)
+        return (nn.functional.adaptive_avg_pool2d(x, 1), x.mean((2, 3)),
+                x.mean((-1, -2), keepdim=True))
+
+
+# More channels than threads, and an odd number of them; fewer pixels than blocks, and more.
+@pytest.mark.parametrize("size", [(40, 13, 18), (37, 3, 5), (2072, 2, 3), (8, 70, 80)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_pooling_to_one_pixel(size, dtype):
+    delta = deltaconvert.convert(Pooled(), backend="cuda")
+    torch.manual_seed(0)
+    frame = torch.randn(2, *size, dtype=dtype)
+    for lane in (None, 1, 0, None):
+        if lane is not None:
+            frame = frame.clone()
+            frame[lane, :, :2, 1:3] += 1
+        for out, wanted in zip(delta(frame), Pooled()(frame.float()), strict=True):
+            tolerance = 1e-5 if dtype == torch.float32 else 1e-3
+            torch.testing.assert_close(out.float(), wanted, rtol=tolerance, atol=tolerance)
+    program = delta.stream.program
+    kinds = [program.weights[n.about.name].kind for n in program.nodes]
+    assert kinds.count("pooling") == 3
+
+
+def test_a_small_change_of_a_mean_is_held_back():
+    class Gated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.mean((2, 3), keepdim=True)
+
+    delta = deltaconvert.convert(Gated(), backend="cuda", nodes={"mean": 1e-2})
+    frame = torch.rand(1, 8, 6, 5)
+    first = delta(frame)
+    frame = frame.clone()
+    frame[0, :, 2, 2] += 0.1  # a thirtieth of that in the mean
+    changed = (delta(frame) != first).any(1)[0]
+    assert changed.nonzero().tolist() == [[2, 2]]
+    assert (delta(frame + 0.1) != first).all()
+
+
 def test_what_is_no_float_runs_by_the_reference():
     class Labels(nn.Module):
         def __init__(self) -> None:

@@ -10,7 +10,8 @@ import re
 import pytest
 import torch
 
-from deltaconvert.backends.cuda.pixels import MOST_PACKS, MOST_PACKS_OF_OTHERS
+from deltaconvert.backends.cuda.functions import ACTIVATIONS, FUNCTIONS
+from deltaconvert.backends.cuda.pixels import APPLY, MOST_PACKS, MOST_PACKS_OF_OTHERS
 from deltaconvert.backends.cuda.tiles import Tile
 from deltaconvert.cuda.loader import FOLDER, Kernel, kernel, source_of
 
@@ -40,8 +41,7 @@ def convolutions(dtype: torch.dtype, tensor: bool) -> list[Kernel]:
         fused = {"BM": 128 if half and bn < 128 else 64, "BK": 32 if half else 16, "STAGES": 4}
         parts = {"BM": 64, "BK": 64 if half else 32 if tensor else 16, "STAGES": 3}
         made += [kernel("convolution.cu", "convolve", dtype, TENSOR=int(tensor), BN=bn, VEC=wide,
-                        FUSED=int(rule), OUT_VEC=wide if rule else 1, CLAMPS=1, WINDOWED=int(rule),
-                        **tile)
+                        FUSED=int(rule), OUT_VEC=wide if rule else 1, WINDOWED=int(rule), **tile)
                  for rule, tile in ((True, fused), (False, parts))]
     return made
 
@@ -56,14 +56,14 @@ def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
     made = [Tile(True, bm, bn, 8 * wide, stages, True, True, *more)
             for bm, bn, stages, *more in tiles]
     return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=tile.bm, BN=tile.bn,
-                   STAGES=tile.stages, VEC=wide, OUT_VEC=wide, CLAMPS=1, RMS=1,
-                   BLOCKS=tile.resident,
+                   STAGES=tile.stages, VEC=wide, OUT_VEC=wide, RMS=1, BLOCKS=tile.resident,
                    EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1, SCAN=scan)
             for tile, scan in [(tile, 0) for tile in made] + [(tile, 1) for tile in made[-3:]]]
 
 
 def kernels(capability: int) -> list[Kernel]:
-    made = [kernel("masks.cu", "find_candidates", torch.float32)]
+    made = [kernel("masks.cu", "find_candidates", torch.float32),
+            kernel("pooling.cu", "sum_pixels", torch.float16, VEC=8)]
     if capability == 90:
         made += of_warpgroups(torch.float16) + of_warpgroups(torch.float32)
         made += of_warpgroups(torch.bfloat16)[:2]
@@ -73,8 +73,9 @@ def kernels(capability: int) -> list[Kernel]:
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
                             OUT_VEC=16 // dtype.itemsize, LANES=lanes, PACKS=packs, RMS=1,
-                            CLAMPS=code % 2)
-                     for code in range(11)
+                            **({"ACTIVATE": ACTIVATIONS["mish"]} if code % 2 else {}),
+                            **({"FUNCTION": FUNCTIONS["addcdiv"]} if code == APPLY else {}))
+                     for code in range(14)
                      for lanes, packs in ((8, 1), (32, MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)))]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)

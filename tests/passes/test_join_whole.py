@@ -40,6 +40,13 @@ def of_one_tuple(self, x):
     return self.conv((q + k * v).transpose(1, 2).reshape(x.shape[0], 32, x.shape[2], x.shape[3]))
 
 
+def attention_of_channels(self, x):
+    """As EdgeNeXt: the products of channels are little more than a vector, and stay a node."""
+    q, k, v = self.qkv(tokens(self, x)).reshape(x.shape[0], -1, 3, 32).permute(2, 0, 3, 1).unbind()
+    y = F.softmax(F.normalize(q) @ F.normalize(k).transpose(1, 2), -1) @ v
+    return self.conv(y.reshape(x.shape[0], 32, x.shape[2], x.shape[3]))
+
+
 def split_attention(self, x):
     """As ResNeSt and SKNet: a view that a sum and a product read."""
     parts = self.widen(x).reshape(x.shape[0], 2, 16, x.shape[2], x.shape[3])
@@ -48,7 +55,7 @@ def split_attention(self, x):
 
 
 #: models, and how many of the nodes that run whole remain
-JOINED = {attention: 1, of_one_tuple: 1, split_attention: 5}
+JOINED = {attention: 1, of_one_tuple: 1, attention_of_channels: 3, split_attention: 5}
 
 
 def model(function, kind=Model):
@@ -66,6 +73,7 @@ def run_whole(delta):
 def test_joins(function):
     delta = assert_same_outputs(model(function), frames_like(*SIZE))
     assert len(run_whole(delta)) == JOINED[function]
+    assert all(node.output.shape is not None for node in run_whole(delta)), "a tuple of tensors"
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

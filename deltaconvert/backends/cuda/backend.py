@@ -12,10 +12,18 @@ from torch.fx import GraphModule
 
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Backend, Buffers, Scratch, Step
-from deltaconvert.backends.cuda import convolution, pixels, sparsify, whole
-from deltaconvert.backends.cuda.candidates import Tables, list_name, list_scratch, union
-from deltaconvert.backends.cuda.context import Context, Tally, activation_code, activation_of
+from deltaconvert.backends.cuda import convolution, pixels, pooling, sparsify, whole
+from deltaconvert.backends.cuda.candidates import (
+    Tables,
+    joint_name,
+    list_name,
+    list_scratch,
+    union,
+    united_before,
+)
+from deltaconvert.backends.cuda.context import Context, Tally, activation_of
 from deltaconvert.backends.cuda.dense import DenseStep
+from deltaconvert.backends.cuda.functions import applied
 from deltaconvert.backends.cuda.runner import Runner
 from deltaconvert.config import Config
 from deltaconvert.cuda.arguments import MOST_SOURCES
@@ -38,7 +46,7 @@ class Prepared:
         reason: of ``"whole"``: why not sparsely.
     """
 
-    kind: Literal["sparsify", "convolution", "pixels", "whole"]
+    kind: Literal["sparsify", "convolution", "pixels", "pooling", "whole"]
     data: Any = None
     reason: str = ""
 
@@ -111,6 +119,8 @@ class CudaBackend(Backend):
         if about.rule == "sparsify":
             return Prepared("sparsify")
         reason = self._why_whole(node)
+        if reason and pooling.suits(node):
+            return Prepared("pooling")
         if reason:
             return Prepared("whole", reason=reason)
         try:
@@ -128,7 +138,7 @@ class CudaBackend(Backend):
             if edge.dtype != about.output.dtype or not edge.is_map:
                 return f"{edge.name} is {edge.dtype} of shape {edge.shape}"
         activation = activation_of(node)
-        if activation_code(activation) is None:
+        if applied(activation) is None and activation and activation[0] != "prelu":
             return f"the kernels lack the activation {activation}"
         assert about.operator is not None
         if about.operator.name.startswith("conv"):
@@ -140,6 +150,8 @@ class CudaBackend(Backend):
         prepared = self.prepared[node.about.name]
         phases = prepared.data.period if prepared.kind == "convolution" else (1, 1)
         self.counters[node.about.name] = 1 + phases[0] * phases[1]
+        if node.about.aliases:
+            self._plan_union(node)
         if node.about.aliases or self._too_many(node):
             return []
         if prepared.kind == "convolution":
@@ -147,6 +159,8 @@ class CudaBackend(Backend):
                                        self.config.dense_fallback)
         elif prepared.kind == "sparsify":
             scratch = sparsify.plan(node)
+        elif prepared.kind == "pooling":
+            scratch = pooling.plan(node, self.tables)
         else:
             scratch = [list_scratch(node, self.tables, phases)]
         self.tables.producers.add(node.about.name)  # behind: a node does not read itself
@@ -154,6 +168,13 @@ class CudaBackend(Backend):
         scratch += whole.plan(node) if prepared.kind == "whole" else []
         self.scratch[node.about.name] = [want.name for want in scratch]
         return scratch
+
+    def _plan_union(self, node: DeltaNode) -> None:
+        """Settle which union waits for which: as for lists, the first to want one makes it."""
+        names = [spec.name for spec in node.about.inputs]
+        done = united_before(node, self.tables.unions)
+        self.scratch[node.about.name] = [joint_name(names[:n]) for n in {done, len(names)} if n]
+        self.tables.unions.add(joint_name(names))
 
     def bind(self, node: DeltaNode, weights: Prepared, buffers: Buffers) -> Step:
         """Return the step of a node; what is counted on the device needs no answer."""
@@ -165,6 +186,9 @@ class CudaBackend(Backend):
             return sparsify.CudaSparsify(node, self.config, buffers, context)
         if weights.kind == "whole":
             step: Step = whole.WholeStep(node, buffers, context, self.tables)
+        elif weights.kind == "pooling":
+            launches = pooling.bind(node, buffers, context, self.tables)
+            step = CudaStep(self.launcher, launches, buffers)
         elif weights.kind == "pixels":
             launches = pixels.bind(node, weights.data, buffers, context, self.tables)
             step = CudaStep(self.launcher, launches, buffers)
@@ -175,7 +199,7 @@ class CudaBackend(Backend):
         if weights.kind != "convolution":
             made = context.lists[list_name(node)]
         tally.candidates = list(range(made.counts, made.counts + made.phases))
-        tally.candidates_are_scheduled = weights.kind != "whole"
+        tally.candidates_are_scheduled = weights.kind not in ("pooling", "whole")
         return step
 
     def bind_union(self, node: DeltaNode, buffers: Buffers) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ from deltaconvert.nodes import DeltaNode
 WARP, THREADS, BLOCKS_A_PROCESSOR = 32, 256, 4
 STRIP = 8  # pixels that a thread looks at together
 MOST_SPAN = 60  # columns that a strip reads: bits of a number, and three to align them
-TAPS, WINDOW, EVERYTHING = range(3)  # `Reads` in masks.cu
+TAPS, WINDOW, EVERYTHING, ONE = range(4)  # `Reads` in masks.cu
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Tables:
     producers: set[str] = field(default_factory=set)
     markers: set[str] = field(default_factory=set)  # whose producers can keep masks as bits
     bits: dict[str, int] = field(default_factory=dict)  # words of those that a reader wants
+    unions: set[str] = field(default_factory=set)  # `joint_name` of those that are made
     kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def reads_changes(self, node: DeltaNode) -> bool:
@@ -126,6 +128,10 @@ def list_of(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
 def _read(source: MaskSource, footprint: Footprint, tables: Tables) -> None:
     source.height, source.width = footprint.size_in
     source.taps_y, source.taps_x = footprint.taps
+    if footprint.size_in == footprint.taps == (1, 1) and min(footprint.rows.min(),
+                                                             footprint.cols.min()) == 0:
+        source.reads = ONE
+        return
     rows, cols = windows(footprint)
     if rows and cols and (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN:
         source.reads = WINDOW
@@ -161,13 +167,28 @@ def _window(table: np.ndarray, size: int) -> tuple[int, int, int] | None:
     return (first, step, spread) if min(step, spread) > 0 and np.array_equal(fits, table) else None
 
 
+def joint_name(names: Sequence[str]) -> str:
+    """Name the union of some edges' masks, as memory that its maker writes and others read."""
+    return "cuda.list.union " + " ".join(names)
+
+
+def united_before(node: DeltaNode, known: Container[str]) -> int:
+    """Return how many of the first inputs an earlier concatenation has united: in dense blocks."""
+    names = [spec.name for spec in node.about.inputs]
+    return next((n for n in range(len(names) - 1, 1, -1) if joint_name(names[:n]) in known), 0)
+
+
 def union(node: DeltaNode, buffers: Buffers, context: Context) -> list[Launch]:
     """Return the launches that unite the masks of a concatenation written in place."""
     edge = buffers.output
     height, width = size_of(edge)
     launches = []
-    for first in range(0, len(buffers.inputs), MOST_SOURCES):
-        some = buffers.inputs[first:first + MOST_SOURCES]
+    names, done = [e.spec.name for e in buffers.inputs], united_before(node, context.unions)
+    inputs = [context.unions[joint_name(names[:done])]] if done else []
+    inputs += buffers.inputs[done:]
+    context.unions[joint_name(names)] = edge
+    for first in range(0, len(inputs), MOST_SOURCES):
+        some = inputs[first:first + MOST_SOURCES]
         args = CandidateArgs(
             fresh=context.fresh_flags(), counts=context.counter(
                 context.tallies[node.about.name].changed),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,44 +10,20 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.cuda.functions import NOTHING, applied
 from deltaconvert.cuda.arguments import Rule
 from deltaconvert.cuda.launcher import Launcher
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge, State
 
-# As in common.cuh; with how many settings, of which the first is its slope.
-ACTIVATIONS = {"relu": (1, 0), "relu6": (2, 0), "leaky_relu": (3, 1), "hardswish": (4, 0),
-               "sigmoid": (5, 0), "silu": (6, 0), "hardsigmoid": (7, 0), "tanh": (8, 0),
-               "gelu": (9, 0), "elu": (10, 1)}
-# Those that only clamp: what they let pass.
-CLAMPS = {0: (-math.inf, math.inf), 1: (0.0, math.inf), 2: (0.0, 6.0)}
-_PLAIN = {"gelu": ("none",)}  # settings with which an activation is the kernels' own
 PACK_BYTES = 16
-
-
-def activation_code(activation: tuple[object, ...] | None) -> tuple[int, float] | None:
-    """Translate ``(name, *settings)`` to code and slope; nothing where the kernels lack it."""
-    if activation is None:
-        return 0, 0.0
-    name, *settings = activation
-    if tuple(settings) == _PLAIN.get(str(name), ("",)):
-        settings = []
-    code, wanted = ACTIVATIONS.get(str(name), (0, 0))
-    if not code or len(settings) != wanted:
-        return None
-    return code, float(settings[0]) if settings else 0.0  # type: ignore[arg-type]
-
-
-def clamps(code: int) -> int:
-    """Return 1 for an activation that is none or only clamps, as kernels are told."""
-    return int(code in CLAMPS)
 
 
 def activation_of(node: DeltaNode) -> tuple[object, ...] | None:
     """Return what is applied last: what is fused behind the operator, or the operator itself."""
     about = node.about
     if about.operator is not None and about.operator.is_activation:
-        return (about.operator.name, *about.params.values())
+        return (about.operator.name, *about.args[1:], *about.params.values())
     fused: tuple[object, ...] | None = about.params.get("activation")
     return fused
 
@@ -103,6 +78,7 @@ class Context:
     tallies: dict[str, Tally] = field(default_factory=dict)
     lists: dict[str, Lists] = field(default_factory=dict)
     scans: dict[str, Lists] = field(default_factory=dict)
+    unions: dict[str, Edge] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Allocate."""
@@ -196,14 +172,14 @@ class Context:
         about, edge = node.about, buffers.output
         listed = buffers.scratch.get(changes_name(about.name))
         tally = self.tallies[about.name]
-        code, slope = activation_code(activation_of(node)) or (0, 0.0)
-        least, most = CLAMPS.get(code, (-math.inf, math.inf))
+        made = applied(activation_of(node)) or NOTHING
         return Rule(
             thresholds=self.threshold_row(edge), fresh=self.fresh_flags(edge.spec.has_lanes),
             mask=edge.mask.data_ptr(), changed=self.counter(tally.changed),
             list=None if listed is None else listed.data_ptr(), bits=self.bits_of(edge),
             plane=edge.spec.pixels, channels=channels_of(edge), rms=about.norm == "rms",
-            activation=code, slope=slope, least=least, most=most, width=size_of(edge)[1])
+            y=made.settings[0], z=made.settings[1], least=made.least, most=made.most,
+            width=size_of(edge)[1])
 
 
 def changes_name(edge: str) -> str:

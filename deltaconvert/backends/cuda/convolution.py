@@ -29,8 +29,8 @@ from deltaconvert.backends.cuda.context import (
     PACK_BYTES,
     Context,
     Lists,
+    activation_of,
     channels_of,
-    clamps,
     pixel_step,
     size_of,
     widest,
@@ -46,6 +46,7 @@ from deltaconvert.backends.cuda.filters import (
     rounded_to_tf32,
     swizzled,
 )
+from deltaconvert.backends.cuda.functions import NOTHING, applied
 from deltaconvert.backends.cuda.scan import scan_bytes, scans, words_of
 from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of
 from deltaconvert.cuda.arguments import ConvArgs, Phase, Window
@@ -223,7 +224,7 @@ def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, ta
     tile, edge = folded.tile, buffers.output
     itemsize = edge.value.element_size()
     launches.append(Launch(
-        _kernel(folded, args, edge.value.dtype), args,
+        _kernel(node, folded, args), args,
         (grid_of(node, tile, folded.taps, context.launcher), 1), tile.threads,
         tile.shared_bytes(itemsize, folded.taps, channels_of(edge), bool(args.residual))
         + (scan_bytes(node, tile.threads) if folded.scans else 0),
@@ -250,15 +251,16 @@ def _scanned(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables
     return context.scans[name], []
 
 
-
-
-def _kernel(folded: Folded, args: ConvArgs, dtype: torch.dtype) -> Kernel:
+def _kernel(node: DeltaNode, folded: Folded, args: ConvArgs) -> Kernel:
     """Return the specialisation for a tile, and for what memory alignment allows."""
-    tile, size = folded.tile, dtype.itemsize
-    defines = {"BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages,
-               "VEC": widest(size, args.group_in, args.step_in, addresses=(args.input,)),
-               "OUT_VEC": _out_vec(args, size) if tile.fused else 1,
-               "CLAMPS": clamps(args.rule.activation), "WINDOWED": int(folded.window is not None)}
+    tile, dtype = folded.tile, folded.given.dtype
+    size = dtype.itemsize
+    defines: dict[str, str | int] = {
+        "BM": tile.bm, "BN": tile.bn, "STAGES": tile.stages,
+        "VEC": widest(size, args.group_in, args.step_in, addresses=(args.input,)),
+        "OUT_VEC": _out_vec(args, size) if tile.fused else 1,
+        "WINDOWED": int(folded.window is not None),
+        **(applied(activation_of(node)) or NOTHING).defines}
     if tile.warpgroups:
         defines["SCAN"] = int(folded.scans)
         early = tile.early and defines["OUT_VEC"] == PACK_BYTES // size

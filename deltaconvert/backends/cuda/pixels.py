@@ -14,16 +14,16 @@ from torch import Tensor
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cuda.candidates import WARP, Tables, blocks, candidates
 from deltaconvert.backends.cuda.context import (
-    ACTIVATIONS,
     Context,
     Lists,
+    activation_of,
     channels_of,
-    clamps,
     pixel_step,
     size_of,
     widest,
 )
 from deltaconvert.backends.cuda.filters import argument, bias_of, depthwise_filter, is_depthwise
+from deltaconvert.backends.cuda.functions import ACTIVATIONS, NOTHING, applied, function_of
 from deltaconvert.backends.cuda.tiles import grid_of
 from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.cuda.arguments import ConvArgs, PixelArgs, Source
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda.convolution import Folded
 
 (PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
- GIVEN, WEIGH) = range(11)  # as in pixels.cu
-WARPS, BLOCKS_A_PROCESSOR = 8, 4
+ GIVEN, WEIGH, APPLY, NORM, POOLED) = range(14)  # as in pixels.cu
+MOST_OPERANDS = 3  # that may be maps, of APPLY
+WARPS = 8
+MANY_REGISTERS = (PARTS, MAXIMUM, MEAN, DEPTHWISE, WEIGH, NORM)
 # Packs of a pixel that a lane keeps until the rule has decided; with more, they are computed again.
 MOST_PACKS = {GIVEN: 8, PICK: 1}
 MOST_PACKS_OF_OTHERS = 4
@@ -53,9 +55,11 @@ class Operation:
         inputs: for each source, an edge or a constant map (``None``: no such source).
         weight, bias, divisors: float32, see `PixelArgs` in pixels.cu.
         table: int32, the same.
-        numbers: alpha, beta, gamma.
-        product: the sources are multiplied.
+        numbers: alpha, beta, gamma, and a setting.
+        product: the sources are multiplied; see `PixelArgs`.
         residual: the edge that is added.
+        factor: of PICK, see there.
+        function: of APPLY, an expression.
     """
 
     code: int
@@ -64,9 +68,11 @@ class Operation:
     bias: Tensor | None = None
     divisors: Tensor | None = None
     table: Tensor | None = None
-    numbers: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    numbers: tuple[float, ...] = (1.0, 1.0, 0.0)
     product: bool = False
     residual: Slot | None = None
+    factor: int = 1
+    function: str = ""
 
 
 class Unfit(Exception):
@@ -80,7 +86,7 @@ def describe(node: DeltaNode, device: torch.device) -> Operation:
         Unfit: with the reason, where there is none.
     """
     operator = node.about.operator
-    make = _MAKERS.get(operator.name) if operator else None
+    make = _MAKERS.get(operator.name, _apply) if operator else None
     if make is None:
         raise Unfit("no kernel of its own")
     return make(node, device)
@@ -190,6 +196,85 @@ def _affine(node: DeltaNode, device: torch.device) -> Operation:
                      bias=shift.float().contiguous())
 
 
+def _apply(node: DeltaNode, device: torch.device) -> Operation:
+    """Describe a function of numbers at one place: maps, constant maps and numbers."""
+    assert node.about.operator is not None
+    name = node.about.operator.name
+    operands = [a for a in (*node.about.args, *node.about.params.values()) if a is not None]
+    function = function_of(name, operands)
+    if function is None:
+        raise Unfit("no kernel of its own")
+    if name == "prelu":  # whose slopes are a channel each
+        operands[1] = operands[1].reshape(1, -1, 1, 1)
+    maps: list[Slot | Tensor | None] = [None] * MOST_OPERANDS
+    numbers = [0.0] * (MOST_OPERANDS + 1)
+    for i, operand in enumerate(operands):
+        if isinstance(operand, (int, float)) and i < len(numbers):
+            numbers[i] = float(operand)
+        elif i < MOST_OPERANDS:
+            maps[i] = operand if isinstance(operand, Slot) else _constant(node, operand)
+        else:
+            raise Unfit("it has more arguments than the kernel takes")
+    return Operation(APPLY, maps, numbers=tuple(numbers), function=function)
+
+
+def _norm(node: DeltaNode, device: torch.device) -> Operation:
+    """Describe ``layer_norm2d`` and ``rms_norm2d``."""
+    assert node.about.operator is not None
+    x, weight, *bias = _one_slot(node), *node.about.args[1:]
+    if any(isinstance(a, Slot) for a in (weight, *bias)):
+        raise Unfit("its weights change from frame to frame")
+    eps, dtype = node.about.params["eps"], node.about.output.dtype
+    assert dtype is not None
+    return Operation(
+        NORM, [x], weight=None if weight is None else weight.detach().float().contiguous(),
+        bias=bias[0].detach().float().contiguous() if bias and bias[0] is not None else None,
+        numbers=(torch.finfo(dtype).eps if eps is None else eps, 0.0, 0.0),
+        product=node.about.operator.name == "layer_norm2d")
+
+
+def _picked(node: DeltaNode, device: torch.device, table: Sequence[tuple[int, int]],
+            **more: Any) -> Operation:
+    return Operation(PICK, [_one_slot(node)], product=True, **more,
+                     table=torch.tensor(table, dtype=torch.int32, device=device))
+
+
+def _shuffle(node: DeltaNode, device: torch.device) -> Operation:
+    """Describe ``pixel_shuffle``: where in its square a pixel is says which channel it reads."""
+    factor = node.about.params["factor"]
+    return _picked(node, device, [(0, c * factor**2) for c in range(_channels_out(node))],
+                   factor=factor)
+
+
+def _unshuffle(node: DeltaNode, device: torch.device) -> Operation:
+    """Describe ``pixel_unshuffle``: a tap is a pixel of the square."""
+    taps = node.about.params["factor"] ** 2
+    return _picked(node, device, [(c % taps, c // taps) for c in range(_channels_out(node))])
+
+
+def _merge_patches(node: DeltaNode, device: torch.device) -> Operation:
+    """Describe Swin's: the squares' pixels column by column."""
+    channels = _channels(node, _one_slot(node))
+    return _picked(node, device, [(2 * row + column, c) for column in range(2) for row in range(2)
+                                  for c in range(channels)])
+
+
+def _pad(node: DeltaNode, device: torch.device) -> Operation:
+    params = node.about.params
+    if params["mode"] != "constant":
+        return _activation(node, device)  # moves pixels alone
+    ahead = params["padding"][4] if len(params["padding"]) > 4 else 0
+    channels = _channels(node, _one_slot(node))
+    table = [(0, c - ahead if c - ahead < channels else -1) for c in range(_channels_out(node))]
+    return _picked(node, device, table, numbers=(1.0, 1.0, params["value"]))
+
+
+def _channels_out(node: DeltaNode) -> int:
+    shape = node.about.output.shape
+    assert shape is not None
+    return shape[1]
+
+
 def _over_channels(code: int) -> Callable[[DeltaNode, torch.device], Operation]:
     return lambda node, device: Operation(code, [_one_slot(node)])
 
@@ -201,9 +286,11 @@ _MAKERS: dict[str, Callable[[DeltaNode, torch.device], Operation]] = {
     "add": _sum, "sub": _sum, "mul": _product,
     "cat": _pick, "select": _pick, "resize_nearest": _pick, "pad_zero": _pick,
     "resize": _resize, "batch_norm": _affine, "softmax": _over_channels(SOFTMAX),
-    "mean": _over_channels(CHANNEL_MEAN),
+    "mean": _over_channels(CHANNEL_MEAN), "layer_norm2d": _norm, "rms_norm2d": _norm,
+    "pixel_shuffle": _shuffle, "pixel_unshuffle": _unshuffle,
+    "patch_merging2d": _merge_patches, "pad": _pad,
 }
-_MAKERS.update(dict.fromkeys(ACTIVATIONS, _activation))
+_MAKERS.update(dict.fromkeys([*ACTIVATIONS, "relu", "relu6", "clamp"], _activation))
 
 
 def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Context,
@@ -228,10 +315,17 @@ def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Conte
         tensor = getattr(operation, name)
         if tensor is not None:
             setattr(args, name, tensor.data_ptr())
-    args.alpha, args.beta, args.gamma = operation.numbers
-    args.product = operation.product
+    args.alpha, args.beta, args.gamma, args.setting = (*operation.numbers, 0.0)[:4]
+    args.product, args.factor = operation.product, operation.factor
     wide = widest(edge.value.element_size(), *numbers, addresses=tuple(addresses))
-    return [*launches, pixel_launch(operation.code, args, edge, context, wide)]
+    defines = _activation_defines(node)
+    if operation.function:
+        defines["FUNCTION"] = operation.function
+    return [*launches, pixel_launch(operation.code, args, edge, context, wide, defines)]
+
+
+def _activation_defines(node: DeltaNode) -> dict[str, str]:
+    return (applied(activation_of(node)) or NOTHING).defines
 
 
 def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers, context: Context,
@@ -247,7 +341,25 @@ def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers, context
         args.residual, args.step_residual = added.value.data_ptr(), pixel_step(added)
     wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
                   args.step_residual or 0, addresses=(args.output, args.residual or 0))
-    return pixel_launch(GIVEN, args, edge, context, wide)
+    return pixel_launch(GIVEN, args, edge, context, wide, _activation_defines(node))
+
+
+def finish_sums(node: DeltaNode, buffers: Buffers, context: Context, made: Lists, sums: int,
+                parts: int, pixels: int) -> Launch:
+    """Return the launch that finishes what `pooling.cu` summed.
+
+    Args:
+        node, buffers, context: see `bind`.
+        made: its candidates.
+        sums: the address of ``[lanes, parts, channels]`` sums of float32.
+        parts, pixels: of a lane.
+    """
+    edge = buffers.output
+    args = _arguments(node, buffers, context, made)
+    args.parts, args.part_grid, args.alpha = sums, parts, 1.0 / pixels
+    wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
+                  addresses=(args.output,))
+    return pixel_launch(POOLED, args, edge, context, wide, {})
 
 
 def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
@@ -264,7 +376,7 @@ def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Con
     args.part_grid = grid_of(node, tile, folded.taps, context.launcher)
     wide = widest(edge.value.element_size(), group_out, args.step_out, args.step_residual or 0,
                   addresses=(args.output, args.residual or 0))
-    return pixel_launch(PARTS, args, edge, context, wide)
+    return pixel_launch(PARTS, args, edge, context, wide, _activation_defines(node))
 
 
 def _arguments(node: DeltaNode, buffers: Buffers, context: Context, made: Lists) -> PixelArgs:
@@ -304,15 +416,16 @@ def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Contex
     edge = buffers.output
     args = _arguments(node, buffers, context, made)
     # An activation is part of what was evaluated.
-    args.rule.activation, args.rule.least, args.rule.most = 0, -math.inf, math.inf
+    args.rule.least, args.rule.most = -math.inf, math.inf
     args.source[0] = Source(data=given.data_ptr(), step=channels_of(edge),
                             channels=channels_of(edge))
     wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
                   addresses=(args.output, given.data_ptr()))
-    return launches, pixel_launch(GIVEN, args, edge, context, wide)
+    return launches, pixel_launch(GIVEN, args, edge, context, wide, {})
 
 
-def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide: int) -> Launch:
+def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide: int,
+                 defines: dict[str, str]) -> Launch:
     """Choose grid, and how many lanes of a warp share a pixel, for an operation."""
     channels = channels_of(edge)
     packs = -(-channels // wide)
@@ -321,8 +434,11 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
     lanes = min(WARP, 1 << (packs - 1).bit_length())
     each = -(-channels // (wide * lanes))
     kept = each <= MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)
-    grid = blocks(context, math.prod(edge.mask.shape), 1, BLOCKS_A_PROCESSOR)
+    packed = each if kept else 0
+    # Those that are resident: see BLOCKS in pixels.cu.
+    resident = 2 if packed > 2 else 3 if packed == 2 or code in MANY_REGISTERS else 4
+    grid = blocks(context, math.prod(edge.mask.shape), 1, resident)
     which = kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code, OUT_VEC=wide,
-                   LANES=lanes, PACKS=each if kept else 0, RMS=args.rule.rms,
-                   CLAMPS=clamps(args.rule.activation))
+                   LANES=lanes, PACKS=packed, RMS=args.rule.rms,
+                   **defines)
     return Launch(which, args, (grid, 1), WARP * WARPS)
