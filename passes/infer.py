@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError, UnsupportedError
 from deltaconvert.nodes import Layout
 from deltaconvert.operators import registry
+from deltaconvert.operators.cat import cat
 from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
@@ -65,6 +66,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
         result.refused["graph"] = "an operator needs real numbers: shapes come from a run on zeros"
     _inline_numbers(graph_module.graph)
     _drop_conversions(graph_module.graph, result)
+    _drop_empty_parts(graph_module.graph, result)
     find_selects(graph_module.graph, result)
     graph_module.graph.eliminate_dead_code()
     _note_layouts(graph_module.graph)
@@ -245,6 +247,21 @@ def _inline_numbers(graph: fx.Graph) -> None:
 def _put(user: fx.Node, node: fx.Node, value: Any) -> None:
     user.args, user.kwargs = fx.map_arg((user.args, dict(user.kwargs)),
                                         lambda n: value if n is node else n)
+
+
+def _drop_empty_parts(graph: fx.Graph, result: PassResult) -> None:
+    """Join no tensor without numbers: the place of a map that an encoder does not have."""
+    for node in graph.find_nodes(op="call_function", target=cat):
+        given = node.args[0] if isinstance(node.args[0], (tuple, list)) else ()
+        parts = [part for part in given if part.meta["value"].numel()]
+        if not 0 < len(parts) < len(given) or any(
+                part.meta["value"].dtype != node.meta["value"].dtype for part in parts):
+            continue
+        result.changed.append(f"{node.name}: of {len(parts)} parts, the others are empty")
+        node.args = (parts,)
+        if len(parts) == 1:
+            node.replace_all_uses_with(parts[0])
+            graph.erase_node(node)
 
 
 def _note_layouts(graph: fx.Graph) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import FrameError
+from deltaconvert.fallbacks import fallbacks
 from tests.passes.graphs import (
     Model,
     assert_same_outputs,
@@ -87,6 +88,18 @@ def test_conversions_to_what_it_is_already_disappear():
     delta = deltaconvert.convert(model)
     half = torch.randn(1, 2, 3, 3).half()
     assert torch.equal(delta(half), model(half))
+
+
+@pytest.mark.parametrize("others, left", [(0, ["conv2d", "relu"]), (1, ["conv2d", "cat", "relu"])])
+def test_parts_without_numbers_are_not_joined(others, left):
+    """The encoders of segmentation models have one in the place of a map that they do not make."""
+    def forward(self, x):
+        none = torch.empty([x.shape[0], 0, x.shape[2], x.shape[3]], dtype=x.dtype)
+        return F.relu(torch.cat([none, self.conv(x), *[x] * others], dim=1))
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3, padding=1))
+    assert specialised(model, torch.randn(1, 3, 6, 7))["infer"] == left
+    delta = assert_same_outputs(model, frames_like(1, 3, 6, 7))
+    assert not fallbacks(program_of(delta).nodes)
 
 
 def test_a_frame_that_does_not_fit_names_the_line():
