@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 
 from deltaconvert.footprint import Footprint, broadcast
 from deltaconvert.operators import registry
+from deltaconvert.operators.matmul import matmul
 from deltaconvert.operators.registry import Operator, Shapes
 from deltaconvert.passes.find_selects import only_moves
 from deltaconvert.passes.result import PassResult
@@ -37,6 +38,8 @@ def partition(graph_module: GraphModule, lanes: int) -> PassResult:
             result.refused[node.name] = node.meta["reason"]
         else:
             result.changed.append(f"{node.name}: {node.meta['rule']}")
+    for node in _on_products(graph_module.graph):
+        node.meta.update(rule="global", footprints=(), reason="it is between nodes that run whole")
     return result
 
 
@@ -62,6 +65,25 @@ def _decide(node: fx.Node, lanes: int) -> None:
         node.meta.update(rule="global", reason=reason, advice=operator.advice)
         return
     node.meta.update(rule="local", footprints=tuple(_footprints(operator, shapes)))
+
+
+def _on_products(graph: fx.Graph) -> set[fx.Node]:
+    """Return what is done pixel by pixel to a matrix product, for nodes that run whole alone.
+
+    The scores of an attention are scaled, biased and masked: maps of a channel a head, all of
+    which change together.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        operator = registry.find(node.target) if node.meta.get("rule") == "local" else None
+        if operator is not None and operator.pixelwise and not node.meta["multiply_adds"] and all(
+                e in found or (e.target is matmul and e.meta["rule"] == "global")
+                for e in edges(node)):
+            found.add(node)
+    for node in reversed(graph.nodes):
+        if not all(u in found or u.meta.get("rule") == "global" for u in node.users):
+            found.discard(node)
+    return found
 
 
 def shapes_of(node: fx.Node, operator: Operator) -> Shapes:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import deltaconvert
-from tests.passes.graphs import Model, TwoInputs
+from tests.passes.graphs import Model, TwoInputs, assert_same_outputs, frames_like, program_of
 
 
 def rule_of(model: nn.Module, *frames: torch.Tensor) -> tuple[str, str]:
@@ -70,3 +70,21 @@ def test_the_footprints_are_one_an_edge():
     delta = deltaconvert.convert(model, [x, x])
     nodes = delta.program(delta.signature([x, x]), [x, x]).nodes
     assert [len(n.about.footprints) for n in nodes] == [0, 0, 2]
+
+
+def test_what_is_done_to_the_scores_of_an_attention_runs_whole_with_it():
+    def attention(self, x, returned=False):
+        n, c, h, w = x.shape
+        q, k, v = (conv(x).view(n, 2, c // 2, h * w) for conv in (self.q, self.k, self.v))
+        scores = q.transpose(2, 3) @ k * 0.5 + self.bias
+        y = (v @ scores.softmax(-1).transpose(2, 3)).reshape(n, c, h, w)
+        return (y, scores) if returned else y
+    parts = {name: nn.Conv2d(4, 4, 1) for name in "qkv"}
+    frames = [f[:, :, :12, :12] for f in frames_like(1, 4, 12, 12)]
+    for is_returned in (False, True):
+        model = Model(lambda self, x, all=is_returned: attention(self, x, all),
+                      bias=torch.randn(144), **parts)
+        delta = assert_same_outputs(model, frames)
+        names = {n.about.operator.name for n in program_of(delta).nodes
+                   if n.about.rule == "local"}
+        assert names == ({"conv2d", "mul", "add"} if is_returned else {"conv2d"})
