@@ -131,14 +131,14 @@ def test_fixed_sizes_are_held_to_and_dynamic_ones_are_free(tmp_path):
     sizes = ({2: Dim("h", min=5, max=99), 3: Dim("w", min=5, max=99)},)
     path = saved(up, tmp_path / "free.pt2", dynamic_shapes=sizes)
     free = deltaconvert.convert(deltaconvert.read_program(path))
-    assert free.traced_for == [(1, 3, -1, -1)]
+    assert free.traced.traced_for == [(1, 3, -1, -1)]
     for size in ((8, 10), (7, 13)):
         frame = torch.randn(1, 3, *size)
         torch.testing.assert_close(free(frame), up(frame).detach())
     with pytest.raises(FrameError, match=r"\(1, 3, -1, -1\)"):
         free(torch.zeros(2, 3, 8, 10))
     deltaconvert.save(free, tmp_path / "free.delta")
-    assert deltaconvert.load(tmp_path / "free.delta").traced_for == [(1, 3, -1, -1)]
+    assert deltaconvert.load(tmp_path / "free.delta").traced.traced_for == [(1, 3, -1, -1)]
 
 
 # --- nothing in a file is executed ------------------------------------------------------

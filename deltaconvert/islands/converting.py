@@ -37,8 +37,9 @@ def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequ
     check_settings(config, paths)
     islands = {}
     for path in paths:
-        traced = _compiled(copied.get_submodule(path), path, seen.get(path, ()))
-        islands[path] = DeltaModule(traced.meta["root"], ModelGraph.of(traced),
+        frames = seen.get(path, ())
+        traced = _compiled(copied.get_submodule(path), path, frames)
+        islands[path] = DeltaModule(traced.meta["root"], ModelGraph.of(traced, frames),
                                     settings_of(config, path), strict=strict)
     converted = IslandsModule(copied, islands, config)
     if inputs:
