@@ -280,7 +280,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         tracers[-1].hooks = hooks
         with torch.no_grad():
             return tracers[-1].trace(model)
-    before, by_numbers = Attributes(model), False
+    before, known, by_numbers = Attributes(model), set(vars(model)), False
     try:
         with without_logging():
             graph = find_state(model, lambda: run(True))
@@ -302,6 +302,9 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
             node.meta["whole"] = True
         if node.op == "get_attr":  # one node a tensor: what writes into it, all its readers see
             node.replace_all_uses_with(attributes.setdefault(str(node.target), node))
+    for name in set(vars(model)) - known - set(attributes):
+        if name.startswith("_tensor_constant"):  # of the forwards that were for comparison
+            delattr(model, name)
     return graph, tracers[0].out_spec, by_numbers
 
 

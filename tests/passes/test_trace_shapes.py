@@ -124,6 +124,17 @@ def test_what_was_guessed_is_the_graph_of_no_frame():
     assert stored(frame).dtype == torch.float32
 
 
+def test_constants_are_kept_once_a_size():
+    class Ramp(nn.Module):
+        def forward(self, x):
+            return x * (torch.arange(x.shape[-1]) + 1) if x.shape[-1] % 2 else x
+    delta = deltaconvert.convert(Ramp(), torch.ones(1, 1, 2, 3))
+    for width in (3, 5, 7):
+        frame = torch.ones(1, 1, 2, width)
+        assert torch.equal(delta(frame), Ramp()(frame))
+    assert sum(name.startswith("_tensor_constant") for name in vars(delta._root)) == 3
+
+
 def test_a_size_that_its_code_refuses_is_refused():
     delta = deltaconvert.convert(Branching())
     with pytest.raises(deltaconvert.FrameError, match=r"\(1, 3, 8, 9\).*assert x\.shape"):
