@@ -125,7 +125,7 @@ def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, b
 def _convert_whole(model: nn.Module, frames: Sequence[Tensor], config: Config, strict: bool,
                    preprocessing: Preprocessing | None) -> DeltaModule:
     traced, is_guess = _compile(model, frames)
-    delta = DeltaModule(traced.meta["root"], ModelGraph.of(traced, frames, is_guess), config,
+    delta = DeltaModule(traced.meta["root"], ModelGraph.of(traced, is_guess), config,
                         strict=strict, preprocessing=preprocessing,
                         retraces=not isinstance(model, ExportedModel))
     if frames:

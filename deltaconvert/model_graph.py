@@ -38,12 +38,11 @@ class ModelGraph:
     is_guess: bool = False
 
     @classmethod
-    def of(cls, traced: GraphModule, frames: Sequence[Tensor] = (), is_guess: bool = False
-           ) -> ModelGraph:
-        """Take the graph of what was traced, for such frames if for any."""
+    def of(cls, traced: GraphModule, is_guess: bool = False) -> ModelGraph:
+        """Take the graph of what was traced."""
         meta = traced.meta
         return cls(traced.graph, meta["out_spec"], meta["traced_for"], meta["dtypes"],
-                   autocast_of(frames) if frames else ..., meta.get("by_numbers", False), is_guess)
+                   meta.get("autocast", ...), meta.get("by_numbers", False), is_guess)
 
     def takes(self, frames: Sequence[Tensor]) -> bool:
         """Whether it is right for such frames."""

@@ -240,7 +240,7 @@ class DeltaModule(nn.Module):
             shapes = [tuple(f.shape) for f in frames]
             try:
                 with torch.inference_mode(False):
-                    found = ModelGraph.of(recompile_graph(self._root, frames), frames)
+                    found = ModelGraph.of(recompile_graph(self._root, frames))
             except TraceError as error:
                 raise FrameShapeError(
                     "the model's code branches on shapes, and cannot be traced for frames of "

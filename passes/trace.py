@@ -28,6 +28,7 @@ from torch.fx._symbolic_trace import _orig_module_call
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import TraceError, lacks_memory
+from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.attributes import Attributes
 from deltaconvert.passes.find_state import KeepsState, find_state
 
@@ -168,9 +169,9 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
     Parameters of ``forward`` with a default that is not a tensor are set to it. The graph
     returns a flat list; ``meta["out_spec"]`` is the tree it belongs into. Where the model's
     code branches on shapes, it is traced for frames of the given shapes, and no others:
-    ``meta["traced_for"]`` has them, and ``meta["by_numbers"]`` says whether the code went by the
-    numbers in buffers. Without ``hooks`` those of the model itself are left to
-    whoever calls it.
+    ``meta["traced_for"]`` has them, beside ``dtypes`` and ``autocast``, and ``meta["by_numbers"]``
+    says whether the code went by the numbers in buffers. Without ``hooks`` those of the model
+    itself are left to whoever calls it.
 
     Raises:
         TraceError: naming the user's own line, why it cannot be traced, and what to
@@ -222,7 +223,8 @@ def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
     traced = GraphModule(copied, graph, class_name=type(copied).__name__)
     traced.meta.update(out_spec=out_spec, root=copied, by_numbers=by_numbers,
                        traced_for=[tuple(f.shape) for f in frames] or None,
-                       dtypes=[f.dtype for f in frames] or None)
+                       dtypes=[f.dtype for f in frames] or None,
+                       autocast=autocast_of(frames) if frames else ...)
     for node in graph.nodes:
         node.meta["source"] = source_line(node.stack_trace)
         node.meta.pop("stack_trace", None)  # long, and said in "source"

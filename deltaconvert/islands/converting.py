@@ -37,9 +37,8 @@ def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequ
     check_settings(config, paths)
     islands = {}
     for path in paths:
-        frames = seen.get(path, ())
-        traced = _compiled(copied.get_submodule(path), path, frames)
-        islands[path] = DeltaModule(traced.meta["root"], ModelGraph.of(traced, frames),
+        traced = _compiled(copied.get_submodule(path), path, seen.get(path, ()))
+        islands[path] = DeltaModule(traced.meta["root"], ModelGraph.of(traced),
                                     settings_of(config, path), strict=strict)
     converted = IslandsModule(copied, islands, config)
     if inputs:
