@@ -21,7 +21,7 @@ from deltaconvert.errors import (
     UnsupportedError,
 )
 from deltaconvert.fallbacks import fallbacks
-from deltaconvert.model_graph import ModelGraph
+from deltaconvert.model_graph import ModelGraph, autocast_of
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program, recompile_graph, specialize
@@ -180,7 +180,8 @@ class DeltaModule(nn.Module):
 
     def _forget(self) -> None:
         self._programs.clear()
-        if self.traced.traced_for and self._retraces:  # it may hold a device, or a dtype
+        if self._retraces and (self.traced.traced_for or self.traced.by_numbers):
+            # It may hold a device, a dtype, or what the numbers in a buffer led to.
             self._graphs[:] = [dataclasses.replace(self.traced, is_guess=True)]
         self.__dict__["_version"] += 1
         self.__dict__["_weights_device"] = None
@@ -207,7 +208,7 @@ class DeltaModule(nn.Module):
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
         self.graph_for(frames)
-        return ((self._version, _autocast(frames)),
+        return ((self._version, autocast_of(frames)),
                 *((tuple(f.shape), f.dtype, f.device) for f in frames))
 
     def is_signature(self, signature: Any, frames: Sequence[Any]) -> bool:
@@ -218,32 +219,32 @@ class DeltaModule(nn.Module):
         return all(
             isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
             for f, (shape, dtype, device) in zip(frames, specs, strict=True)
-        ) and autocast == _autocast(frames)
+        ) and autocast == autocast_of(frames)
 
-    def takes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Whether a graph is there that is right for frames of these shapes."""
-        return any(traced.takes(shapes) for traced in self._graphs)
+    def takes(self, frames: Sequence[Tensor]) -> bool:
+        """Whether a graph is there that is right for such frames."""
+        return any(traced.takes(frames) for traced in self._graphs)
 
     def graph_for(self, frames: Sequence[Tensor]) -> ModelGraph:
-        """Return the graph for frames of such shapes, traced where it is new; see `traced`.
+        """Return the graph for such frames, traced where it is new; see `traced`.
 
         Raises:
             FrameShapeError: there is none, and none can be had.
+            FrameTypeError: there is one for frames of another dtype alone.
         """
-        shapes = [tuple(f.shape) for f in frames]
         graphs = [g for g in self._graphs if not g.is_guess]
-        found = next((g for g in graphs if g.takes(shapes)), None)
+        found = next((g for g in graphs if g.takes(frames)), None)
         if found is None and not self._retraces:
-            raise FrameShapeError(
-                f"the model's code branches on shapes, so it was converted for frames of "
-                f"{self.traced.traced_for}; these are {shapes}. Convert it again with "
-                "example_inputs of these shapes.")
+            raise self.traced.refusal(frames)
         if found is None:
+            shapes = [tuple(f.shape) for f in frames]
             try:
-                found = ModelGraph.of(recompile_graph(self._root, frames))
+                with torch.inference_mode(False):
+                    found = ModelGraph.of(recompile_graph(self._root, frames))
             except TraceError as error:
-                raise FrameShapeError(f"the model's code branches on shapes, and cannot be traced "
-                                      f"for frames of {shapes}: {error}") from error
+                raise FrameShapeError(
+                    "the model's code branches on shapes, and cannot be traced for frames of "
+                    f"{shapes} in {[f.dtype for f in frames]}: {error}") from error
         if found is not self.traced:
             self.__dict__["_graphs"] = [found, *(g for g in graphs if g is not found)]
         return found
@@ -287,12 +288,6 @@ class DeltaModule(nn.Module):
 # What the passes raise on calls that no model makes, which only a file can describe.
 IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError,
               AssertionError)
-
-
-def _autocast(frames: Sequence[Tensor]) -> torch.dtype | None:
-    """Return the dtype that autocast has calls computed in around a frame, if it is on."""
-    kind = frames[0].device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:

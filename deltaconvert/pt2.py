@@ -181,6 +181,7 @@ class _Reader:
         self.graph = fx.Graph()
         self.values: dict[str, fx.Node] = {}
         self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: list[torch.dtype] = []
         self.problems: list[str] = []
 
     def model(self) -> ExportedModel:
@@ -197,7 +198,8 @@ class _Reader:
         outputs = self._outputs()
         self.graph.output(outputs)
         self.graph.lint()
-        return ExportedModel(self.root, self.graph, self._out_spec(len(outputs)), self.shapes)
+        return ExportedModel(self.root, self.graph, self._out_spec(len(outputs)),
+                             self.shapes, self.dtypes)
 
     # --- inputs and weights
 
@@ -231,8 +233,10 @@ class _Reader:
             return
         name = about["name"]
         self.values[name] = self.graph.placeholder(name)
-        sizes = self.told["tensor_values"][name]["sizes"]
-        self.shapes.append(tuple(int(s["as_int"]) if "as_int" in s else -1 for s in sizes))
+        about = self.told["tensor_values"][name]
+        self.shapes.append(tuple(int(s["as_int"]) if "as_int" in s else -1
+                                 for s in about["sizes"]))
+        self.dtypes.append(DTYPES[about["dtype"]])
 
     def _weight(self, name: str, target: str, kind: Any, tensor: Tensor) -> None:
         place(self.root, Entry(target, kind, target, None), tensor)

@@ -51,6 +51,7 @@ class StoredModel(nn.Module):
         """Share the weights of ``delta``."""
         super().__init__()
         self._graph_of = lambda frames: (delta._root, delta.graph_for(frames))  # is not copied
+        self._shapes: list[torch.Size] = []
         self._take(delta._root, delta.traced)
 
     def _take(self, root: nn.Module, traced: ModelGraph) -> None:
@@ -58,9 +59,11 @@ class StoredModel(nn.Module):
         self.dense = fx.GraphModule(root, traced.graph, class_name="Dense").eval()
 
     def forward(self, *frames: Tensor) -> Any:
-        """Compute all of it."""
-        if not self.traced.takes([tuple(f.shape) for f in frames]):
+        """Compute all of it; a copy in another precision does so by the same graph."""
+        shapes = [f.shape for f in frames]
+        if shapes != self._shapes:
             self._take(*self._graph_of(frames))
+            self._shapes = shapes
         return pytree.tree_unflatten(self.dense(*frames), self.traced.out_spec)
 
 

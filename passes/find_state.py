@@ -115,7 +115,9 @@ def _trace_with_caches(model: nn.Module, graph: fx.Graph, attributes: Attributes
     first = _Numbers(model, graph, attributes)
     try:
         for _, holder, key, value in changes:
-            holder[key] = pytree.tree_map_only(fx.Proxy, lambda p: first.of(p.node), value)
+            holder[key] = pytree.tree_map_only(
+                fx.Proxy, lambda p: pytree.tree_map_only(Tensor, Tensor.clone, first.of(p.node)),
+                value)  # copies, which it may write into
         calls = first.calls()
         with torch.random.fork_rng(devices=[]):
             second = trace()
@@ -267,14 +269,20 @@ def _with_numbers(model: nn.Module, graph: fx.Graph, changed: list[str]) -> set[
     found: set[fx.Node] = set()
     for node in graph.nodes:
         is_source = node.op == "placeholder" or (node.op == "get_attr" and node.target in changed)
-        if is_source or (not _makes_new(node) and not found.isdisjoint(node.all_input_nodes)):
+        if is_source or not found.isdisjoint(_read(node)):
             found.add(node)
             if receiver := written_into(model, node):
                 found.add(receiver)
     return found
 
 
-def _makes_new(node: fx.Node) -> bool:
+def _read(node: fx.Node) -> list[fx.Node]:
+    """Return the inputs of which a call may read numbers."""
+    inputs = node.all_input_nodes
     name = getattr(node.target, "__name__", str(node.target))
-    converts = name in CONVERSIONS and all(n.op == "get_attr" for n in node.all_input_nodes[:1])
-    return is_shape_read(node) or converts or name.startswith("new_") or name.endswith("_like")
+    if is_shape_read(node) or (name in CONVERSIONS and all(n.op == "get_attr" for n in inputs[:1])):
+        return []
+    if name.startswith("new_") or name.endswith("_like"):  # `torch.full_like(x, x.mean())`
+        inputs = []
+        fx.map_arg((node.args[1:], node.kwargs), inputs.append)
+    return inputs

@@ -28,6 +28,7 @@ from torch.fx._symbolic_trace import _orig_module_call
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import TraceError, lacks_memory
+from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.attributes import Attributes
 from deltaconvert.passes.find_state import KeepsState, find_state
 
@@ -168,8 +169,9 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
     Parameters of ``forward`` with a default that is not a tensor are set to it. The graph
     returns a flat list; ``meta["out_spec"]`` is the tree it belongs into. Where the model's
     code branches on shapes, it is traced for frames of the given shapes, and no others:
-    ``meta["traced_for"]`` has them. Without ``hooks`` those of the model itself are left to
-    whoever calls it.
+    ``meta["traced_for"]`` has them, beside ``dtypes`` and ``autocast``, and ``meta["by_numbers"]``
+    says whether the code went by the numbers in buffers. Without ``hooks`` those of the model
+    itself are left to whoever calls it.
 
     Raises:
         TraceError: naming the user's own line, why it cannot be traced, and what to
@@ -191,7 +193,7 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
     if isinstance(copied, nn.modules.batchnorm._NormBase):  # by itself it would be looked into
         copied._check_input_dim = lambda input: None  # type: ignore[method-assign]
     try:
-        return _traced(Tracer, copied, None, hooks)
+        return _traced(Tracer, copied, (), hooks)
     except (KeepsState, NotSupported) as reason:
         raise TraceError(_explain_refusal(model, reason)) from reason
     except Exception as error:
@@ -207,8 +209,7 @@ def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) 
         TraceError: as `trace` does.
     """
     try:
-        return _traced(lambda: _with_shapes(frames), copied, [tuple(f.shape) for f in frames],
-                       hooks)
+        return _traced(lambda: _with_shapes(frames), copied, frames, hooks)
     except (KeepsState, NotSupported) as reason:
         raise TraceError(_explain_refusal(copied, reason)) from reason
     except Exception as error:
@@ -216,11 +217,14 @@ def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) 
 
 
 def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
-            shapes: list[tuple[int, ...]] | None, hooks: bool) -> GraphModule:
+            frames: Sequence[Tensor], hooks: bool) -> GraphModule:
     with TRACING:
-        graph, out_spec = _run(make_tracer, copied, hooks)
+        graph, out_spec, by_numbers = _run(make_tracer, copied, hooks)
     traced = GraphModule(copied, graph, class_name=type(copied).__name__)
-    traced.meta.update(out_spec=out_spec, root=copied, traced_for=shapes)
+    traced.meta.update(out_spec=out_spec, root=copied, by_numbers=by_numbers,
+                       traced_for=[tuple(f.shape) for f in frames] or None,
+                       dtypes=[f.dtype for f in frames] or None,
+                       autocast=autocast_of(frames) if frames else ...)
     for node in graph.nodes:
         node.meta["source"] = source_line(node.stack_trace)
         node.meta.pop("stack_trace", None)  # long, and said in "source"
@@ -263,10 +267,11 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
-         ) -> tuple[fx.Graph, Any]:
-    """Return the graph of a model, which is left as it was, and the tree of its outputs.
+         ) -> tuple[fx.Graph, Any, bool]:
+    """Return the graph of a model, the tree of its outputs, and whether it goes by numbers.
 
-    What is computed of buffers is recorded, so that it follows them: new weights, another dtype.
+    The model is left as it was. What is computed of buffers is recorded, so that it follows them:
+    new weights, another dtype.
     Where the code goes by the numbers in them, it is computed at once.
     """
     tracers = []
@@ -277,7 +282,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         tracers[-1].hooks = hooks
         with torch.no_grad():
             return tracers[-1].trace(model)
-    before = Attributes(model)
+    before, known, by_numbers = Attributes(model), set(vars(model)), False
     try:
         with without_logging():
             graph = find_state(model, lambda: run(True))
@@ -288,6 +293,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         if not any(_reads_buffers(tracer, model) for tracer in tracers):
             raise  # it would fail in the same way
         tracers.clear()
+        by_numbers = True
         with without_logging():
             graph = find_state(model, lambda: run(False))
     attributes: dict[str, fx.Node] = {}
@@ -298,7 +304,10 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
             node.meta["whole"] = True
         if node.op == "get_attr":  # one node a tensor: what writes into it, all its readers see
             node.replace_all_uses_with(attributes.setdefault(str(node.target), node))
-    return graph, tracers[0].out_spec
+    for name in set(vars(model)) - known - set(attributes):
+        if name.startswith("_tensor_constant"):  # of the forwards that were for comparison
+            delattr(model, name)
+    return graph, tracers[0].out_spec, by_numbers
 
 
 def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:

@@ -719,6 +719,7 @@ CHANGES = {
     "threshold": (_set("config", {"threshold": "1"}), "threshold='1': give a finite number"),
     "strict": (_set("strict", "yes"), "malformed"),
     "traced_for": (_set("traced_for", [["a"]]), "malformed"),
+    "dtypes": (_set("dtypes", ["float32"]), "malformed"),
     "missing tensor": (_rename("more", stored="none"), "the tensor 'none' is missing"),
     "kind": (_rename("more", kind="code"), "of the unknown kind 'code'"),
     "format": (_rename("more", memory_format="x"), "malformed"),

@@ -137,6 +137,10 @@ def test_fixed_sizes_are_held_to_and_dynamic_ones_are_free(tmp_path):
         torch.testing.assert_close(free(frame), up(frame).detach())
     with pytest.raises(FrameError, match=r"\(1, 3, -1, -1\)"):
         free(torch.zeros(2, 3, 8, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert free(torch.randn(1, 3, 8, 10)).dtype == torch.bfloat16
+    with pytest.raises(FrameError, match=r"float32\]; these are .*uint8"):
+        free(torch.zeros(1, 3, 8, 10, dtype=torch.uint8))
     deltaconvert.save(free, tmp_path / "free.delta")
     assert deltaconvert.load(tmp_path / "free.delta").traced.traced_for == [(1, 3, -1, -1)]
 

@@ -29,6 +29,7 @@ from deltaconvert.files.container import (
 )
 from deltaconvert.files.tensors import STORED_DTYPES, Entry, collect, skeleton
 from deltaconvert.graph_json import decode_graph, decode_spec, encode_graph, encode_spec
+from deltaconvert.graph_json.arguments import decode, encode
 from deltaconvert.islands import IslandsModule
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
@@ -60,8 +61,8 @@ def save(delta: DeltaModule, path: Path_) -> None:
         raise InputError(f"save takes a converted model, not a {type(delta).__name__}: do "
                          "deltaconvert.save(deltaconvert.convert(model), path).")
     if delta.traced.is_guess:
-        raise InputError("the model's code branches on shapes, and a file holds no code: it is "
-                         "for frames of one size. Run a frame of it before saving, or give "
+        raise InputError("the model's code branches on shapes or on numbers, and a file holds no "
+                         "code: it is for one size. Run a frame of it before saving, or give "
                          "convert its example_inputs (on the command line --size).")
     tensors: dict[str, Tensor] = {}
     entries = collect(delta, tensors)
@@ -71,6 +72,7 @@ def save(delta: DeltaModule, path: Path_) -> None:
         "config": delta.config.to_dict(),
         "strict": delta.strict,
         "traced_for": delta.traced.traced_for,
+        "dtypes": encode(delta.traced.dtypes if delta.traced.traced_for else None, {}),
         "preprocessing": delta.preprocessing and delta.preprocessing.to_dict(),
         "tensors": [vars(entry) for entry in entries],
     }
@@ -150,8 +152,12 @@ def _assemble(model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DeltaM
         raise TypeError("strict is neither true nor false")
     if traced_for is not None:
         traced_for = [tuple(int(size) for size in shape) for shape in traced_for]
-    return DeltaModule(root, ModelGraph(graph, out_spec, traced_for), _config(model["config"]),
-                       strict=strict, preprocessing=_preprocessing(model))
+    dtypes = decode(model.get("dtypes"), {})
+    if not all(isinstance(dtype, torch.dtype) for dtype in dtypes or ()):
+        raise TypeError("dtypes are not all types of numbers")
+    traced = ModelGraph(graph, out_spec, traced_for, dtypes)
+    return DeltaModule(root, traced, _config(model["config"]), strict=strict,
+                       preprocessing=_preprocessing(model))
 
 
 def _preprocessing(model: Mapping[str, Any]) -> Preprocessing | None:

@@ -328,7 +328,7 @@ def _frames(island: DeltaModule, inputs: tuple[Any, ...], named: Mapping[str, An
     frames = [*inputs, *(named[name] for name in names[len(inputs):])]
     if not all(isinstance(f, Tensor) and f.dim() and f.numel() for f in frames):
         return None
-    return frames if island.takes([tuple(f.shape) for f in frames]) else None
+    return frames if island.takes(frames) else None
 
 
 def _relabelled(label: str, node: DeltaNode) -> DeltaNode:

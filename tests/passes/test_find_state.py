@@ -158,12 +158,32 @@ def another_first_frame_of_a_shape(self, x):
     return self.conv(x) * (2 if first else 1)
 
 
+def a_grid_that_is_written_into(self, x):
+    if self.number != x.shape:
+        self.hidden, self.number = torch.arange(x.shape[3]).type_as(x), x.shape
+    else:
+        self.hidden += 1
+    return self.conv(x) * self.hidden
+
+
 def another_grid_than_it_left(self, x):
     if self.number != x.shape:
         grid, self.number = torch.ones_like(x[:, :1]), x.shape
         self.hidden = grid * 2
         return self.conv(x) + grid
     return self.conv(x) + self.hidden
+
+
+def as_a_number_of_the_last(self, x):
+    before = torch.zeros_like(x) if self.hidden is None else self.hidden
+    self.hidden = torch.full_like(x, x.mean())
+    return self.conv(x - before)
+
+
+def as_a_copy_of_the_last(self, x):
+    before = torch.zeros_like(x) if self.hidden is None else self.hidden
+    self.hidden = x.new_tensor(x)
+    return self.conv(x - before)
 
 
 SEEN = []
@@ -175,6 +195,7 @@ def in_a_global(self, x):
 
 
 STATES = {f.__name__: (f, name) for f, name in (
+    (as_a_number_of_the_last, "hidden"), (as_a_copy_of_the_last, "hidden"),
     (counted_and_computed_with, "count"), (counted_anew, "count"), (counted_by_a_number, "number"),
     (every_thirtieth, "number"), (after_the_fifth, "count"), (from_the_second_on, "warm"),
     (in_turn, "number"), (decayed, "past"), (through_a_view, "past"), (by_a_parameter, "learnt"),
@@ -248,6 +269,7 @@ HARMLESS = {f.__name__: f for f in (counted_by_a_number_in_vain, in_a_deque_for_
 
 SHAPED = {f.__name__: (f, name) for f, name in (
     (by_the_shape_of_the_last, "hidden"), (another_first_frame_of_a_shape, "number"),
+    (a_grid_that_is_written_into, "hidden, number"),
     (another_grid_than_it_left, "hidden, number"))}
 
 

@@ -261,6 +261,21 @@ def test_code_that_goes_by_the_numbers_in_a_buffer_is_traced_as_it_goes():
         torch.testing.assert_close(deltaconvert.convert(model)(frame), model(frame))
 
 
+@pytest.mark.parametrize("given", [(), (torch.zeros(1, 3, 6, 7),)], ids=["", "for frames"])
+@pytest.mark.parametrize("change", [
+    lambda m: m.half(), lambda m: m.load_state_dict({k: v * 2 for k, v in m.state_dict().items()})])
+def test_code_that_goes_by_the_numbers_in_a_buffer_goes_by_new_ones(given, change):
+    def forward(self, x):
+        return self.conv(x) * (self.levels * 2) if self.levels > 1 else self.conv(x)
+    model = Model(forward, conv=nn.Conv2d(3, 3, 3)).eval()
+    model.register_buffer("levels", torch.tensor(1.0))
+    delta = deltaconvert.convert(model, given)
+    change(model), change(delta)
+    frame = torch.randn(1, 3, 6, 7).to(model.conv.weight.dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(delta(frame), model(frame))
+
+
 @pytest.mark.parametrize("read, times", [
     (lambda self, x: x, 1), (lambda self, x: x + self.norm.running_mean[0], 2)])
 def test_what_fails_is_traced_again_only_if_buffers_are_read(monkeypatch, read, times):

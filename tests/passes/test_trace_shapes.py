@@ -12,6 +12,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.passes.trace import trace
+from deltaconvert.validate import StoredModel
 
 
 class Branching(nn.Module):
@@ -55,6 +56,19 @@ class Anchored(nn.Module):
         return self.grid[:1] - x / self.grid[1:]
 
 
+class OfBytes(nn.Module):
+    """Takes pictures as bytes too, and goes by the dtype of what it computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        x = self.conv(x)
+        return x * 2 if x.dtype == torch.bfloat16 else x
+
+
 def moving(frame: torch.Tensor) -> list[torch.Tensor]:
     frames = [frame]
     for step in range(2):
@@ -82,6 +96,43 @@ def test_a_branch_on_shapes_is_followed_for_each_size_that_comes(made, given):
 def test_its_stored_model_follows_the_size_too():
     delta = deltaconvert.convert(Branching())
     assert deltaconvert.validate(None, delta, moving(torch.randn(1, 3, 14, 12))).passed
+
+
+def test_one_size_in_another_dtype_is_traced_anew(tmp_path):
+    model, frame = OfBytes().eval(), torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    delta = deltaconvert.convert(model, frame)
+    with torch.no_grad():
+        for given in (frame, frame / 255):
+            torch.testing.assert_close(delta(given), model(given))
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.testing.assert_close(delta(given), model(given))
+        assert not deltaconvert.validate(None, delta, [frame, frame]).breaches
+        delta(frame / 255)
+        deltaconvert.save(delta, tmp_path / "one.delta")
+        stored = deltaconvert.load(tmp_path / "one.delta")
+        torch.testing.assert_close(stored(frame / 255), model(frame / 255))
+        with pytest.raises(deltaconvert.FrameTypeError, match=r"float32\]; these are .*uint8"):
+            stored(frame)
+
+
+def test_what_was_guessed_is_the_graph_of_no_frame():
+    delta = deltaconvert.convert(OfBytes())
+    shape, = delta.traced.traced_for
+    frame = torch.randint(0, 256, shape, dtype=torch.uint8)
+    assert deltaconvert.validate(None, delta, [frame, frame]).passed
+    stored = StoredModel(deltaconvert.convert(OfBytes()))
+    assert stored(frame).dtype == torch.float32
+
+
+def test_constants_are_kept_once_a_size():
+    class Ramp(nn.Module):
+        def forward(self, x):
+            return x * (torch.arange(x.shape[-1]) + 1) if x.shape[-1] % 2 else x
+    delta = deltaconvert.convert(Ramp(), torch.ones(1, 1, 2, 3))
+    for width in (3, 5, 7):
+        frame = torch.ones(1, 1, 2, width)
+        assert torch.equal(delta(frame), Ramp()(frame))
+    assert sum(name.startswith("_tensor_constant") for name in vars(delta._root)) == 3
 
 
 def test_a_size_that_its_code_refuses_is_refused():
