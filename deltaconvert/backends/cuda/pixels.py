@@ -22,7 +22,13 @@ from deltaconvert.backends.cuda.context import (
     size_of,
     widest,
 )
-from deltaconvert.backends.cuda.filters import argument, bias_of, depthwise_filter, is_depthwise
+from deltaconvert.backends.cuda.filters import (
+    argument,
+    bias_of,
+    depthwise_filter,
+    is_depthwise,
+    numbers_of,
+)
 from deltaconvert.backends.cuda.functions import ACTIVATIONS, NOTHING, applied, function_of
 from deltaconvert.backends.cuda.tiles import grid_of
 from deltaconvert.backends.divisors import divisors_of
@@ -227,8 +233,7 @@ def _norm(node: DeltaNode, device: torch.device) -> Operation:
     eps, dtype = node.about.params["eps"], node.about.output.dtype
     assert dtype is not None
     return Operation(
-        NORM, [x], weight=None if weight is None else weight.detach().float().contiguous(),
-        bias=bias[0].detach().float().contiguous() if bias and bias[0] is not None else None,
+        NORM, [x], weight=numbers_of(weight), bias=numbers_of(bias[0]) if bias else None,
         numbers=(torch.finfo(dtype).eps if eps is None else eps, 0.0, 0.0),
         product=node.about.operator.name == "layer_norm2d")
 
