@@ -271,6 +271,15 @@ def test_functions_of_numbers_and_shuffles_have_kernels(name: str, dtype: torch.
     assert stream.kind == "pixels"
 
 
+def test_a_norm_without_a_number_to_add_takes_that_of_float32_in_float16_too() -> None:
+    node = at(make_node(CASES["root mean square"]), torch.float16)
+    stream = KernelStream(node)
+    stream.inputs[0].value.normal_(0, 0.01, generator=torch.Generator().manual_seed(0))
+    stream.begin()
+    stream.step()
+    torch.testing.assert_close(stream.output.value, node.evaluate(stream.inputs[0].value))
+
+
 def test_numbers_of_channels_begin_where_vectors_may() -> None:
     part = weights(25)[1:]
     made = numbers_of(part)

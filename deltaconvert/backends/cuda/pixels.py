@@ -230,11 +230,10 @@ def _norm(node: DeltaNode, device: torch.device) -> Operation:
     x, weight, *bias = _one_slot(node), *node.about.args[1:]
     if any(isinstance(a, Slot) for a in (weight, *bias)):
         raise Unfit("its weights change from frame to frame")
-    eps, dtype = node.about.params["eps"], node.about.output.dtype
-    assert dtype is not None
+    eps = node.about.params["eps"]
     return Operation(
         NORM, [x], weight=numbers_of(weight), bias=numbers_of(bias[0]) if bias else None,
-        numbers=(torch.finfo(dtype).eps if eps is None else eps, 0.0, 0.0),
+        numbers=(torch.finfo(torch.float32).eps if eps is None else eps, 0.0, 0.0),
         product=node.about.operator.name == "layer_norm2d")
 
 
