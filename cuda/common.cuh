@@ -9,12 +9,6 @@ typedef unsigned char byte;
 
 constexpr int WARP = 32;
 
-__device__ __forceinline__ float rounded(float x) {
-    Number y;
-    from_float(x, y);
-    return to_float(y);
-}
-
 // Some numbers that lie one behind the other, aligned to their size, moved by one instruction.
 template <typename T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Pack { T at[COUNT]; };

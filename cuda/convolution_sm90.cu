@@ -260,7 +260,7 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
             wait_for_copies<AHEAD - 1>();
             loader.round(slot);
             show_tensor_cores();
-            block_barrier();  // the stage is there for all; all are done with the one before the last
+            block_barrier();  // the stage is there for all, and the last but one is free
             wait_for_arrival(shared.arrived + slot, parities >> slot & 1u);
             parities ^= 1u << slot;
             multiply_stage(sums, further(a, slot * A_STAGE), further(b, slot * B_STAGE));

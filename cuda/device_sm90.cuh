@@ -13,8 +13,8 @@ __device__ __forceinline__ int swizzled(int row, int byte) {
     return row * 128 + (byte ^ (row % 8 * 16));
 }
 
-// Makes what this thread stored to shared memory, or copied there and has waited for, visible to the
-// tensor cores, which read it by another proxy; before the barrier.
+// Makes what this thread stored to shared memory, or copied there and has waited for, visible to
+// the tensor cores, which read it by another proxy; before the barrier.
 __device__ __forceinline__ void show_tensor_cores() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -149,7 +149,8 @@ PRODUCTS_OF(f16, "k16.f32.f16.f16", ", 0, 0")
 PRODUCTS_OF(bf16, "k16.f32.bf16.bf16", ", 0, 0")
 PRODUCTS_OF(float, "k8.f32.tf32.tf32", "")
 
-// To the nearest that tf32 has, of two the even one: an instruction, where that of `to_tf32` is three.
+// To the nearest that tf32 has, of two the even one: an instruction, where that of `to_tf32` is
+// three.
 __device__ __forceinline__ unsigned nearest_tf32(float x) {
     unsigned y;
     asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));

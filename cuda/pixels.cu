@@ -66,8 +66,9 @@ typedef Pack<Number, OUT_VEC> OutPack;
 
 constexpr int PIXELS = WARP / LANES, STEP = LANES * OUT_VEC;
 // How many blocks have registers to be resident, and packs that are asked for together.
-constexpr bool MANY_REGISTERS = OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN
-                                || OPERATION == DEPTHWISE || OPERATION == WEIGH || OPERATION == NORM;
+constexpr bool MANY_REGISTERS =
+    OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN || OPERATION == DEPTHWISE
+    || OPERATION == WEIGH || OPERATION == NORM;
 constexpr int THREADS = 256, BLOCKS = PACKS > 2 ? 2 : PACKS == 2 || MANY_REGISTERS ? 3 : 4;
 constexpr int CHUNK = PACKS > 4 ? 1 : PACKS > 2 ? 2 : PACKS;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -55,17 +56,24 @@ def engine_of(delta: deltaconvert.DeltaModule) -> object:
     return delta.stream._state.context
 
 
-@pytest.mark.skipif(team._parallel() is None, reason="PyTorch's threads are not OpenMP's")
-@pytest.mark.usefixtures("two_threads")
-def test_it_gives_what_dense_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    teams: list[int] = []
+@pytest.fixture
+def teams(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads of each team that runs steps."""
     parallel = team._parallel()
+    if parallel is None:
+        pytest.skip("PyTorch's threads are not OpenMP's")
+    seen: list[int] = []
 
     def counted(*arguments: int) -> None:
-        teams.append(arguments[2])
+        seen.append(arguments[2])
         parallel(*arguments)
 
     monkeypatch.setattr(team, "_parallel", lambda: counted)
+    return seen
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_it_gives_what_dense_gives(teams: list[int]) -> None:
     model, delta = converted(32)
     checker = LawChecker(delta)
     for i, frame in enumerate(frames()):
@@ -97,6 +105,49 @@ def test_another_number_of_threads_is_no_team() -> None:
     _, delta = converted(32)
     delta(frames()[0])
     assert not engine_of(delta).with_pytorch
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_that_pytorch_has_no_more_are_not_called(teams: list[int]) -> None:
+    model, delta = converted(32)
+    seen = frames()
+    for frame in seen[:3]:
+        delta(frame)
+    assert teams
+    teams.clear()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        torch.testing.assert_close(delta(seen[3]), model(seen[3]))
+    assert not teams
+    torch.set_num_threads(2)
+    delta(seen[4])
+    assert teams
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.usefixtures("two_threads")
+def test_a_forked_child_has_no_team(teams: list[int]) -> None:
+    """As a DataLoader's, which tells PyTorch so; a team would wait for threads of the parent's."""
+    model, delta = converted(32)
+    seen = frames()
+    for frame in seen[:3]:
+        delta(frame)
+    assert teams
+    with torch.no_grad():
+        expected = model(seen[3])
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        torch.testing.assert_close(delta(seen[3]), expected)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join(60)
+    hangs = child.is_alive()
+    child.kill()
+    assert not hangs
+    assert child.exitcode == 0
 
 
 @pytest.mark.usefixtures("two_threads")

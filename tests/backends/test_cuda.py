@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda.filters import numbers_of
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.nodes import DeltaNode, Slot
 from tests.backends.test_cpu import ACTIVATIONS, CASES, MAP, conv, make_node, pool, weights
@@ -236,6 +237,8 @@ APPLIED = {
                                {"rounding_mode": None}), [MAP]),
     "square": (("pow", (Slot(0), 2), {}), [MAP]),
     "to the power of a map": (("pow", (1.5, Slot(0)), {}), [MAP]),
+    "to powers of channels": (("pow", (Slot(0), torch.tensor([2.0, 3.0] * 12).view(24, 1, 1)), {}),
+                              [MAP]),
     "larger of two": (("maximum", (Slot(0), Slot(1)), {}), [MAP, THIN]),
     "smaller of two": (("minimum", (Slot(0), Slot(1)), {}), [MAP, MAP]),
     "mixed": (("lerp", (Slot(0), Slot(1), 0.3), {}), [MAP, MAP]),
@@ -249,6 +252,7 @@ APPLIED = {
     "shrunk": (("hardshrink", (Slot(0),), {"lambd": 0.4}), [MAP]),
     "cut below": (("threshold", (Slot(0),), {"threshold": 0.2, "value": -3.0}), [MAP]),
     "clamped": (("clamp", (Slot(0),), {"min": -0.2, "max": None}), [MAP]),
+    "clamped to the upper end": (("clamp", (Slot(0),), {"min": 0.4, "max": 0.2}), [MAP]),
     **{name: ((name, (Slot(0),), {}), [MAP]) for name in (
         "abs", "neg", "square", "exp", "expm1", "sin", "erf", "atan", "floor", "mish", "selu")},
     "unshuffled": (("pixel_unshuffle", (Slot(0),), {"factor": 2}), [(3, 6, 8, 14)]),
@@ -265,6 +269,23 @@ def test_functions_of_numbers_and_shuffles_have_kernels(name: str, dtype: torch.
     stream.run()
     assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "compute_pixels"}
     assert stream.kind == "pixels"
+
+
+def test_a_norm_without_a_number_to_add_takes_that_of_float32_in_float16_too() -> None:
+    node = at(make_node(CASES["root mean square"]), torch.float16)
+    stream = KernelStream(node)
+    stream.inputs[0].value.normal_(0, 0.01, generator=torch.Generator().manual_seed(0))
+    stream.begin()
+    stream.step()
+    torch.testing.assert_close(stream.output.value, node.evaluate(stream.inputs[0].value))
+
+
+def test_numbers_of_channels_begin_where_vectors_may() -> None:
+    part = weights(25)[1:]
+    made = numbers_of(part)
+    assert made is not None
+    assert part.data_ptr() % 16 != made.data_ptr() % 16 == 0
+    assert made.equal(part)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -55,10 +55,15 @@ def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
     wide = 16 // dtype.itemsize
     made = [Tile(True, bm, bn, 8 * wide, stages, True, True, *more)
             for bm, bn, stages, *more in tiles]
+    # Each once, those of little work also with a scan, and those of most registers with the
+    # activation that is most often behind a convolution.
+    variants: list[tuple[Tile, int, dict[str, str]]] = [
+        *((tile, 0, {}) for tile in made), *((tile, 1, {}) for tile in made[-3:]),
+        *((tile, 0, {"ACTIVATE": ACTIVATIONS["silu"]}) for tile in (*made[:2], made[-2]))]
     return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=tile.bm, BN=tile.bn,
                    STAGES=tile.stages, VEC=wide, OUT_VEC=wide, RMS=1, BLOCKS=tile.resident,
-                   EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1, SCAN=scan)
-            for tile, scan in [(tile, 0) for tile in made] + [(tile, 1) for tile in made[-3:]]]
+                   EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1, SCAN=scan, **activate)
+            for tile, scan, activate in variants]
 
 
 def kernels(capability: int) -> list[Kernel]:

@@ -12,7 +12,7 @@ import torch
 from deltaconvert.backends.cpu.frame import GATE, OVER, Session, run_steps, serve
 from deltaconvert.backends.cpu.jit import SIGNATURE, Entry
 from deltaconvert.backends.cpu.native import Kept
-from deltaconvert.backends.cpu.team import new_team, run_with_team
+from deltaconvert.backends.cpu.team import is_there, new_team, run_with_team
 from deltaconvert.backends.cpu.threads import set_own_threads
 from deltaconvert.backends.cpu.workers import Help, Workers
 from deltaconvert.state import State
@@ -113,7 +113,8 @@ class Engine:
         try:
             if share:
                 gate[OVER] = 0  # before anybody looks: who finds it over is gone
-            if share and self._team is not None:  # within which PyTorch starts no threads
+            if share and self._team is not None and is_there(self.workers.threads):
+                # Within it, PyTorch starts no threads.
                 run_with_team(self._team, first << 32 | last, self.workers.threads)
             else:
                 if share:

@@ -82,8 +82,18 @@ def new_team(run: int, serve: int, session: int) -> Team:
 
 def shares_with_pytorch(others: Iterable[DeltaNode], threads: int) -> bool:
     """Whether a team is better than helpers: PyTorch uses it for some of the nodes that it runs."""
-    return threads > 1 and torch.get_num_threads() == threads and any(
+    return threads > 1 and is_there(threads) and any(
         _is_large(node) for node in others) and _parallel() is not None
+
+
+def is_there(threads: int) -> bool:
+    """Whether PyTorch would give its next operator so many threads, asked before each run.
+
+    OpenMP would end and start some around every operator where the number has changed since. Where
+    PyTorch is told to take one in a process that was forked, as a DataLoader's are, a team would
+    wait for threads that the parent has.
+    """
+    return torch.get_num_threads() == threads
 
 
 def _is_large(node: DeltaNode) -> bool:

@@ -43,8 +43,15 @@ def argument(node: DeltaNode, index: int) -> Any:
 
 def bias_of(node: DeltaNode) -> Tensor | None:
     """Return the bias in float32, or nothing."""
-    bias = argument(node, 2)
-    return None if bias is None else bias.detach().float().contiguous()
+    return numbers_of(argument(node, 2))
+
+
+def numbers_of(x: Tensor | None) -> Tensor | None:
+    """Return numbers of channels in float32, if there are any, in memory of their own.
+
+    A part of another tensor may begin where no vector may.
+    """
+    return None if x is None else x.detach().to(torch.float32, copy=True).contiguous()
 
 
 def is_transposed(node: DeltaNode) -> bool:
@@ -60,7 +67,8 @@ def is_depthwise(node: DeltaNode) -> bool:
 
 def depthwise_filter(node: DeltaNode) -> Tensor:
     """Return a depthwise convolution's filter as float32 ``[taps, channels]``."""
-    return _by_group(node)[..., 0, 0].permute(1, 2, 0).flatten(0, 1).float().contiguous()
+    taps = _by_group(node)[..., 0, 0].permute(1, 2, 0).flatten(0, 1)
+    return taps.to(torch.float32, copy=True).contiguous()
 
 
 def period_of(node: DeltaNode) -> tuple[int, int]:

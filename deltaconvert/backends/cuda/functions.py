@@ -82,8 +82,8 @@ def applied(activation: Sequence[Any] | None) -> Applied | None:
         return Applied(least=0.0, most=6.0)
     if name == "clamp":
         least, most = settings
-        return Applied(least=-math.inf if least is None else least,
-                       most=math.inf if most is None else most)
+        most = math.inf if most is None else most
+        return Applied(least=-math.inf if least is None else min(least, most), most=most)
     if name == "gelu":
         name = "gelu tanh" if settings == ["tanh"] else name
         settings = []
@@ -99,8 +99,8 @@ def function_of(name: str, operands: Sequence[Any]) -> str | None:
 
     Args:
         name: of the operator.
-        operands: its arguments and settings; a square is no power.
+        operands: its arguments and settings; a square and a root are no powers.
     """
-    if name == "pow" and len(operands) > 1 and operands[1] in (2, 0.5):
+    if name == "pow" and isinstance(operands[1], (int, float)) and operands[1] in (2, 0.5):
         return {2: "x*x", 0.5: "sqrtf(x)"}[operands[1]]
     return FUNCTIONS.get(name)

@@ -22,7 +22,13 @@ from deltaconvert.backends.cuda.context import (
     size_of,
     widest,
 )
-from deltaconvert.backends.cuda.filters import argument, bias_of, depthwise_filter, is_depthwise
+from deltaconvert.backends.cuda.filters import (
+    argument,
+    bias_of,
+    depthwise_filter,
+    is_depthwise,
+    numbers_of,
+)
 from deltaconvert.backends.cuda.functions import ACTIVATIONS, NOTHING, applied, function_of
 from deltaconvert.backends.cuda.tiles import grid_of
 from deltaconvert.backends.divisors import divisors_of
@@ -224,12 +230,10 @@ def _norm(node: DeltaNode, device: torch.device) -> Operation:
     x, weight, *bias = _one_slot(node), *node.about.args[1:]
     if any(isinstance(a, Slot) for a in (weight, *bias)):
         raise Unfit("its weights change from frame to frame")
-    eps, dtype = node.about.params["eps"], node.about.output.dtype
-    assert dtype is not None
+    eps = node.about.params["eps"]
     return Operation(
-        NORM, [x], weight=None if weight is None else weight.detach().float().contiguous(),
-        bias=bias[0].detach().float().contiguous() if bias and bias[0] is not None else None,
-        numbers=(torch.finfo(dtype).eps if eps is None else eps, 0.0, 0.0),
+        NORM, [x], weight=numbers_of(weight), bias=numbers_of(bias[0]) if bias else None,
+        numbers=(torch.finfo(torch.float32).eps if eps is None else eps, 0.0, 0.0),
         product=node.about.operator.name == "layer_norm2d")
 
 

@@ -86,7 +86,8 @@ inline void start_arrivals(Arrivals* arrivals, int count) {
 }
 
 inline void copy_all(void* to, const void* from, int bytes, Arrivals* arrivals) {
-    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16)
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16
+        || bytes % 16)
         host::complain("a copy that is not aligned");
     memset(to, host::block->poison, bytes);
     const host::Copy copy = {to, from, static_cast<size_t>(bytes), true};
