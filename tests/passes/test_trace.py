@@ -244,7 +244,6 @@ class Normalised(nn.Module):
     lambda m: m.double(), lambda m: m.bfloat16(),
     lambda m: m.load_state_dict({k: v * 2 for k, v in m.state_dict().items()})])
 def test_what_is_computed_of_buffers_follows_them(change):
-    torch.manual_seed(0)  # sums of hundreds cancel out: some draws are off by more than the rest
     model = Normalised().eval()
     delta = deltaconvert.convert(model)
     change(model), change(delta)
