@@ -151,8 +151,9 @@ class _Numbers:
     def of(self, node: fx.Node) -> Any:
         """Return what a node makes; of a frame, and what follows from it, only what it is like."""
         if node in self._of_frames:
-            return pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype),
-                                        node.meta["fake"])
+            return pytree.tree_map_only(
+                Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device),
+                node.meta["fake"])
         if node not in self._known:
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.of)
             if node.op == "get_attr":

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltaconvert
@@ -29,6 +30,7 @@ from tests.backends.test_cuda import (
     scaled,
 )
 from tests.cuda.streams import TF32, KernelStream
+from tests.families import AnchorFreeYolo
 
 GPU = torch.device("cuda", 0)
 
@@ -174,6 +176,16 @@ def test_a_float32_model_whose_maps_are_kept_in_half_precision(name, launcher):
     assert all(node.backend == "cuda" for node in delta.stream.program.nodes)
     maps = [e.value for e in delta.stream._state.edges.values() if e.spec.is_map]
     assert sum(value.dtype == dtype for value in maps) > 50
+
+
+def test_a_detector_with_a_kept_grid_for_two_sizes(launcher):
+    model = AnchorFreeYolo().eval().to(GPU)
+    delta = deltaconvert.convert(model, backend="cuda")
+    for size in ((64, 96), (96, 96)):
+        for frame in clip(2):
+            frame = F.interpolate(frame, size)
+            with torch.no_grad():
+                torch.testing.assert_close(delta(frame), model(frame), rtol=1e-4, atol=1e-4)
 
 
 def test_the_law_holds_on_a_network(launcher):
