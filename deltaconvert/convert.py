@@ -86,21 +86,23 @@ def convert(model: nn.Module | ExportedProgram,
     settings = (config or Config()).replace(**overrides)
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
     takes_tensors = all(isinstance(i, Tensor) for i in inputs)
-    if modules is None or (modules == "auto" and takes_tensors and _is_whole(model, inputs)):
-        return _convert_whole(model, inputs, settings, strict, preprocessing)
+    if modules is None or (modules == "auto" and takes_tensors):
+        try:
+            traced, is_guess = _compile(model, inputs)
+        except TraceError:
+            if modules is None:
+                raise
+        else:
+            delta = DeltaModule(traced.meta["root"], ModelGraph.of(traced, is_guess), settings,
+                                strict=strict, preprocessing=preprocessing,
+                                retraces=not isinstance(model, ExportedModel))
+            if inputs:
+                delta.program(delta.signature(inputs), inputs)
+            return delta
     if preprocessing is not None:
         raise InputError("preprocessing is kept with a model that is converted whole; a model with "
                          "islands is called with what the original takes.")
     return convert_islands(model, modules, inputs, settings, strict)
-
-
-def _is_whole(model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Whether a model can be traced as it is, without islands."""
-    try:
-        _compile(model, inputs)
-    except TraceError:
-        return False
-    return True
 
 
 def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, bool]:
@@ -120,14 +122,3 @@ def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, b
                     raise
                 continue  # the first reason is the model's own
         raise
-
-
-def _convert_whole(model: nn.Module, frames: Sequence[Tensor], config: Config, strict: bool,
-                   preprocessing: Preprocessing | None) -> DeltaModule:
-    traced, is_guess = _compile(model, frames)
-    delta = DeltaModule(traced.meta["root"], ModelGraph.of(traced, is_guess), config,
-                        strict=strict, preprocessing=preprocessing,
-                        retraces=not isinstance(model, ExportedModel))
-    if frames:
-        delta.program(delta.signature(frames), frames)
-    return delta
