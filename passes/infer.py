@@ -116,7 +116,7 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
             f"{node.meta.get('path') or node.name} gives integers with a scale "
             f"({value.dtype}), which have no pixels to compare. Convert the model as it was before "
             "it was quantised; dtype='bfloat16' makes that faster.")
-    if constant and asked is not None:  # that shape is all there is to know of it
+    if constant and asked is not None and not asked.meta["constant"]:  # all there is to know of it
         shape = tuple(asked.meta["value"].shape)
         node.args = tuple(shape if a is asked else a for a in node.args)
     constant = constant or not has_tensor(value)
@@ -126,12 +126,17 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
 
 def _asked_for_shape(node: fx.Node) -> fx.Node | None:
     """Return the input of which a call reads no number, if there is one."""
+    place = _place_of_asked(node)
+    asked = None if place is None else node.args[place]
+    others = [a for i, a in enumerate(node.args) if i != place]
+    return asked if isinstance(asked, fx.Node) and asked not in others else None
+
+
+def _place_of_asked(node: fx.Node) -> int | None:
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     known = node.op == "call_method" or node.target is getattr(torch, str(name), None)
     place = ASKED_FOR_SHAPE.get(str(name)) if known else None
-    asked = None if place is None or place >= len(node.args) else node.args[place]
-    others = [a for i, a in enumerate(node.args) if i != place]
-    return asked if isinstance(asked, fx.Node) and asked not in others else None
+    return None if place is None or place >= len(node.args) else place
 
 
 def with_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[Any, dict[str, Any]]:
@@ -155,7 +160,13 @@ def computed(graph_module: GraphModule, node: fx.Node) -> Any:
     """Compute a constant from the model's weights, in their precision."""
     if node.op == "get_attr":
         return attribute(graph_module, str(node.target))
-    return _call(graph_module, node, *with_values(node, lambda n: computed(graph_module, n)))
+    args, kwargs = with_values(node, lambda n: computed(graph_module, n))
+    place = _place_of_asked(node)
+    if place is not None and isinstance(args[place], tuple):  # `annotate` left a shape there
+        value = node.meta["value"]
+        like = torch.zeros((), dtype=value.dtype, device=value.device).expand(args[place])
+        args = (*args[:place], like, *args[place + 1:])
+    return _call(graph_module, node, args, kwargs)
 
 
 def attribute(graph_module: torch.nn.Module, path: str) -> Any:

@@ -25,6 +25,10 @@ FOLDED = {
     "residual and activation behind it": lambda self, x: F.relu(self.conv(x) * 0.1 + x.flip(1)),
     "a norm in front": lambda self, x: self.norm(self.conv(x)) * self.scale,
     "twice": lambda self, x: self.conv(x) * 2 / self.one,
+    "made like the frame": lambda self, x: self.conv(x) * x.new_full((4, 1, 1), 0.25),
+    "standardised weights": lambda self, x: self.scale * F.conv2d(x, F.batch_norm(
+        self.conv.weight.reshape(1, 4, -1), None, None, training=True).reshape_as(
+            self.conv.weight)),
 }
 REFUSED = {
     "another reader": (lambda self, x: (lambda c: c * 0.1 + c)(self.conv(x)), "has other readers"),
@@ -106,10 +110,9 @@ def test_new_weights_are_scaled_too():
 
 
 @pytest.mark.parametrize("what", ["a number for each channel", "twice", "a norm in front",
-                                  "a matrix product of channels", "transposed"])
+                                  "a matrix product of channels", "transposed",
+                                  "made like the frame", "standardised weights"])
 def test_in_half_precision_the_weights_are_rounded_once(what):
-    import deltaconvert
-
     factored, frame = model(FOLDED[what]), torch.randn(1, 4, 5, 6)
     found, exact = (_filters(deltaconvert.convert(factored, frame, backend="reference", **options))
                     for options in ({"dtype": "bfloat16"}, {}))
