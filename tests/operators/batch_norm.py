@@ -6,7 +6,7 @@ from tests.operators.table import Call, Group, Value, maps
 
 
 def norm(mean, var, weight=None, bias=None) -> nn.BatchNorm2d:
-    module = nn.BatchNorm2d(len(mean), eps=0.0, affine=weight is not None)
+    module = nn.BatchNorm2d(len(mean), eps=1e-30, affine=weight is not None)
     module.running_mean.copy_(torch.tensor(mean))
     module.running_var.copy_(torch.tensor(var))
     if weight is not None:
@@ -23,8 +23,8 @@ VALUES = [
 SPELLINGS = [Group([(2, 2, 3, 5)], {
     "nn.BatchNorm2d": two,
     "F.batch_norm": Call(lambda self, x: F.batch_norm(
-        x, self.n.running_mean, self.n.running_var, self.n.weight, self.n.bias, eps=0.0), n=two),
+        x, self.n.running_mean, self.n.running_var, self.n.weight, self.n.bias, eps=1e-30), n=two),
     "torch.batch_norm": Call(lambda self, x: torch.batch_norm(
-        x, self.n.weight, self.n.bias, self.n.running_mean, self.n.running_var, False, 0.1, 0.0,
+        x, self.n.weight, self.n.bias, self.n.running_mean, self.n.running_var, False, 0.1, 1e-30,
         False), n=two),
 })]
