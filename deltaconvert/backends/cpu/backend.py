@@ -24,7 +24,7 @@ from deltaconvert.backends.cpu import (
     whole,
 )
 from deltaconvert.backends.cpu.engine import Engine, engine_of
-from deltaconvert.backends.cpu.filters import fold, fold_matrix
+from deltaconvert.backends.cpu.filters import NARROWEST_GROUP, fold, fold_matrix
 from deltaconvert.backends.cpu.rows import list_scratch
 from deltaconvert.backends.cpu.runner import Runner
 from deltaconvert.backends.cpu.storage import STORED
@@ -73,6 +73,8 @@ _WHOLE: dict[str, Kind] = {
 
 class CpuBackend(Backend):
     """See the package. An instance belongs to one program and may serve many streams."""
+
+    squares = NARROWEST_GROUP - 1  # wider convolutions go by tiles
 
     name = "cpu"
 
