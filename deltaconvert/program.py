@@ -24,6 +24,7 @@ from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
+from deltaconvert.passes.fold_squares import fold_squares
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
 from deltaconvert.passes.join_whole import join_whole, joined
@@ -159,6 +160,8 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
       `fuse`: what is written as a matrix product takes activations as a convolution.
     - `fold_factors` behind `channels_first`, which makes convolutions, and before `fuse`, for
       which what is scaled has another reader.
+    - `fold_squares` behind `infer`, which finds selections, and before `fuse`, as a convolution
+      takes what is behind it along.
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
     - `partition` behind `fuse`: a fused node is asked once, for all that it holds.
     - `join_whole` behind `partition`, which settles the rule of each node, and before `lower`.
@@ -176,7 +179,7 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
                store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
                channels_first(graph_module, lanes), fold_factors(graph_module),
-               fuse(graph_module, chosen.unfused),
+               fold_squares(graph_module, chosen.squares), fuse(graph_module, chosen.unfused),
                partition(graph_module, lanes), join_whole(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)]

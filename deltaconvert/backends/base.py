@@ -66,10 +66,13 @@ class Backend(ABC):
     Attributes:
         name: in the configuration.
         unfused: activations that it computes by themselves only.
+        squares: channels that a square's pixels are put into at most, where a convolution behind
+            that is computed on the map itself, see `fold_squares`.
     """
 
     name: str
     unfused: frozenset[str] = frozenset()
+    squares: int = 0
 
     @abstractmethod
     def supports(self, node: DeltaNode) -> str | None:

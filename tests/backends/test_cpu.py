@@ -188,6 +188,7 @@ CASES = {
     "bicubic of 3 channels": (
         resizing(scale_factor=(3.0, 3.0), mode="bicubic"), [(LANES, 3, 9, 50)]),
     "bilinear to few pixels of many": (resizing(size=(3, 4)), [(LANES, 40, 21, 37)]),
+    "softmax of a vector at most": (("softmax", (Slot(0),), {"dim": 1}), [(LANES, 7, 13, 18)]),
     "softmax of many channels": (("softmax", (Slot(0),), {"dim": 1}), [(LANES, 80, 7, 9)]),
 }
 ACTIVATIONS = [("relu",), ("relu6",), ("leaky_relu", 0.1), ("hardswish",), ("sigmoid",), ("silu",),

@@ -16,6 +16,7 @@ from deltaconvert.operators import registry
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_factors import fold_factors
+from deltaconvert.passes.fold_squares import fold_squares
 from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
 from deltaconvert.passes.partition import partition
@@ -97,7 +98,7 @@ def normalised(model: nn.Module) -> GraphModule:
 
 
 def specialised(model: nn.Module, *frames: Tensor,
-                unfused: frozenset[str] = frozenset()) -> dict[str, Any]:
+                unfused: frozenset[str] = frozenset(), squares: int = 0) -> dict[str, Any]:
     """Run the passes up to `partition`; every stage's graph as names, and the results."""
     graph_module = normalised(model)
     stages: dict[str, Any] = {"normalize": names(graph_module.graph)}
@@ -106,7 +107,9 @@ def specialised(model: nn.Module, *frames: Tensor,
                       ("infer", lambda g: infer(g, frames)),
                       ("rejoin_maps", lambda g: rejoin_maps(g, frames[0].shape[0])),
                       ("channels_first", lambda g: channels_first(g, frames[0].shape[0])),
-                      ("fold_factors", fold_factors), ("fuse", lambda g: fuse(g, unfused)),
+                      ("fold_factors", fold_factors),
+                      ("fold_squares", lambda g: fold_squares(g, squares)),
+                      ("fuse", lambda g: fuse(g, unfused)),
                       ("partition", lambda g: partition(g, frames[0].shape[0]))]:
         results[name] = run(graph_module)
         graph_module.graph.lint()

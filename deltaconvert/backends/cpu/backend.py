@@ -12,6 +12,7 @@ from deltaconvert.backends.cpu import (
     convolution,
     elementwise,
     linear,
+    moves,
     norm,
     pixelwise,
     pooling,
@@ -24,7 +25,7 @@ from deltaconvert.backends.cpu import (
     whole,
 )
 from deltaconvert.backends.cpu.engine import Engine, engine_of
-from deltaconvert.backends.cpu.filters import fold, fold_matrix
+from deltaconvert.backends.cpu.filters import NARROWEST_GROUP, fold, fold_matrix
 from deltaconvert.backends.cpu.rows import list_scratch
 from deltaconvert.backends.cpu.runner import Runner
 from deltaconvert.backends.cpu.storage import STORED
@@ -73,6 +74,8 @@ _WHOLE: dict[str, Kind] = {
 
 class CpuBackend(Backend):
     """See the package. An instance belongs to one program and may serve many streams."""
+
+    squares = NARROWEST_GROUP - 1  # wider convolutions go by tiles
 
     name = "cpu"
 
@@ -143,10 +146,10 @@ def create(config: Config) -> CpuBackend:
 
 def _kind(node: DeltaNode) -> Kind | None:
     operator = node.about.operator
+    if node.about.rule != "local":
+        return _whole(node)
     if operator is None:
         return None
-    if node.about.rule != "local":
-        return elementwise if operator.is_activation else _WHOLE.get(operator.name)
     if operator.name in _KINDS:
         return _KINDS[operator.name]
     if operator.name in _SELECTIONS and selection.refusal(node) is None:
@@ -158,6 +161,18 @@ def _kind(node: DeltaNode) -> Kind | None:
     if operator.pixelwise:
         return pixelwise if elementwise.refusal(node) else elementwise
     return None
+
+
+def _whole(node: DeltaNode) -> Kind | None:
+    """Return what runs a node that is not local, or would say why it does not."""
+    operator = node.about.operator
+    kind: Kind | None = None
+    if operator is not None:
+        kind = elementwise if operator.is_activation else _WHOLE.get(operator.name)
+    if node.about.rule == "global" and (kind is None or kind.refusal(node)) and (
+            moves.refusal(node) is None):
+        return moves
+    return kind
 
 
 def _edge_refusal(edge: EdgeSpec, local: bool = True) -> str | None:

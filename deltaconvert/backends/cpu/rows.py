@@ -33,12 +33,14 @@ def list_name(node: DeltaNode) -> str:
 
 def footprints_of(node: DeltaNode) -> tuple[Footprint, ...]:
     """Return a local node's footprints; those of a node that reads whole lanes are everything."""
-    return node.about.footprints or tuple(_everything(spec) for spec in node.about.inputs)
+    return node.about.footprints or tuple(_everything(spec, node.about.output)
+                                          for spec in node.about.inputs)
 
 
-def _everything(spec: EdgeSpec) -> Footprint:
-    height, width = (*spec.mask_shape, 1, 1)[1:3]
-    rows, cols = (np.arange(size, dtype=np.int32)[None] for size in (height, width))
+def _everything(spec: EdgeSpec, output: EdgeSpec) -> Footprint:
+    (height, width), made = ((*some.mask_shape, 1, 1)[1:3] for some in (spec, output))
+    rows, cols = (np.tile(np.arange(size, dtype=np.int32), (count, 1))
+                  for size, count in zip((height, width), made, strict=True))
     return Footprint(rows, cols, (height, width))
 
 

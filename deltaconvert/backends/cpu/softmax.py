@@ -24,14 +24,15 @@ from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
 from deltaconvert.backends.cpu.product import WIDTH
-from deltaconvert.backends.cpu.row import Row, everywhere, load_row
+from deltaconvert.backends.cpu.row import Row, first_of, load_row
 from deltaconvert.backends.cpu.rows import head_of
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.nodes import DeltaNode
 
 refusal, plan = pooling.refusal, elementwise.plan
 
-_VECTOR, _INDEX = ir.VectorType(ir.FloatType(), WIDTH), ir.IntType(32)
+_VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
+_PLACES = ir.VectorType(ir.IntType(32), WIDTH)
 
 
 class Softmax(NamedTuple):
@@ -91,8 +92,12 @@ def normalise_parts(task, worker):
             last = min(first + batch, taken.shape[0])
             for i in range(first, last):
                 row = new[i - first].ctypes.data
-                load_row(data, data.ctypes.data + pixel * np.int64(taken[i]), row, channels)
-                softmax_row(row, channels)
+                source = data.ctypes.data + pixel * np.int64(taken[i])
+                if channels <= WIDTH:
+                    softmax_vector(data, source, row, channels)
+                else:
+                    load_row(data, source, row, channels)
+                    softmax_row(row, channels)
             finish_batch(new, taken, first, last, task.ending, worker)
 
 
@@ -134,16 +139,41 @@ def _softmax_row(typing: Any, new: Any, channels: Any) -> Any:
     return types.void(types.intp, types.intp), codegen
 
 
+def _softmax_vector(typing: Any, like: Any, source: Any, new: Any, channels: Any) -> Any:
+    """Write the softmax of a map's numbers, no more than a vector of them, to a row of a vector.
+
+    In registers: a load stalls behind the store of a part.
+    """
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, new, channels = args
+        row = Row(builder, channels, signature.args[0].dtype)
+        mask, first = first_of(builder, channels), channels.type(0)
+        lowest = ir.Constant(_VECTOR, [float("-inf")] * WIDTH)
+        number = builder.select(mask, row.load_stored(source, first, mask), lowest)
+        largest = _across(builder, number, _larger)
+        power = exp(Vector(builder, number) - Vector(builder, largest)).value
+        power = builder.select(mask, power, ir.Constant(_VECTOR, None))
+        whole = _across(builder, power, lambda b, x, y: b.fadd(x, y))
+        row.store(builder.fdiv(power, whole), new, first, None)
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 3), codegen
+
+
 def _larger(builder: Any, x: Any, y: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
 def _across(builder: Any, vector: Any, combine: Any) -> Any:
-    """Combine the numbers of a vector; return a vector with the result everywhere."""
-    result = builder.extract_element(vector, _INDEX(0))
-    for i in range(1, WIDTH):
-        result = combine(builder, result, builder.extract_element(vector, _INDEX(i)))
-    return everywhere(builder, result, WIDTH)
+    """Combine the numbers of a vector, in halves; return a vector with the result everywhere."""
+    distance = WIDTH // 2
+    while distance:
+        places = [i ^ distance for i in range(WIDTH)]
+        other = builder.shuffle_vector(vector, vector, ir.Constant(_PLACES, places))
+        vector = combine(builder, vector, other)
+        distance //= 2
+    return vector
 
 
 softmax_row: Any = intrinsic(_softmax_row)
+softmax_vector: Any = intrinsic(_softmax_vector)
