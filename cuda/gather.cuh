@@ -5,6 +5,9 @@
 
 constexpr int A_PACKS = BM * BK / VEC, PACKS_A_ROW = BK / VEC;
 constexpr int A_COPIES = A_PACKS / THREADS;
+// Numbers that no asynchronous copy is small enough for are copied by hand, so many at once.
+constexpr bool BY_HAND = VEC * sizeof(Number) < 4;
+constexpr int AT_ONCE = A_COPIES < 8 ? A_COPIES : 8, KEPT = BY_HAND ? 1 : A_COPIES;
 static_assert(A_PACKS % THREADS == 0 && THREADS % PACKS_A_ROW == 0,
               "a stage of A is the same number of copies for every thread");
 
@@ -66,8 +69,8 @@ struct Gather {
     const ConvArgs& args;
     const Phase& phase;
     const Number* input;  // of the group
-    const Number* from[A_COPIES];
-    bool exists[A_COPIES];
+    const Number* from[KEPT];
+    bool exists[KEPT];
     int channel, tap_y, tap_x;
     bool stale;  // the tap has changed
 
@@ -84,7 +87,7 @@ struct Gather {
 
     // Before the copies of a stage.
     __device__ __forceinline__ void look_up() {
-        if (!stale) return;
+        if (BY_HAND || !stale) return;
         stale = false;
         const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
         UNROLL
@@ -98,11 +101,38 @@ struct Gather {
         }
     }
 
-    __device__ void copy(int i, Number* to) const {
+    // Copies a stage's packs, of which `place(i)` is where one goes.
+    template <typename Place>
+    __device__ __forceinline__ void copy(Place place) const {
         constexpr int BYTES = VEC * static_cast<int>(sizeof(Number));
-        if constexpr (BYTES >= 4) copy_async<BYTES>(to, from[i], exists[i]);
-        else if (exists[i]) *to = *from[i];
-        else from_float(0.f, *to);
+        if constexpr (BY_HAND) {
+            copy_by_hand(place);
+        } else {
+            UNROLL
+            for (int i = 0; i < A_COPIES; ++i) copy_async<BYTES>(place(i), from[i], exists[i]);
+        }
+    }
+
+    // All of a thread's copies are of one tap and channel. Some are asked for before any of them is
+    // waited for; stores and loads would wait for each other.
+    template <typename Place>
+    __device__ __forceinline__ void copy_by_hand(Place place) const {
+        const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
+        NO_UNROLL
+        for (int first = 0; first < A_COPIES; first += AT_ONCE) {
+            Number x[AT_ONCE];
+            UNROLL
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const int row = (threadIdx.x + (first + i) * THREADS) / PACKS_A_ROW;
+                const int start = within ? rows.row[row * phase.taps_y + tap_y] : -1;
+                const int col = within ? rows.col[row * phase.taps_x + tap_x] : -1;
+                from_float(0.f, x[i]);
+                if (start >= 0 && col >= 0)
+                    x[i] = input[static_cast<long long>(start + col) * args.step_in + channel];
+            }
+            UNROLL
+            for (int i = 0; i < AT_ONCE; ++i) *place(first + i) = x[i];
+        }
     }
 
     // Goes on to the next stage.
@@ -110,7 +140,8 @@ struct Gather {
         channel += BK;
         if (channel < args.group_in) {
             UNROLL
-            for (int i = 0; i < A_COPIES; ++i) from[i] += exists[i] ? BK : 0;
+            for (int i = 0; i < KEPT; ++i)
+                if (!BY_HAND) from[i] += exists[i] ? BK : 0;
             return;
         }
         NO_UNROLL
