@@ -7,8 +7,9 @@ constexpr int MOST_SOURCES = 8;
 // What output pixels read of a map: by tables, rows is [height_out, taps_y], cols [width_out,
 // taps_x], input indices or -1 for a tap that is not there; or what those tables are for a
 // window: tap t of row y is row first_y + y * step_y + t * spread_y, where the map has it. ONE: all
-// read the only pixel of the lane. STRIPS: rows by table, columns as each strip knows them.
-enum Reads { TAPS, WINDOW, EVERYTHING, ONE, STRIPS };
+// read the only pixel of the lane. STRIPS: rows by table, columns as each strip knows them. SAME: a
+// pixel reads its own place.
+enum Reads { TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME };
 
 constexpr int THREADS = 256;
 constexpr int STRIP = 8;  // neighbouring output pixels of a row, which a thread looks at together
@@ -136,6 +137,10 @@ __device__ __forceinline__ unsigned found_by_strips(const MaskSource& from, cons
 
 __device__ __forceinline__ unsigned found_in(const MaskSource& from, const Strip& at) {
     if (from.reads == WINDOW) return found_by_window(from, at);
+    if (from.reads == SAME)  // with what is behind the row's end, which is no pixel of the strip
+        return static_cast<unsigned>(
+            bits_of(from.mask, (at.lane * from.height + at.y) * from.width + at.x, STRIP,
+                    from.height * from.width * (at.lane + 1)));
     if (from.reads == STRIPS) return found_by_strips(from, at);
     if (from.reads == TAPS) return found_by_tables(from, at);
     if (from.reads == ONE) return from.mask[at.lane] ? ~0u : 0u;

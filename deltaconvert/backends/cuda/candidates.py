@@ -22,7 +22,7 @@ from deltaconvert.nodes import DeltaNode
 WARP, THREADS, BLOCKS_A_PROCESSOR = 32, 256, 4
 STRIP = 8  # pixels that a thread looks at together
 MOST_SPAN = 60  # columns that a strip reads: bits of a number, and three to align them
-TAPS, WINDOW, EVERYTHING, ONE, STRIPS = range(5)  # `Reads` in masks.cu
+TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME = range(6)  # `Reads` in masks.cu
 LIST_BYTES = 4 * (THREADS * STRIP + 2 * THREADS // WARP + 1)  # `Staged` in masks.cu
 STRIP_READS = np.dtype([("first", np.int32), ("span", np.int32), ("unused", np.int32, 2),
                         ("bits", np.uint64, STRIP)])  # `StripReads` in masks.cu
@@ -147,15 +147,20 @@ def _read(source: MaskSource, footprint: Footprint, tables: Tables,
                                                              footprint.cols.min()) == 0:
         source.reads = ONE
         return
+    apart = period != (1, 1)  # a strip's pixels are no neighbours
+    if footprint.is_identity and not apart:
+        source.reads = SAME
+        return
     rows, cols = windows(footprint)
-    if rows and cols and (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN:
+    if not apart and rows and cols and (
+            (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN):
         source.reads = WINDOW
         source.first_y, source.step_y, source.spread_y = rows
         source.first_x, source.step_x, source.spread_x = cols
     else:
         source.reads = TAPS
         source.rows, source.cols = tables.of(footprint)
-        strips = tables.strips_of(footprint) if period == (1, 1) else None
+        strips = None if apart else tables.strips_of(footprint)
         if strips is not None:
             source.reads, source.cols = STRIPS, strips
 
