@@ -5,9 +5,11 @@
 
 constexpr int A_PACKS = BM * BK / VEC, PACKS_A_ROW = BK / VEC;
 constexpr int A_COPIES = A_PACKS / THREADS;
-// Numbers that no asynchronous copy is small enough for are copied by hand, so many at once.
-constexpr bool BY_HAND = VEC * sizeof(Number) < 4;
-constexpr int AT_ONCE = A_COPIES < 8 ? A_COPIES : 8, KEPT = BY_HAND ? 1 : A_COPIES;
+constexpr int PACK_BYTES = VEC * static_cast<int>(sizeof(Number));
+// No asynchronous copy is small enough for some; and for many, there are no registers to keep where
+// they come from.
+constexpr bool BY_HAND = PACK_BYTES < 4, MANY_COPIES = BY_HAND || A_COPIES > 8;
+constexpr int AT_ONCE = A_COPIES < 8 ? A_COPIES : 8, KEPT = MANY_COPIES ? 1 : A_COPIES;
 static_assert(A_PACKS % THREADS == 0 && THREADS % PACKS_A_ROW == 0,
               "a stage of A is the same number of copies for every thread");
 
@@ -87,7 +89,7 @@ struct Gather {
 
     // Before the copies of a stage.
     __device__ __forceinline__ void look_up() {
-        if (BY_HAND || !stale) return;
+        if (MANY_COPIES || !stale) return;
         stale = false;
         const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
         UNROLL
@@ -104,34 +106,44 @@ struct Gather {
     // Copies a stage's packs, of which `place(i)` is where one goes.
     template <typename Place>
     __device__ __forceinline__ void copy(Place place) const {
-        constexpr int BYTES = VEC * static_cast<int>(sizeof(Number));
-        if constexpr (BY_HAND) {
-            copy_by_hand(place);
+        if constexpr (MANY_COPIES) {
+            copy_many(place);
         } else {
             UNROLL
-            for (int i = 0; i < A_COPIES; ++i) copy_async<BYTES>(place(i), from[i], exists[i]);
+            for (int i = 0; i < A_COPIES; ++i)
+                copy_async<PACK_BYTES>(place(i), from[i], exists[i]);
         }
     }
 
-    // All of a thread's copies are of one tap and channel. Some are asked for before any of them is
-    // waited for; stores and loads would wait for each other.
+    // All of a thread's copies are of one tap and channel. By hand, some are asked for before any of
+    // them is waited for: stores and loads would wait for each other.
     template <typename Place>
-    __device__ __forceinline__ void copy_by_hand(Place place) const {
+    __device__ __forceinline__ void copy_many(Place place) const {
         const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
         NO_UNROLL
         for (int first = 0; first < A_COPIES; first += AT_ONCE) {
-            Number x[AT_ONCE];
+            Pack<Number, VEC> packs[AT_ONCE];
             UNROLL
             for (int i = 0; i < AT_ONCE; ++i) {
                 const int row = (threadIdx.x + (first + i) * THREADS) / PACKS_A_ROW;
                 const int start = within ? rows.row[row * phase.taps_y + tap_y] : -1;
                 const int col = within ? rows.col[row * phase.taps_x + tap_x] : -1;
-                from_float(0.f, x[i]);
-                if (start >= 0 && col >= 0)
-                    x[i] = input[static_cast<long long>(start + col) * args.step_in + channel];
+                const bool exists = start >= 0 && col >= 0;
+                const Number* from = exists
+                    ? input + static_cast<long long>(start + col) * args.step_in + channel
+                    : args.input;
+                if constexpr (BY_HAND) {
+                    packs[i] = Pack<Number, VEC>{};
+                    if (exists) packs[i] = *reinterpret_cast<const Pack<Number, VEC>*>(from);
+                } else {
+                    copy_async<PACK_BYTES>(place(first + i), from, exists);
+                }
             }
-            UNROLL
-            for (int i = 0; i < AT_ONCE; ++i) *place(first + i) = x[i];
+            if constexpr (BY_HAND) {
+                UNROLL
+                for (int i = 0; i < AT_ONCE; ++i)
+                    *reinterpret_cast<Pack<Number, VEC>*>(place(first + i)) = packs[i];
+            }
         }
     }
 
@@ -141,7 +153,7 @@ struct Gather {
         if (channel < args.group_in) {
             UNROLL
             for (int i = 0; i < KEPT; ++i)
-                if (!BY_HAND) from[i] += exists[i] ? BK : 0;
+                if (!MANY_COPIES) from[i] += exists[i] ? BK : 0;
             return;
         }
         NO_UNROLL

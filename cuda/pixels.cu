@@ -456,8 +456,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, lane_id = threadIdx.x % WARP;
-    // What changed is listed all LANES turns: then each lane knows of one pixel. Where nobody wants
-    // the list, it is counted, and told once.
+    // What changed is listed all LANES turns: then each lane knows of one pixel. Where that is each
+    // turn and nobody wants the list, it is counted, and told once.
     int mine = 0, turn = 0, counted = 0;
     bool changed = false;
     for (int f = 0; f < args.phase_count; ++f) {
@@ -490,13 +490,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
                 changed = moved;
             }
             if (++turn < LANES) continue;
-            if (args.rule.list) list_changes(args.rule, changed, mine);
+            if (LANES > 1 || args.rule.list) list_changes(args.rule, changed, mine);
             else counted += count_bits(ballot(changed));
             turn = 0;
             changed = false;
         }
     }
-    if (args.rule.list) list_changes(args.rule, changed, mine);
+    if (LANES > 1 || args.rule.list) list_changes(args.rule, changed, mine);
     else counted += count_bits(ballot(changed));
     if (lane_id == 0 && counted) atomicAdd(args.rule.changed, counted);
 }

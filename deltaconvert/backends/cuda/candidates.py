@@ -174,15 +174,15 @@ def strip_reads(cols: np.ndarray) -> np.ndarray | None:
     taps = cols.shape[1]
     padded = np.full((-(-len(cols) // STRIP) * STRIP, taps), -1, np.int64)
     padded[:len(cols)] = cols
-    padded = padded.reshape(-1, STRIP, taps)
-    there = padded >= 0
-    last = padded.max((1, 2))
-    first = np.minimum(np.where(there, padded, np.iinfo(np.int64).max).min((1, 2)), last + 1)
+    strips = padded.reshape(-1, STRIP, taps)
+    there = strips >= 0
+    last = strips.max((1, 2))
+    first = np.minimum(np.where(there, strips, np.iinfo(np.int64).max).min((1, 2)), last + 1)
     if (last - first).max() >= MOST_SPAN:
         return None
-    made = np.zeros(len(padded), STRIP_READS)
+    made = np.zeros(len(strips), STRIP_READS)
     made["first"], made["span"] = first, last + 1 - first
-    places = np.where(there, padded - first[:, None, None], 0).astype(np.uint64)
+    places = np.where(there, strips - first[:, None, None], 0).astype(np.uint64)
     made["bits"] = np.bitwise_or.reduce(
         np.where(there, np.uint64(1) << places, np.uint64(0)), axis=2)
     return made
