@@ -70,7 +70,8 @@ constexpr int PIXELS = WARP / LANES, STEP = LANES * OUT_VEC;
 constexpr bool MANY_REGISTERS =
     OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN || OPERATION == DEPTHWISE
     || OPERATION == WEIGH || OPERATION == NORM;
-constexpr bool MANY_NUMBERS = OUT_VEC * sizeof(Number) > 16;
+constexpr bool MANY_NUMBERS =  // what is moved alone has a register for itself
+    OUT_VEC / MOVED * (MOVED * sizeof(Number) < 4 ? 4 : MOVED * sizeof(Number)) > 16;
 constexpr int THREADS = 256, BLOCKS = PACKS > 2 || (MANY_NUMBERS && MANY_REGISTERS) ? 2
                                     : PACKS == 2 || MANY_NUMBERS || MANY_REGISTERS ? 3 : 4;
 constexpr int CHUNK = PACKS > 4 ? 1 : PACKS > 2 ? 2 : PACKS;

@@ -85,7 +85,8 @@ def of_neighbours(dtype: torch.dtype, taps: int, step: int, spread: int) -> Kern
 def thin(dtype: torch.dtype, code: int, moved: int) -> Kernel:
     """A pixel of the most channels that one lane has."""
     return kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code, MOVED=moved, LANES=1,
-                  OUT_VEC=FEW_CHANNELS.get(code, THIN_BYTES // dtype.itemsize), PACKS=1, RMS=1,
+                  OUT_VEC=FEW_CHANNELS.get(code, (THIN_BYTES if moved > 1 else 16)
+                                           // dtype.itemsize), PACKS=1, RMS=1,
                   **({"FUNCTION": FUNCTIONS["addcdiv"]} if code == APPLY else {}))
 
 

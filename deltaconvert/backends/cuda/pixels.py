@@ -52,8 +52,9 @@ MANY_REGISTERS = (PARTS, MAXIMUM, MEAN, DEPTHWISE, WEIGH, NORM)
 # Packs of a pixel that a lane keeps until the rule has decided; with more, they are computed again.
 MOST_PACKS = {GIVEN: 8, PICK: 1}
 MOST_PACKS_OF_OTHERS = 4
-# Bytes of a pixel that is one lane's; operations in which that would be slow, or too much code.
-THIN_BYTES, MANY_LANES, FEW_CHANNELS = 24, (PARTS, SOFTMAX, CHANNEL_MEAN), {PICK: 4}
+# Bytes of a pixel that is one lane's, or fewer (registers) where numbers are moved one by one;
+# operations in which that would be slow, or too much code.
+THIN_BYTES, MANY_LANES, FEW_CHANNELS = 24, (PARTS, SOFTMAX, CHANNEL_MEAN, POOLED), {PICK: 4}
 
 
 @dataclass
@@ -443,7 +444,8 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
                  defines: dict[str, str]) -> Launch:
     """Choose grid, and how many lanes of a warp share a pixel, for an operation."""
     channels, moved = channels_of(edge), wide
-    most = FEW_CHANNELS.get(code, THIN_BYTES // edge.value.element_size())
+    size = edge.value.element_size()
+    most = FEW_CHANNELS.get(code, (THIN_BYTES if moved > 1 else PACK_BYTES) // size)
     if code not in MANY_LANES and channels <= most:
         wide = channels  # a lane has all of a pixel
     packs = -(-channels // wide)
@@ -454,7 +456,7 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
     kept = each <= MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)
     packed = each if kept else 0
     # Those that are resident: see BLOCKS in pixels.cu.
-    many = (wide * edge.value.element_size() > PACK_BYTES) + (code in MANY_REGISTERS)
+    many = (wide // moved * max(4, moved * size) > PACK_BYTES) + (code in MANY_REGISTERS)
     resident = 2 if packed > 2 or many == 2 else 3 if packed == 2 or many else 4
     grid = blocks(context, math.prod(edge.mask.shape), 1, resident)
     which = kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code, OUT_VEC=wide,
