@@ -23,6 +23,7 @@ struct DepthwiseArgs {
     int step_in, step_out, step_residual;
     int height_in, width_in, height, width;
     int taps_y;
+    int pixels;         // of the output
     int packs, groups;  // threads of a group, and groups of a block
     Window window;
 };
@@ -181,7 +182,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) depthwise(Depthwis
     let_next_kernel_begin();
     const int count = *args.count, blocks = gridDim.x;
     // Few candidates are spread over many multiprocessors, a warp or a pixel on each.
-    const int run = RUN > 1 && count > RUN * blocks * args.groups ? RUN : 1;
+    // Neighbours together, where there are many, or more than can be computed at once and most are
+    // candidates: what is no run of neighbours takes RUN times as long then.
+    const int rounds = count > args.pixels / 4 * 3 ? 1 : RUN;
+    const int run = RUN > 1 && count > rounds * blocks * args.groups ? RUN : 1;
     const int of_warp = max(1, WARP / args.packs);
     const int groups =
         min(args.groups, ceil_div(ceil_div(count, blocks * run), of_warp) * of_warp);

@@ -62,7 +62,8 @@ def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Conte
         rule=context.rule(node, buffers), input=source.value.data_ptr(),
         weight=operation.taps.data_ptr(), output=edge.value.data_ptr(), list=made.pixels,
         count=context.counter(made.counts), step_in=pixel_step(source),
-        step_out=pixel_step(edge), taps_y=footprint.taps[0])
+        step_out=pixel_step(edge), taps_y=footprint.taps[0],
+        pixels=math.prod(edge.mask.shape))
     if operation.bias is not None:
         args.bias = operation.bias.data_ptr()
     if operation.residual is not None:
@@ -82,7 +83,7 @@ def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Conte
     which = kernel("depthwise.cu", "depthwise", edge.value.dtype, OUT_VEC=wide, RUN=run,
                    TAPS=footprint.taps[1], STEP=cols[1], SPREAD=cols[2], RMS=args.rule.rms,
                    **(applied(activation_of(node)) or NOTHING).defines)
-    grid = blocks(context, math.prod(edge.mask.shape), args.groups,
+    grid = blocks(context, args.pixels, args.groups,
                   RESIDENT * THREADS // threads)
     return Launch(which, args, (grid, 1), threads,
                   shared_bytes(run, wide * edge.value.element_size()))
