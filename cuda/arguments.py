@@ -109,6 +109,17 @@ class ConvArgs(ctypes.Structure):
                 ("window", Window))
 
 
+class DepthwiseArgs(ctypes.Structure):
+    """Of ``depthwise``; ``depthwise.cu``."""
+
+    _fields_ = (("rule", Rule), ("input", c_void_p), ("weight", c_void_p), ("bias", c_void_p),
+                ("residual", c_void_p), ("output", c_void_p), ("list", c_void_p),
+                ("count", c_void_p), ("step_in", c_int), ("step_out", c_int),
+                ("step_residual", c_int), ("height_in", c_int), ("width_in", c_int),
+                ("height", c_int), ("width", c_int), ("taps_y", c_int), ("pixels", c_int),
+                ("packs", c_int), ("groups", c_int), ("window", Window))
+
+
 class Source(ctypes.Structure):
     """A map that is read pixel by pixel; ``pixels.cu``."""
 

@@ -9,9 +9,10 @@ typedef unsigned char byte;
 
 constexpr int WARP = 32;
 
-// Some numbers that lie one behind the other, aligned to their size, moved by one instruction.
-template <typename T, int COUNT>
-struct alignas(sizeof(T) * COUNT) Pack { T at[COUNT]; };
+// Some numbers that lie one behind the other, of which some are moved by one instruction, aligned
+// to their size: as a rule all.
+template <typename T, int COUNT, int BY = COUNT>
+struct alignas(sizeof(T) * BY) Pack { T at[COUNT]; };
 
 // How a node decides, and where it says so.
 struct Rule {

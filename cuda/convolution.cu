@@ -82,9 +82,7 @@ struct Loader {
         Number* b = shared.b + slot * B_STAGE
                   + threadIdx.x / PACKS_B_ROW * B_STEP + threadIdx.x % PACKS_B_ROW * B_VEC;
         gather.look_up();
-        UNROLL
-        for (int i = 0; i < A_COPIES; ++i)
-            gather.copy(i, a + i * (THREADS / PACKS_A_ROW) * A_STEP);
+        gather.copy([&](int i) { return a + i * (THREADS / PACKS_A_ROW) * A_STEP; });
         UNROLL
         for (int i = 0; i < B_COPIES; ++i)
             copy_async<16>(b + i * (THREADS / PACKS_B_ROW) * B_STEP,

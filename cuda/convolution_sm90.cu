@@ -191,8 +191,7 @@ struct Loader {
     __device__ void load(int slot) {
         if (threadIdx.x == 0) copy_all(b + slot * B_STAGE, weight, B_STAGE, arrived + slot);
         gather.look_up();
-        UNROLL
-        for (int i = 0; i < A_COPIES; ++i) gather.copy(i, place(slot, i));
+        gather.copy([&](int i) { return place(slot, i); });
         weight += BK * BN;
         gather.advance();
     }

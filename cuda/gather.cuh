@@ -5,6 +5,11 @@
 
 constexpr int A_PACKS = BM * BK / VEC, PACKS_A_ROW = BK / VEC;
 constexpr int A_COPIES = A_PACKS / THREADS;
+constexpr int PACK_BYTES = VEC * static_cast<int>(sizeof(Number));
+// No asynchronous copy is small enough for some; and for many, there are no registers to keep where
+// they come from.
+constexpr bool BY_HAND = PACK_BYTES < 4, MANY_COPIES = BY_HAND || A_COPIES > 8;
+constexpr int AT_ONCE = A_COPIES < 8 ? A_COPIES : 8, KEPT = MANY_COPIES ? 1 : A_COPIES;
 static_assert(A_PACKS % THREADS == 0 && THREADS % PACKS_A_ROW == 0,
               "a stage of A is the same number of copies for every thread");
 
@@ -66,8 +71,8 @@ struct Gather {
     const ConvArgs& args;
     const Phase& phase;
     const Number* input;  // of the group
-    const Number* from[A_COPIES];
-    bool exists[A_COPIES];
+    const Number* from[KEPT];
+    bool exists[KEPT];
     int channel, tap_y, tap_x;
     bool stale;  // the tap has changed
 
@@ -84,7 +89,7 @@ struct Gather {
 
     // Before the copies of a stage.
     __device__ __forceinline__ void look_up() {
-        if (!stale) return;
+        if (MANY_COPIES || !stale) return;
         stale = false;
         const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
         UNROLL
@@ -98,11 +103,48 @@ struct Gather {
         }
     }
 
-    __device__ void copy(int i, Number* to) const {
-        constexpr int BYTES = VEC * static_cast<int>(sizeof(Number));
-        if constexpr (BYTES >= 4) copy_async<BYTES>(to, from[i], exists[i]);
-        else if (exists[i]) *to = *from[i];
-        else from_float(0.f, *to);
+    // Copies a stage's packs, of which `place(i)` is where one goes.
+    template <typename Place>
+    __device__ __forceinline__ void copy(Place place) const {
+        if constexpr (MANY_COPIES) {
+            copy_many(place);
+        } else {
+            UNROLL
+            for (int i = 0; i < A_COPIES; ++i)
+                copy_async<PACK_BYTES>(place(i), from[i], exists[i]);
+        }
+    }
+
+    // All of a thread's copies are of one tap and channel. By hand, some are asked for before any of
+    // them is waited for: stores and loads would wait for each other.
+    template <typename Place>
+    __device__ __forceinline__ void copy_many(Place place) const {
+        const bool within = tap_y < phase.taps_y;  // beyond K there are zeros
+        NO_UNROLL
+        for (int first = 0; first < A_COPIES; first += AT_ONCE) {
+            Pack<Number, VEC> packs[AT_ONCE];
+            UNROLL
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const int row = (threadIdx.x + (first + i) * THREADS) / PACKS_A_ROW;
+                const int start = within ? rows.row[row * phase.taps_y + tap_y] : -1;
+                const int col = within ? rows.col[row * phase.taps_x + tap_x] : -1;
+                const bool exists = start >= 0 && col >= 0;
+                const Number* from = exists
+                    ? input + static_cast<long long>(start + col) * args.step_in + channel
+                    : args.input;
+                if constexpr (BY_HAND) {
+                    packs[i] = Pack<Number, VEC>{};
+                    if (exists) packs[i] = *reinterpret_cast<const Pack<Number, VEC>*>(from);
+                } else {
+                    copy_async<PACK_BYTES>(place(first + i), from, exists);
+                }
+            }
+            if constexpr (BY_HAND) {
+                UNROLL
+                for (int i = 0; i < AT_ONCE; ++i)
+                    *reinterpret_cast<Pack<Number, VEC>*>(place(first + i)) = packs[i];
+            }
+        }
     }
 
     // Goes on to the next stage.
@@ -110,7 +152,8 @@ struct Gather {
         channel += BK;
         if (channel < args.group_in) {
             UNROLL
-            for (int i = 0; i < A_COPIES; ++i) from[i] += exists[i] ? BK : 0;
+            for (int i = 0; i < KEPT; ++i)
+                if (!MANY_COPIES) from[i] += exists[i] ? BK : 0;
             return;
         }
         NO_UNROLL

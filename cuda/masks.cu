@@ -7,14 +7,25 @@ constexpr int MOST_SOURCES = 8;
 // What output pixels read of a map: by tables, rows is [height_out, taps_y], cols [width_out,
 // taps_x], input indices or -1 for a tap that is not there; or what those tables are for a
 // window: tap t of row y is row first_y + y * step_y + t * spread_y, where the map has it. ONE: all
-// read the only pixel of the lane.
-enum Reads { TAPS, WINDOW, EVERYTHING, ONE };
+// read the only pixel of the lane. STRIPS: rows by table, columns as each strip knows them. SAME: a
+// pixel reads its own place.
+enum Reads { TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME };
+
+constexpr int THREADS = 256;
+constexpr int STRIP = 8;  // neighbouring output pixels of a row, which a thread looks at together
+
+// Which columns a strip's pixels read, where those are near each other.
+struct StripReads {
+    int first, span;
+    int unused[2];
+    unsigned long long bits[STRIP];  // of the columns from the first on, for a pixel each
+};
 
 struct MaskSource {
     const byte* mask;
     const int* changed;
     const int* rows;
-    const int* cols;
+    const void* cols;  // of a table's numbers, or of StripReads
     int height, width, taps_y, taps_x;
     int reads;  // how, see Reads
     int first_y, first_x, step_y, step_x, spread_y, spread_x;
@@ -31,9 +42,6 @@ struct CandidateArgs {
     int sources;
     MaskSource source[MOST_SOURCES];
 };
-
-constexpr int THREADS = 256;
-constexpr int STRIP = 8;  // neighbouring output pixels of a row, which a thread looks at together
 
 struct Strip { int lane, y, x, step, pixels; };
 
@@ -90,6 +98,7 @@ __device__ __forceinline__ unsigned found_by_window(const MaskSource& from, cons
 
 __device__ __forceinline__ unsigned found_by_tables(const MaskSource& from, const Strip& at) {
     const byte* mask = from.mask + static_cast<long long>(at.lane) * from.height * from.width;
+    const int* cols = static_cast<const int*>(from.cols);
     unsigned found = 0;
     NO_UNROLL
     for (int i = 0; i < from.taps_y; ++i) {
@@ -100,7 +109,7 @@ __device__ __forceinline__ unsigned found_by_tables(const MaskSource& from, cons
             NO_UNROLL
             for (int k = 0; k < STRIP; ++k) {
                 if (k >= at.pixels) continue;
-                const int col = from.cols[(at.x + k * at.step) * from.taps_x + j];
+                const int col = cols[(at.x + k * at.step) * from.taps_x + j];
                 if (col >= 0 && mask[row * from.width + col]) found |= 1u << k;
             }
         }
@@ -108,17 +117,48 @@ __device__ __forceinline__ unsigned found_by_tables(const MaskSource& from, cons
     return found;
 }
 
+__device__ __forceinline__ unsigned found_by_strips(const MaskSource& from, const Strip& at) {
+    const StripReads& reads = static_cast<const StripReads*>(from.cols)[at.x / STRIP];
+    const int total = from.height * from.width * (at.lane + 1);  // up to this lane's end
+    unsigned long long bits = 0;
+    NO_UNROLL
+    for (int t = 0; t < from.taps_y; ++t) {
+        const int row = from.rows[at.y * from.taps_y + t];
+        if (row < 0) continue;
+        const int start = (at.lane * from.height + row) * from.width;
+        bits |= bits_of(from.mask, start + reads.first, reads.span, total);
+    }
+    unsigned found = 0;
+    if (!bits) return found;
+    NO_UNROLL
+    for (int k = 0; k < STRIP; ++k) found |= static_cast<unsigned>((bits & reads.bits[k]) != 0) << k;
+    return found;
+}
+
 __device__ __forceinline__ unsigned found_in(const MaskSource& from, const Strip& at) {
     if (from.reads == WINDOW) return found_by_window(from, at);
+    if (from.reads == SAME)  // with what is behind the row's end, which is no pixel of the strip
+        return static_cast<unsigned>(
+            bits_of(from.mask, (at.lane * from.height + at.y) * from.width + at.x, STRIP,
+                    from.height * from.width * (at.lane + 1)));
+    if (from.reads == STRIPS) return found_by_strips(from, at);
     if (from.reads == TAPS) return found_by_tables(from, at);
     if (from.reads == ONE) return from.mask[at.lane] ? ~0u : 0u;
     return *from.changed ? ~0u : 0u;
 }
 
-// Lists the strip's pixels that were found, warp by warp.
-__device__ void list_strip(const Strip& at, unsigned found, int first_pixel, int* list,
-                           int* count) {
-    const int lane_id = threadIdx.x % WARP, mine = count_bits(found);
+// Shared memory, `LIST_BYTES` in candidates.py.
+struct Staged {
+    int pixels[THREADS * STRIP];
+    int of_warps[2][THREADS / WARP];  // how many each has found, in this round and the last
+    int base;
+};
+
+// Lists the pixels that the block's strips found, one strip's behind another's: with one answer
+// from the counter, and written by neighbours side by side.
+__device__ void list_strips(const Strip& at, unsigned found, int first_pixel, Staged& staged,
+                            int round, int* list, int* count) {
+    const int lane_id = threadIdx.x % WARP, warp = threadIdx.x / WARP, mine = count_bits(found);
     const unsigned before = (1u << lane_id) - 1u;
     int rank = 0, total = 0;
     UNROLL
@@ -127,11 +167,23 @@ __device__ void list_strip(const Strip& at, unsigned found, int first_pixel, int
         rank += count_bits(votes & before) << bit;
         total += count_bits(votes) << bit;
     }
-    if (total == 0) return;
-    rank += broadcast(lane_id == 0 ? atomicAdd(count, total) : 0);
+    int* of_warps = staged.of_warps[round % 2];
+    if (lane_id == 0) of_warps[warp] = total;
+    block_barrier();
+    int all = 0;
+    UNROLL
+    for (int w = 0; w < THREADS / WARP; ++w) {
+        if (w < warp) rank += of_warps[w];
+        all += of_warps[w];
+    }
+    if (all == 0) return;
+    if (threadIdx.x == 0) staged.base = atomicAdd(count, all);
     NO_UNROLL
     for (int k = 0; k < STRIP; ++k)
-        if (found >> k & 1u) list[rank++] = first_pixel + k * at.step;
+        if (found >> k & 1u) staged.pixels[rank++] = first_pixel + k * at.step;
+    block_barrier();
+    NO_UNROLL
+    for (int i = threadIdx.x; i < all; i += THREADS) list[staged.base + i] = staged.pixels[i];
 }
 
 // What this lane of a warp knows of whether there is anything to do: an input's count each.
@@ -142,8 +194,9 @@ __device__ __forceinline__ int work_of_lane(const CandidateArgs& args) {
 }
 
 // Lists the output pixels that must be evaluated again, in no particular order but for runs
-// within a warp. blockIdx.y is the phase.
+// within a block. blockIdx.y is the phase.
 extern "C" __global__ void __launch_bounds__(THREADS, 4) find_candidates(CandidateArgs args) {
+    SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     // Asked for before the masks, and used behind them: no answer is waited for twice.
@@ -175,8 +228,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) find_candidates(Candida
             found &= (1u << at.pixels) - 1u;
         }
         if (!ballot(work)) return;
-        list_strip(at, found, (at.lane * args.height + at.y) * args.width + at.x,
-                   args.list + base, args.counts + phase);
+        list_strips(at, found, (at.lane * args.height + at.y) * args.width + at.x,
+                    *reinterpret_cast<Staged*>(memory), round, args.list + base,
+                    args.counts + phase);
     }
 }
 

@@ -1,10 +1,11 @@
 // Everything that is no matrix product, at the candidates: LANES neighbours of a warp compute all
 // channels of a pixel, and apply the rule.
 //
-// Specialised on NUMBER; OUT_VEC, the numbers a thread moves at once; LANES, a power of 2; PACKS,
-// how often a lane moves them for a pixel, or 0 where that is so often that new values are computed
-// a second time rather than kept; RMS, the norm; ACTIVATE (common.cuh); and OPERATION, below, of
-// which APPLY has a FUNCTION: an expression of x, y, z and s.
+// Specialised on NUMBER; OUT_VEC, the numbers a thread has of a pixel at once; MOVED, those of them
+// that one instruction moves: all, but where a pixel is a single thread's; LANES, a power of 2;
+// PACKS, how often a lane moves them for a pixel, or 0 where that is so often that new values are
+// computed a second time rather than kept; RMS, the norm; ACTIVATE (common.cuh); and OPERATION,
+// below, of which APPLY has a FUNCTION: an expression of x, y, z and s.
 #include "common.cuh"
 #include "parts.cuh"
 
@@ -62,14 +63,17 @@ struct PixelArgs {
     Source source[MOST_SOURCES];
 };
 
-typedef Pack<Number, OUT_VEC> OutPack;
+typedef Pack<Number, OUT_VEC, MOVED> OutPack;
 
 constexpr int PIXELS = WARP / LANES, STEP = LANES * OUT_VEC;
 // How many blocks have registers to be resident, and packs that are asked for together.
 constexpr bool MANY_REGISTERS =
     OPERATION == PARTS || OPERATION == MAXIMUM || OPERATION == MEAN || OPERATION == DEPTHWISE
     || OPERATION == WEIGH || OPERATION == NORM;
-constexpr int THREADS = 256, BLOCKS = PACKS > 2 ? 2 : PACKS == 2 || MANY_REGISTERS ? 3 : 4;
+constexpr bool MANY_NUMBERS =  // what is moved alone has a register for itself
+    OUT_VEC / MOVED * (MOVED * sizeof(Number) < 4 ? 4 : MOVED * sizeof(Number)) > 16;
+constexpr int THREADS = 256, BLOCKS = PACKS > 2 || (MANY_NUMBERS && MANY_REGISTERS) ? 2
+                                    : PACKS == 2 || MANY_NUMBERS || MANY_REGISTERS ? 3 : 4;
 constexpr int CHUNK = PACKS > 4 ? 1 : PACKS > 2 ? 2 : PACKS;
 
 // Where a group of lanes is.
@@ -104,8 +108,8 @@ __device__ __forceinline__ void read(const Number* from, int channels, int c, fl
 
 // Numbers of a table of [.., channels], where channels are a multiple of OUT_VEC.
 __device__ __forceinline__ void read_floats(const float* from, float (&x)[OUT_VEC]) {
-    typedef Pack<float, OUT_VEC < 4 ? OUT_VEC : 4> Some;
-    constexpr int WIDTH = sizeof(Some) / sizeof(float);
+    constexpr int WIDTH = OUT_VEC % 4 == 0 ? 4 : OUT_VEC % 2 == 0 ? 2 : 1;
+    typedef Pack<float, WIDTH> Some;
     UNROLL
     for (int v = 0; v < OUT_VEC; v += WIDTH) {
         const Some some = *reinterpret_cast<const Some*>(from + v);
@@ -453,8 +457,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, lane_id = threadIdx.x % WARP;
-    // What changed is listed all LANES turns: then each lane knows of one pixel.
-    int mine = 0, turn = 0;
+    // What changed is listed all LANES turns: then each lane knows of one pixel. Where that is each
+    // turn and nobody wants the list, it is counted, and told once.
+    int mine = 0, turn = 0, counted = 0;
     bool changed = false;
     for (int f = 0; f < args.phase_count; ++f) {
         const int count = args.counts[f];
@@ -486,10 +491,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
                 changed = moved;
             }
             if (++turn < LANES) continue;
-            list_changes(args.rule, changed, mine);
+            if (LANES > 1 || args.rule.list) list_changes(args.rule, changed, mine);
+            else counted += count_bits(ballot(changed));
             turn = 0;
             changed = false;
         }
     }
-    list_changes(args.rule, changed, mine);
+    if (LANES > 1 || args.rule.list) list_changes(args.rule, changed, mine);
+    else counted += count_bits(ballot(changed));
+    if (lane_id == 0 && counted) atomicAdd(args.rule.changed, counted);
 }

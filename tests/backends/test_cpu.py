@@ -44,11 +44,11 @@ def conv(weight: Tensor, bias: bool = True, residual: Slot | None = None, **para
     return "conv2d", (Slot(0), weight, weights(channels) if bias else None, residual), settings
 
 
-def deconv(weight: Tensor, **params: Any) -> Any:
+def deconv(weight: Tensor, residual: Slot | None = None, **params: Any) -> Any:
     settings = {"stride": (2, 2), "padding": (1, 1), "output_padding": (0, 0), "groups": 1,
                 "dilation": (1, 1), "activation": None, **params}
     channels = weight.shape[1] * settings["groups"]
-    return "conv_transpose2d", (Slot(0), weight, weights(channels), None), settings
+    return "conv_transpose2d", (Slot(0), weight, weights(channels), residual), settings
 
 
 def pool(name: str, **params: Any) -> Any:
@@ -108,6 +108,8 @@ CASES = {
         conv(weights(24, 1, 5, 5), groups=24, padding=(2, 2)), [(LANES, 24, 2, 3)]),
     "depthwise, multiplied": (conv(weights(48, 1, 3, 3), groups=24), [MAP]),
     "transposed": (deconv(weights(16, 12, 4, 4)), [MAP16]),
+    "transposed + residual": (
+        deconv(weights(16, 12, 4, 4), residual=Slot(1)), [MAP16, (LANES, 12, 26, 36)]),
     "transposed, output padding": (
         deconv(weights(16, 12, 3, 2), stride=(3, 2), output_padding=(2, 1), dilation=(2, 1)),
         [MAP16]),

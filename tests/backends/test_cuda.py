@@ -6,10 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda.candidates import STRIP, strip_reads
 from deltaconvert.backends.cuda.filters import numbers_of
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.nodes import DeltaNode, Slot
@@ -127,14 +129,58 @@ def test_there_is_no_dense_way_among_other_channels_or_where_it_is_not_wanted() 
 
 
 # Lanes of a warp that share a pixel, and packs of each: one, some, and more than are kept.
-@pytest.mark.parametrize("channels, lanes, packs", [(3, 4, 1), (24, 8, 1), (264, 32, 3),
-                                                    (520, 32, 0)])
+@pytest.mark.parametrize("channels, lanes, packs", [
+    (3, 1, 1), (6, 1, 1), (5, 8, 1), (24, 8, 1), (264, 32, 3), (520, 32, 0)])
 def test_a_pixel_is_shared_by_lanes_of_a_warp(channels: int, lanes: int, packs: int) -> None:
     case = pool("max_pool2d", dilation=(1, 1)), [(3, channels, 9, 12)]
     stream = KernelStream(make_node(case, threshold=0.2))
     stream.run()
     defines = dict(stream.launcher.ran[1].defines)
     assert (defines["LANES"], defines["PACKS"]) == (lanes, packs)
+
+
+# A block of one pixel, of many, and of more channels than it has threads for.
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("channels, taps, stride, dtype, entry", [
+    (37, 3, 2, torch.float32, "depthwise"),
+    (264, 5, 1, torch.float16, "depthwise"), (1152, 3, 1, torch.float16, "depthwise"),
+    (301, 3, 1, torch.float32, "compute_pixels"), (16, 7, 1, torch.float16, "depthwise"),
+    (16, 11, 1, torch.float16, "compute_pixels")])
+def test_depthwise_channels_and_taps(channels: int, taps: int, stride: int, dtype: torch.dtype,
+                                     entry: str, norm: str) -> None:
+    case = (conv(weights(channels, 1, taps, taps), groups=channels, stride=(stride, stride),
+                 padding=(taps // 2, taps // 2), residual=Slot(1)),
+            [(3, channels, 6, 13), (3, channels, -(-6 // stride), -(-13 // stride))])
+    node = at(make_node(scaled(case), threshold=0.2, norm=norm), dtype)
+    stream = KernelStream(node, processors=1)
+    stream.run()
+    stream.change(0.3, [0], size=1e-3)
+    assert stream.check() > 0
+    assert stream.output.counts == [0, 0, 0]
+    assert entry in {k.entry for k in stream.launcher.ran}
+
+
+@pytest.mark.parametrize("order", range(1, len(ORDERS)))
+def test_depthwise_in_whatever_order(order: int) -> None:
+    KernelStream(make_node(CASES["depthwise of many channels"], threshold=0.2), order=order,
+                 processors=1, beside=4).run()
+
+
+# Of 8 neighbours: near and far ones, the same, none, and those of a reflection.
+@pytest.mark.parametrize("cols", [
+    [[0, 1], [0, 2], [5, -1]] * 4, [[7, 7]] * 9, [[-1, -1]] * 3, [[2, 0], [1, 1], [59, 0]]])
+def test_what_strips_read(cols: list[list[int]]) -> None:
+    table = np.array(cols)
+    made = strip_reads(table)
+    for x, taps in enumerate(cols):
+        strip = made[x // STRIP]
+        bits = int(strip["bits"][x % STRIP])
+        assert {int(strip["first"]) + b for b in range(64) if bits >> b & 1} == set(taps) - {-1}
+        assert bits >> int(strip["span"]) == 0
+
+
+def test_strips_that_read_far_apart_go_by_tables() -> None:
+    assert strip_reads(np.array([[0], [60]])) is None
 
 
 WIDE = conv(weights(72, 40, 3, 3), activation=("silu",)), [(3, 40, 7, 9)]

@@ -10,8 +10,16 @@ import re
 import pytest
 import torch
 
+from deltaconvert.backends.cuda.depthwise import run_of
 from deltaconvert.backends.cuda.functions import ACTIVATIONS, FUNCTIONS
-from deltaconvert.backends.cuda.pixels import APPLY, MOST_PACKS, MOST_PACKS_OF_OTHERS
+from deltaconvert.backends.cuda.pixels import (
+    APPLY,
+    FEW_CHANNELS,
+    MANY_LANES,
+    MOST_PACKS,
+    MOST_PACKS_OF_OTHERS,
+    THIN_BYTES,
+)
 from deltaconvert.backends.cuda.tiles import Tile
 from deltaconvert.cuda.loader import FOLDER, Kernel, kernel, source_of
 
@@ -19,7 +27,7 @@ ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
 MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 168,
-                  "examine_pixels": 80, "find_candidates": 96}
+                  "depthwise": 128, "examine_pixels": 80, "find_candidates": 96}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
 MOST_SPILLED, MOST_SPILLED_OF_WARPGROUPS = 64, 16
@@ -55,15 +63,31 @@ def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
     wide = 16 // dtype.itemsize
     made = [Tile(True, bm, bn, 8 * wide, stages, True, True, *more)
             for bm, bn, stages, *more in tiles]
-    # Each once, those of little work also with a scan, and those of most registers with the
-    # activation that is most often behind a convolution.
-    variants: list[tuple[Tile, int, dict[str, str]]] = [
-        *((tile, 0, {}) for tile in made), *((tile, 1, {}) for tile in made[-3:]),
-        *((tile, 0, {"ACTIVATE": ACTIVATIONS["silu"]}) for tile in (*made[:2], made[-2]))]
+    # Each once, those of little work also with a scan, those of most registers with the activation
+    # that is most often behind a convolution, and those of stems with numbers copied one by one.
+    variants: list[tuple[Tile, int, int, dict[str, str]]] = [
+        *((tile, wide, 0, {}) for tile in made), *((tile, wide, 1, {}) for tile in made[-3:]),
+        *((tile, wide, 0, {"ACTIVATE": ACTIVATIONS["silu"]}) for tile in (*made[:2], made[-2])),
+        *((made[i], 1, 0, {}) for i in (3, 5, 9, 11, 15))]
     return [kernel("convolution_sm90.cu", "convolve_sm90", dtype, BM=tile.bm, BN=tile.bn,
-                   STAGES=tile.stages, VEC=wide, OUT_VEC=wide, RMS=1, BLOCKS=tile.resident,
+                   STAGES=tile.stages, VEC=vec, OUT_VEC=wide, RMS=1, BLOCKS=tile.resident,
                    EARLY=int(tile.early), SPLITS=tile.splits, WINDOWED=1, SCAN=scan, **activate)
-            for tile, scan, activate in variants]
+            for tile, vec, scan, activate in variants]
+
+
+def of_neighbours(dtype: torch.dtype, taps: int, step: int, spread: int) -> Kernel:
+    """A depthwise convolution."""
+    return kernel("depthwise.cu", "depthwise", dtype, OUT_VEC=16 // dtype.itemsize, TAPS=taps,
+                  RUN=run_of(taps, step, spread), STEP=step, SPREAD=spread, RMS=1,
+                  ACTIVATE=ACTIVATIONS["silu"])
+
+
+def thin(dtype: torch.dtype, code: int, moved: int) -> Kernel:
+    """A pixel of the most channels that one lane has."""
+    return kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code, MOVED=moved, LANES=1,
+                  OUT_VEC=FEW_CHANNELS.get(code, (THIN_BYTES if moved > 1 else 16)
+                                           // dtype.itemsize), PACKS=1, RMS=1,
+                  **({"FUNCTION": FUNCTIONS["addcdiv"]} if code == APPLY else {}))
 
 
 def kernels(capability: int) -> list[Kernel]:
@@ -76,12 +100,18 @@ def kernels(capability: int) -> list[Kernel]:
     for dtype in (torch.float32, *HALVES):
         made.append(kernel("sparsify.cu", "examine_pixels", dtype, PACKS=3 * dtype.itemsize // 2))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
+            made += [of_neighbours(dtype, *taps) for taps in (
+                (3, 1, 1), (3, 2, 1), (3, 2, 2), (5, 1, 1), (5, 2, 1), (5, 1, 2), (7, 1, 1),
+                (7, 2, 1), (8, 1, 1))]
             made += [kernel("pixels.cu", "compute_pixels", dtype, OPERATION=code,
-                            OUT_VEC=16 // dtype.itemsize, LANES=lanes, PACKS=packs, RMS=1,
+                            OUT_VEC=16 // dtype.itemsize,
+                            MOVED=16 // dtype.itemsize, LANES=lanes, PACKS=packs, RMS=1,
                             **({"ACTIVATE": ACTIVATIONS["mish"]} if code % 2 else {}),
                             **({"FUNCTION": FUNCTIONS["addcdiv"]} if code == APPLY else {}))
                      for code in range(14)
                      for lanes, packs in ((8, 1), (32, MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)))]
+            made += [thin(dtype, code, moved)
+                     for code in range(14) if code not in MANY_LANES for moved in (1, 2)]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
     return [*made, *convolutions(torch.float32, False)]

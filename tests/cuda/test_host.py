@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -136,6 +137,21 @@ def run(change: tuple[str, str, str] | None, told: dict[str, Any], case: Any = N
         stream.check()
 
 
+MISTAKES_OF_DEPTHWISE = {
+    "parts of a norm that are read too early": (
+        "        block_barrier();\n        decide(", "        decide("),
+    "decisions that are read too early": (
+        "start, count, rows, run);\n        block_barrier();", "start, count, rows, run);"),
+    "pixels that are taken for neighbours": (
+        "all = all && args.list[place + r] == pixel + r;", ";"),
+    "a row's end that is not seen": ("pixel % args.width + RUN > args.width", "false"),
+    "parts of a norm that are left out": ("int k = term; exists", "int k = term + TERMS; exists"),
+    "another lane's map": ("lane * args.height_in + row", "row"),
+    "a store that is not masked": ("shared.changed[row] = changed ? pixel : -1;",
+                                   "shared.changed[row] = exists ? pixel : -1;"),
+}
+
+
 WARP_TILE = {"fused": True, "warpgroups": False}
 # Two warpgroups, two blocks of a cluster, two tiles one after the other, six stages of K.
 GROUP_TILE = {"warpgroups": True, "bm": 128, "bn": 32, "stages": 4, "early": False}
@@ -187,6 +203,19 @@ def test_a_mistake_of_splits_is_noticed(mistake):
 def test_a_mistake_of_scans_is_noticed(mistake):
     with pytest.raises(AssertionError):
         run((WARPGROUPS, *MISTAKES_OF_SCANS[mistake]), GROUP_TILE, SCANNED)
+
+
+@pytest.mark.parametrize("mistake", [None, *MISTAKES_OF_DEPTHWISE])
+@torch.inference_mode()
+def test_a_mistake_of_depthwise_is_noticed(mistake):
+    change = mistake and ("depthwise.cu", *MISTAKES_OF_DEPTHWISE[mistake])
+    node = make_node(CASES["depthwise of many channels"], threshold=0.2, norm="rms")
+    stream = KernelStream(node, change=change, processors=1)
+    with pytest.raises(AssertionError) if mistake else nullcontext():
+        stream.run()
+        for size in (0.3, 0.2, 1e-3):  # some near the threshold, and none that exceeds it
+            stream.change(0.3, [0], size=size)
+            stream.check()
 
 
 @pytest.mark.parametrize("mistake", MISTAKES_OF_ROUNDING)

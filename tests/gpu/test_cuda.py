@@ -103,6 +103,23 @@ def test_the_dense_way_of_many_channels(channels, launcher):
         run(node, launcher, dense=True)
 
 
+# Pixels of a whole block and of few threads; more of them than are computed one by one.
+@pytest.mark.parametrize("channels, taps, stride", [(1152, 5, 1), (672, 5, 2), (96, 7, 1),
+                                                    (37, 3, 1), (16, 3, 2)])
+def test_depthwise_convolutions(channels, taps, stride, launcher):
+    case = (conv(weights(channels, 1, taps, taps), groups=channels, stride=(stride, stride),
+                 padding=(taps // 2, taps // 2), activation=("silu",)), [(3, channels, 90, 130)])
+    for norm in ("max", "rms"):
+        run(at(make_node(scaled(case), threshold=0.2, norm=norm), torch.float16), launcher)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["bicubic of 3 channels", "pixel shuffle", "one channel", "crop",
+                                  "pad channels", "conv 7x7 of 3 channels"])
+def test_narrow_pixels(name, dtype, launcher):
+    run(at(make_node(scaled(CASES[name])), dtype), launcher)
+
+
 def network() -> nn.Module:
     import torchvision
 

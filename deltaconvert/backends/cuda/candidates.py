@@ -22,7 +22,10 @@ from deltaconvert.nodes import DeltaNode
 WARP, THREADS, BLOCKS_A_PROCESSOR = 32, 256, 4
 STRIP = 8  # pixels that a thread looks at together
 MOST_SPAN = 60  # columns that a strip reads: bits of a number, and three to align them
-TAPS, WINDOW, EVERYTHING, ONE = range(4)  # `Reads` in masks.cu
+TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME = range(6)  # `Reads` in masks.cu
+LIST_BYTES = 4 * (THREADS * STRIP + 2 * THREADS // WARP + 1)  # `Staged` in masks.cu
+STRIP_READS = np.dtype([("first", np.int32), ("span", np.int32), ("unused", np.int32, 2),
+                        ("bits", np.uint64, STRIP)])  # `StripReads` in masks.cu
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Tables:
     bits: dict[str, int] = field(default_factory=dict)  # words of those that a reader wants
     unions: set[str] = field(default_factory=set)  # `joint_name` of those that are made
     kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    strips: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
 
     def reads_changes(self, node: DeltaNode) -> bool:
         """Whether a node's candidates are what changed of its one input."""
@@ -55,6 +59,16 @@ class Tables:
             self.kept[key] = rows, cols
         rows, cols = self.kept[key]
         return rows.data_ptr(), cols.data_ptr()
+
+    def strips_of(self, footprint: Footprint) -> int | None:
+        """Return the address of what strips of columns read, if those are near each other."""
+        key = (*footprint.key(), footprint.size_out, STRIP)
+        if key not in self.strips:
+            made = strip_reads(footprint.cols)
+            self.strips[key] = None if made is None else torch.from_numpy(
+                made.view(np.uint8)).to(self.device)
+        kept = self.strips[key]
+        return None if kept is None else kept.data_ptr()
 
 
 def list_name(node: DeltaNode, period: tuple[int, int] = (1, 1)) -> str:
@@ -116,30 +130,62 @@ def list_of(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
         args.source[i] = MaskSource(mask=source.mask.data_ptr(),
                                     changed=context.changed_counter(source))
         if node.about.rule == "local":
-            _read(args.source[i], node.about.footprints[i], tables)
+            _read(args.source[i], node.about.footprints[i], tables, period)
         else:
             args.source[i].reads = EVERYTHING
     strips = edge.mask.shape[0] * -(-height // period[0]) * -(-width // (period[1] * STRIP))
     launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args,
-                    (blocks(context, strips, THREADS), phases), THREADS)
+                    (blocks(context, strips, THREADS), phases), THREADS, LIST_BYTES)
     return Lists(args.list, counts, phases), launch
 
 
-def _read(source: MaskSource, footprint: Footprint, tables: Tables) -> None:
+def _read(source: MaskSource, footprint: Footprint, tables: Tables,
+          period: tuple[int, int]) -> None:
     source.height, source.width = footprint.size_in
     source.taps_y, source.taps_x = footprint.taps
     if footprint.size_in == footprint.taps == (1, 1) and min(footprint.rows.min(),
                                                              footprint.cols.min()) == 0:
         source.reads = ONE
         return
+    apart = period != (1, 1)  # a strip's pixels are no neighbours
+    if footprint.is_identity and not apart:
+        source.reads = SAME
+        return
     rows, cols = windows(footprint)
-    if rows and cols and (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN:
+    if not apart and rows and cols and (
+            (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN):
         source.reads = WINDOW
         source.first_y, source.step_y, source.spread_y = rows
         source.first_x, source.step_x, source.spread_x = cols
     else:
         source.reads = TAPS
         source.rows, source.cols = tables.of(footprint)
+        strips = None if apart else tables.strips_of(footprint)
+        if strips is not None:
+            source.reads, source.cols = STRIPS, strips
+
+
+def strip_reads(cols: np.ndarray) -> np.ndarray | None:
+    """Return `STRIP_READS` of a table ``[width_out, taps]``: nothing, if a strip's are far apart.
+
+    Args:
+        cols: input columns, or -1 for none.
+    """
+    taps = cols.shape[1]
+    padded = np.full((-(-len(cols) // STRIP) * STRIP, taps), -1, np.int64)
+    padded[:len(cols)] = cols
+    strips = padded.reshape(-1, STRIP, taps)
+    there = strips >= 0
+    last = strips.max((1, 2))
+    first = np.minimum(np.where(there, strips, np.iinfo(np.int64).max).min((1, 2)), last + 1)
+    if (last - first).max() >= MOST_SPAN:
+        return None
+    made = np.zeros(len(strips), STRIP_READS)
+    made["first"], made["span"] = first, last + 1 - first
+    places = np.where(there, strips - first[:, None, None], 0).astype(np.uint64)
+    made["bits"] = np.bitwise_or.reduce(
+        np.where(there, np.uint64(1) << places, np.uint64(0)), axis=2)
+    return made
 
 
 def windows(footprint: Footprint) -> tuple[tuple[int, int, int] | None, ...]:

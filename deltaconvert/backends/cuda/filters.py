@@ -66,9 +66,9 @@ def is_depthwise(node: DeltaNode) -> bool:
 
 
 def depthwise_filter(node: DeltaNode) -> Tensor:
-    """Return a depthwise convolution's filter as float32 ``[taps, channels]``."""
+    """Return a depthwise convolution's filter as ``[taps, channels]``, in memory of its own."""
     taps = _by_group(node)[..., 0, 0].permute(1, 2, 0).flatten(0, 1)
-    return taps.to(torch.float32, copy=True).contiguous()
+    return taps.clone(memory_format=torch.contiguous_format)
 
 
 def period_of(node: DeltaNode) -> tuple[int, int]:

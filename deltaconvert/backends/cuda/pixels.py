@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.cuda import depthwise
 from deltaconvert.backends.cuda.candidates import WARP, Tables, blocks, candidates
 from deltaconvert.backends.cuda.context import (
+    PACK_BYTES,
     Context,
     Lists,
     activation_of,
@@ -50,6 +52,9 @@ MANY_REGISTERS = (PARTS, MAXIMUM, MEAN, DEPTHWISE, WEIGH, NORM)
 # Packs of a pixel that a lane keeps until the rule has decided; with more, they are computed again.
 MOST_PACKS = {GIVEN: 8, PICK: 1}
 MOST_PACKS_OF_OTHERS = 4
+# Bytes of a pixel that is one lane's, or fewer (registers) where numbers are moved one by one;
+# operations in which that would be slow, or too much code.
+THIN_BYTES, MANY_LANES, FEW_CHANNELS = 24, (PARTS, SOFTMAX, CHANNEL_MEAN, POOLED), {PICK: 4}
 
 
 @dataclass
@@ -60,6 +65,7 @@ class Operation:
         code: of the operation.
         inputs: for each source, an edge or a constant map (``None``: no such source).
         weight, bias, divisors: float32, see `PixelArgs` in pixels.cu.
+        taps: of DEPTHWISE, the weight as the model has it.
         table: int32, the same.
         numbers: alpha, beta, gamma, and a setting.
         product: the sources are multiplied; see `PixelArgs`.
@@ -73,6 +79,7 @@ class Operation:
     weight: Tensor | None = None
     bias: Tensor | None = None
     divisors: Tensor | None = None
+    taps: Tensor | None = None
     table: Tensor | None = None
     numbers: tuple[float, ...] = (1.0, 1.0, 0.0)
     product: bool = False
@@ -127,7 +134,8 @@ def _resize(node: DeltaNode, device: torch.device) -> Operation:
 def _depthwise(node: DeltaNode, device: torch.device) -> Operation:
     if not is_depthwise(node):
         raise Unfit("a matrix product")
-    return Operation(DEPTHWISE, [_one_slot(node)], weight=depthwise_filter(node),
+    taps = depthwise_filter(node)
+    return Operation(DEPTHWISE, [_one_slot(node)], weight=numbers_of(taps), taps=taps,
                      bias=bias_of(node), residual=argument(node, 3))
 
 
@@ -301,6 +309,10 @@ def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Conte
          tables: Tables) -> list[Launch]:
     """Return the launches of a local node."""
     made, launches = candidates(node, buffers, context, tables)
+    if operation.code == DEPTHWISE:
+        launch = depthwise.bind(node, operation, buffers, context, made)
+        if launch is not None:
+            return [*launches, launch]
     args = _arguments(node, buffers, context, made)
     edge = buffers.output
     numbers, addresses = [channels_of(edge), args.step_out], [args.output]
@@ -431,7 +443,11 @@ def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Contex
 def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide: int,
                  defines: dict[str, str]) -> Launch:
     """Choose grid, and how many lanes of a warp share a pixel, for an operation."""
-    channels = channels_of(edge)
+    channels, moved = channels_of(edge), wide
+    size = edge.value.element_size()
+    most = FEW_CHANNELS.get(code, (THIN_BYTES if moved > 1 else PACK_BYTES) // size)
+    if code not in MANY_LANES and channels <= most:
+        wide = channels  # a lane has all of a pixel
     packs = -(-channels // wide)
     if code in (SOFTMAX, CHANNEL_MEAN):  # which look at the source's channels one by one
         packs = max(packs, args.source[0].channels)
@@ -440,9 +456,9 @@ def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide:
     kept = each <= MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)
     packed = each if kept else 0
     # Those that are resident: see BLOCKS in pixels.cu.
-    resident = 2 if packed > 2 else 3 if packed == 2 or code in MANY_REGISTERS else 4
+    many = (wide // moved * max(4, moved * size) > PACK_BYTES) + (code in MANY_REGISTERS)
+    resident = 2 if packed > 2 or many == 2 else 3 if packed == 2 or many else 4
     grid = blocks(context, math.prod(edge.mask.shape), 1, resident)
     which = kernel("pixels.cu", "compute_pixels", edge.value.dtype, OPERATION=code, OUT_VEC=wide,
-                   LANES=lanes, PACKS=packed, RMS=args.rule.rms,
-                   **defines)
+                   MOVED=moved, LANES=lanes, PACKS=packed, RMS=args.rule.rms, **defines)
     return Launch(which, args, (grid, 1), WARP * WARPS)
