@@ -71,7 +71,7 @@ __device__ __forceinline__ float average(const RegionArgs& args, const Region& r
         memory[threadIdx.x] = sum;
         block_barrier();
         if (group == 0 && works) {
-            NO_UNROLL
+            UNROLL_BY_4
             for (int g = 1; g < groups; ++g) {
                 UNROLL
                 for (int v = 0; v < VEC; ++v) sum.at[v] += memory[g * args.width + slot].at[v];

@@ -55,7 +55,7 @@ __device__ __forceinline__ void pool(const VectorArgs& args, int lane, Number* n
         sums[threadIdx.x] = mine;
         block_barrier();
         if (group == 0 && base + slot < packs) {
-            NO_UNROLL
+            UNROLL_BY_4
             for (int g = 1; g < groups; ++g) {
                 UNROLL
                 for (int v = 0; v < VEC; ++v) mine.at[v] += sums[g * width + slot].at[v];

@@ -21,16 +21,14 @@ __device__ __forceinline__ bool needed(const Changes& inputs, const Rule& rule, 
 }
 
 // The sum over a block, in an order of its own; every thread gets it. `memory` has a number for
-// each warp, and is free again behind the next barrier.
+// each warp, of which there are no more than threads in one, and is free again behind the next
+// barrier.
 __device__ __forceinline__ float block_sum(float x, float* memory) {
-    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const int warp = threadIdx.x / WARP, in_warp = threadIdx.x % WARP;
     x = group_sum<WARP>(x);
-    if (threadIdx.x % WARP == 0) memory[warp] = x;
+    if (in_warp == 0) memory[warp] = x;
     block_barrier();
-    float sum = 0.f;
-    NO_UNROLL
-    for (int other = 0; other < warps; ++other) sum += memory[other];
-    return sum;
+    return group_sum<WARP>(in_warp < blockDim.x / WARP ? memory[in_warp] : 0.f);
 }
 
 // Whether a pixel's new numbers replace the old ones, by the sum of all scores.
