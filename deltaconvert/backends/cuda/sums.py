@@ -16,7 +16,7 @@ THREADS, WARP = 256, 32
 BLOCKS_A_PROCESSOR = 4
 # Numbers that whoever adds up a lane's parts reads, for each of two that a part may have; and
 # parts, few enough of few channels for the memory that is planned.
-MOST_NUMBERS, MOST_PARTS, FEWEST_PARTS = 32768, 512, 8
+MOST_NUMBERS, MOST_PARTS, FEWEST_PARTS = 16384, 512, 8
 
 
 @dataclass(frozen=True)
