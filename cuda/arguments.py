@@ -128,12 +128,59 @@ class Source(ctypes.Structure):
                 ("channels", c_int), ("one_lane", c_int), ("unused", c_int))
 
 
-class PoolArgs(ctypes.Structure):
-    """Of ``sum_pixels``; ``pooling.cu``."""
+class Changes(ctypes.Structure):
+    """Whether a node's inputs changed; ``whole.cuh``."""
 
-    _fields_ = (("input", c_void_p), ("parts", c_void_p), ("changed", c_void_p),
+    _fields_ = (("changed", c_void_p * MOST_SOURCES), ("sources", c_int), ("unused", c_int))
+
+
+class SumArgs(ctypes.Structure):
+    """Of ``sum_pixels``; ``sums.cu``."""
+
+    _fields_ = (("inputs", Changes), ("input", c_void_p), ("parts", c_void_p),
                 ("fresh", c_void_p), ("step", c_int), ("channels", c_int), ("plane", c_int),
-                ("lanes", c_int), ("width", c_int), ("unused", c_int))
+                ("width", c_int), ("parts_of_lane", c_int), ("unused", c_int))
+
+
+class VectorArgs(ctypes.Structure):
+    """Of the kernels of ``vector.cu``."""
+
+    _fields_ = (("rule", Rule), ("inputs", Changes), ("given", c_void_p), ("parts", c_void_p),
+                ("output", c_void_p), ("scores", c_void_p), ("count", c_void_p),
+                ("alpha", c_float), ("part_count", c_int), ("step_out", c_int),
+                ("unused", c_int))
+
+
+class NormArgs(ctypes.Structure):
+    """Of the kernels of ``norm.cu``."""
+
+    _fields_ = (("rule", Rule), ("inputs", Changes), ("input", c_void_p), ("parts", c_void_p),
+                ("table", c_void_p), ("weight", c_void_p), ("bias", c_void_p),
+                ("output", c_void_p), ("count", c_void_p), ("eps", c_float),
+                ("part_count", c_int), ("together", c_int), ("group", c_int),
+                ("step_in", c_int), ("step_out", c_int))
+
+
+class RegionArgs(ctypes.Structure):
+    """Of ``average_regions``; ``regions.cu``."""
+
+    _fields_ = (("rule", Rule), ("mask", c_void_p), ("changed", c_void_p), ("input", c_void_p),
+                ("rows", c_void_p), ("cols", c_void_p), ("divisors", c_void_p),
+                ("output", c_void_p), ("count", c_void_p), ("height_in", c_int),
+                ("width_in", c_int), ("height", c_int), ("taps_y", c_int), ("taps_x", c_int),
+                ("step_in", c_int), ("step_out", c_int), ("width", c_int))
+
+
+class WindowArgs(ctypes.Structure):
+    """Of the kernels of ``windows.cu``."""
+
+    _fields_ = (("rule", Rule), ("inputs", Changes), ("mask", c_void_p), ("input", c_void_p),
+                ("bias", c_void_p), ("position", c_void_p), ("scales", c_void_p),
+                ("given", c_void_p), ("list", c_void_p), ("windows", c_void_p),
+                ("counts", c_void_p), ("lanes", c_int), ("height", c_int), ("width", c_int),
+                ("step", c_int), ("channels", c_int), ("heads", c_int), ("rows", c_int),
+                ("cols", c_int), ("down", c_int), ("across", c_int), ("shift_y", c_int),
+                ("shift_x", c_int), ("cosines", c_int), ("unused", c_int))
 
 
 class PixelArgs(ctypes.Structure):

@@ -22,7 +22,6 @@
 #define WEIGH 10      // the sum of the taps, each times its row's and its column's weight
 #define APPLY 11      // a function of up to three maps and numbers
 #define NORM 12       // of a pixel's channels: less their mean or not, over their spread
-#define POOLED 13     // the sums that pooling.cu left, times alpha
 
 constexpr int MOST_SOURCES = 8;
 
@@ -194,20 +193,6 @@ __device__ __forceinline__ void compute(const PixelArgs& args, const Place& at, 
         UNROLL
         for (int v = 0; v < OUT_VEC; ++v) x[v] += pack.at[v];
     }
-#elif OPERATION == POOLED
-    const float* from = args.parts + static_cast<long long>(at.lane) * args.part_grid
-                                     * args.rule.channels + c;
-    UNROLL
-    for (int v = 0; v < OUT_VEC; ++v) x[v] = 0.f;
-    UNROLL_BY_4
-    for (int part = 0; part < args.part_grid; ++part) {
-        float y[OUT_VEC];
-        read_floats(from + part * args.rule.channels, y);
-        UNROLL
-        for (int v = 0; v < OUT_VEC; ++v) x[v] += y[v];
-    }
-    UNROLL
-    for (int v = 0; v < OUT_VEC; ++v) x[v] *= args.alpha;
 #elif OPERATION == MAXIMUM || OPERATION == MEAN
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v) x[v] = OPERATION == MAXIMUM ? -INFINITE : 0.f;

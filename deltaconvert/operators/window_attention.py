@@ -47,7 +47,7 @@ def window_attention(qkv: Tensor, bias: Tensor | None, position: Tensor, scale: 
     height, width = qkv.shape[2:]
     x = F.pad(qkv, (0, -width % window[1], 0, -height % window[0]))
     if bias is not None:
-        x = x + (bias if scale is None else _without_keys(bias))[:, None, None]
+        x = x + (bias if scale is None else without_keys(bias))[:, None, None]
     shift = tuple(s if w < size else 0  # type: ignore[assignment]
                   for s, w, size in zip(shift, window, x.shape[2:], strict=True))
     q, k, v = _to_windows(x.roll((-shift[0], -shift[1]), (2, 3)), window, heads)
@@ -61,7 +61,7 @@ def window_attention(qkv: Tensor, bias: Tensor | None, position: Tensor, scale: 
     return y[:, :, :height, :width]
 
 
-def _without_keys(bias: Tensor) -> Tensor:
+def without_keys(bias: Tensor) -> Tensor:
     """Return a bias without the keys' part, which cosines leave out."""
     q, k, v = bias.chunk(3)
     return torch.cat([q, torch.zeros_like(k), v])

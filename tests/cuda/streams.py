@@ -15,6 +15,7 @@ from torch import Tensor
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cuda import CudaBackend
+from deltaconvert.backends.cuda.context import Tally
 from deltaconvert.backends.cuda.scan import as_words, words_of
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
@@ -32,6 +33,10 @@ CANARY = 7.0
 def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0,
               device: Any = "cpu") -> Edge:
     """Make an edge; ``beside`` channels lie on either side, as in a concatenation."""
+    if not spec.is_map:
+        value = torch.zeros(spec.shape, dtype=spec.dtype, device=device)
+        mask = torch.zeros(spec.mask_shape, dtype=torch.uint8, device=device)
+        return Edge(spec, value, mask, threshold)
     n, c, h, w = spec.shape
     whole = torch.full((n, h, w, c + 2 * beside), CANARY, dtype=spec.dtype, device=device)
     whole = whole.permute(0, 3, 1, 2)
@@ -44,7 +49,7 @@ def make_edge(spec: EdgeSpec, threshold: float = 0.0, beside: int = 0,
 
 
 class KernelStream:
-    """A local node and what it is bound to; see the module."""
+    """A node and what it is bound to; see the module."""
 
     def __init__(self, node: DeltaNode, *, order: int = 0, told: dict[str, Any] | None = None,
                  beside: int = 0, change: tuple[str, str, str] | None = None,
@@ -82,6 +87,10 @@ class KernelStream:
             size = max(want.nbytes, len(scratch.get(want.name, ())))
             # Not a number in any dtype, and far outside as an index.
             scratch[want.name] = torch.full((size,), 0xFF, dtype=torch.uint8, device=self.device)
+        self.backend.counters["inputs"] = len(self.inputs)
+        context = self.backend.context(self.state)
+        for edge in self.inputs:
+            context.tallies[edge.spec.name] = Tally(context.count(), [])
         return self.backend.bind(self.node, weights,
                                  Buffers(tuple(self.inputs), self.output, self.state, scratch))
 
@@ -95,7 +104,7 @@ class KernelStream:
             noise = size * torch.randn(edge.value.shape, **where)
             edge.value.copy_(torch.where(mask[:, None], edge.value + noise, edge.value))
             edge.mask.copy_(mask)
-            edge.publish(mask.flatten(1).sum(1).tolist())
+            edge.publish(mask.reshape(len(mask), -1).sum(1).tolist())
 
     def _mark_bits(self, edge: Edge) -> None:
         """Keep a mask as bits, as a producer would, where the node wants that."""
@@ -112,6 +121,9 @@ class KernelStream:
         lanes = self.state.lanes
         self.output.mask.zero_()
         self.context.counters.zero_()
+        for edge in self.inputs:
+            changed = self.context.tallies[edge.spec.name].changed
+            self.context.counters[changed] = int(edge.mask.sum())
         for edge in (*self.inputs, self.output):
             self._mark_bits(edge)
         self.context.fresh[:lanes] = torch.tensor(self.state.fresh, dtype=torch.int32)
@@ -126,7 +138,7 @@ class KernelStream:
         self.output.publish(None)
         expected = self.oracle()
         found = self.found()
-        assert found == expected.candidates
+        self.check_found(found, expected.candidates)
         new = self.node.evaluate(*(e.value for e in self.inputs))
         self.check_value(before, new)
         changed = self.context.tallies["y"].changed
@@ -136,28 +148,32 @@ class KernelStream:
         self.check_canaries()
         return found
 
+    def check_found(self, found: int, expected: int) -> None:
+        assert found == expected
+
     def found(self) -> int:
         """Return how many candidates there were."""
         return int(self.context.counters[self.context.tallies["y"].candidates].sum())
 
     def check_value(self, before: Tensor, new: Tensor) -> None:
         norm, threshold = self.node.about.norm, self.node.about.threshold
-        mask = self.output.mask.bool()
-        size = change_norm(new, before, norm, True, True).float()
+        mask, spec = self.output.mask.bool(), self.output.spec
+        size = change_norm(new, before, norm, spec.is_map, spec.has_lanes).float()
         # Where the norm is within rounding of the threshold, either answer is right.
         exempt = (size - threshold).abs() < self.tolerance
         wrong = (mask != self.expected.mask.bool()) & ~exempt
         assert not wrong.any(), f"masks differ at {wrong.nonzero()[:5].tolist()}"
-        written = mask[:, None].expand_as(before)
+        written = (mask[:, None] if spec.is_map else mask.view(
+            (-1,) + (1,) * (before.dim() - 1))).expand_as(before)
         torch.testing.assert_close(self.output.value[written], new[written], equal_nan=True,
                                    rtol=self.tolerance, atol=self.tolerance)
         assert torch.equal(self.output.value[~written], before[~written])
-        left = change_norm(new, self.output.value, norm, True, True)
+        left = change_norm(new, self.output.value, norm, spec.is_map, spec.has_lanes)
         assert not (left > threshold + self.tolerance).any(), f"{left.max()} > {threshold}"
 
     def check_canaries(self) -> None:
         """Nothing beside the output's channels was written."""
-        if not self.beside:
+        if not self.beside or not self.output.spec.is_map:
             return
         n, c, h, w = self.output.value.shape
         step = c + 2 * self.beside

@@ -27,7 +27,8 @@ ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
 MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 168,
-                  "depthwise": 128, "examine_pixels": 80, "find_candidates": 96}
+                  "attend_windows": 168, "depthwise": 128, "examine_pixels": 80,
+                  "find_candidates": 96, "normalize_pixels": 128}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
 MOST_SPILLED, MOST_SPILLED_OF_WARPGROUPS = 64, 16
@@ -90,13 +91,29 @@ def thin(dtype: torch.dtype, code: int, moved: int) -> Kernel:
                   **({"FUNCTION": FUNCTIONS["addcdiv"]} if code == APPLY else {}))
 
 
+def without_lists(dtype: torch.dtype) -> list[Kernel]:
+    """Those that find their candidates as they go."""
+    wide = 16 // dtype.itemsize
+    made = [kernel("sums.cu", "sum_pixels", dtype, VEC=vec, MOMENTS=moments, TOGETHER=together)
+            for vec, moments, together in ((wide, 0, 1), (wide, 1, wide), (wide, 1, 1))]
+    made += [kernel("vector.cu", "settle_vector", dtype, VEC=min(wide, 4) if pooled else wide,
+                    RMS=1, POOLED=pooled) for pooled in (0, 1)]
+    made += [kernel("norm.cu", "normalize_pixels", dtype, VEC=wide, LANES=32, PACKS=packs, RMS=1)
+             for packs in (0, 1, 2, 4)]
+    made += [kernel("windows.cu", "attend_windows", dtype, VEC=wide, TENSOR=int(tensor))
+             for tensor in (False, *([True] if dtype in HALVES else []))]
+    return [*made, kernel("regions.cu", "average_regions", dtype, VEC=wide, RMS=1)]
+
+
 def kernels(capability: int) -> list[Kernel]:
     made = [kernel("masks.cu", "find_candidates", torch.float32),
-            kernel("pooling.cu", "sum_pixels", torch.float16, VEC=8)]
+            *without_lists(torch.float16),
+            kernel("windows.cu", "attend_windows", torch.bfloat16, VEC=8, TENSOR=1)]
     if capability == 90:
         made += of_warpgroups(torch.float16) + of_warpgroups(torch.float32)
         made += of_warpgroups(torch.bfloat16)[:2]
         made.append(kernel("condition.cu", "decide", torch.float32))
+        made += without_lists(torch.float32)
     for dtype in (torch.float32, *HALVES):
         made.append(kernel("sparsify.cu", "examine_pixels", dtype, PACKS=3 * dtype.itemsize // 2))
         if dtype != torch.bfloat16:  # but for the conversions, float16's
@@ -108,10 +125,10 @@ def kernels(capability: int) -> list[Kernel]:
                             MOVED=16 // dtype.itemsize, LANES=lanes, PACKS=packs, RMS=1,
                             **({"ACTIVATE": ACTIVATIONS["mish"]} if code % 2 else {}),
                             **({"FUNCTION": FUNCTIONS["addcdiv"]} if code == APPLY else {}))
-                     for code in range(14)
+                     for code in range(13)
                      for lanes, packs in ((8, 1), (32, MOST_PACKS.get(code, MOST_PACKS_OF_OTHERS)))]
             made += [thin(dtype, code, moved)
-                     for code in range(14) if code not in MANY_LANES for moved in (1, 2)]
+                     for code in range(13) if code not in MANY_LANES for moved in (1, 2)]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
     return [*made, *convolutions(torch.float32, False)]

@@ -12,7 +12,17 @@ from torch.fx import GraphModule
 
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Backend, Buffers, Scratch, Step
-from deltaconvert.backends.cuda import convolution, pixels, pooling, sparsify, whole
+from deltaconvert.backends.cuda import (
+    convolution,
+    norms,
+    pixels,
+    pooling,
+    regions,
+    sparsify,
+    vectors,
+    whole,
+    windows,
+)
 from deltaconvert.backends.cuda.candidates import (
     Tables,
     joint_name,
@@ -34,6 +44,8 @@ from deltaconvert.operators.cat import cat
 from deltaconvert.state import State
 
 LARGEST_INDEX = 2**31 - 1
+# Kinds that find their candidates as they go.
+WITHOUT_LIST = ("pooling", "norm", "regions", "windows")
 
 
 @dataclass
@@ -46,7 +58,8 @@ class Prepared:
         reason: of ``"whole"``: why not sparsely.
     """
 
-    kind: Literal["sparsify", "convolution", "pixels", "pooling", "whole"]
+    kind: Literal["sparsify", "convolution", "pixels", "pooling", "norm", "regions",
+                  "windows", "whole"]
     data: Any = None
     reason: str = ""
 
@@ -121,8 +134,14 @@ class CudaBackend(Backend):
         reason = self._why_whole(node)
         if reason and pooling.suits(node):
             return Prepared("pooling")
+        if reason and windows.suits(node):
+            return Prepared("windows", windows.describe(node, self.device))
+        if reason and norms.suits(node):
+            return Prepared("norm", norms.describe(node))
         if reason:
             return Prepared("whole", reason=reason)
+        if regions.suits(node):
+            return Prepared("regions", regions.describe(node, self.device))
         try:
             return Prepared("pixels", pixels.describe(node, self.device))
         except pixels.Unfit as error:
@@ -149,7 +168,8 @@ class CudaBackend(Backend):
         """Return lists of candidates, which nodes share, and memory for sums and new values."""
         prepared = self.prepared[node.about.name]
         phases = prepared.data.period if prepared.kind == "convolution" else (1, 1)
-        self.counters[node.about.name] = 1 + phases[0] * phases[1]
+        self.counters[node.about.name] = 1 + (
+            2 if prepared.kind == "windows" else phases[0] * phases[1])
         if node.about.aliases:
             self._plan_union(node)
         if node.about.aliases or self._too_many(node):
@@ -160,12 +180,19 @@ class CudaBackend(Backend):
         elif prepared.kind == "sparsify":
             scratch = sparsify.plan(node)
         elif prepared.kind == "pooling":
-            scratch = pooling.plan(node, self.tables)
+            scratch = pooling.plan(node)
+        elif prepared.kind == "windows":
+            scratch = windows.plan(node, prepared.data)
+        elif prepared.kind == "norm":
+            scratch = norms.plan(node)
+        elif prepared.kind == "regions":
+            scratch = []
+        elif prepared.kind == "whole":
+            scratch = whole.plan(node, self.tables)
         else:
             scratch = [list_scratch(node, self.tables, phases)]
         self.tables.producers.add(node.about.name)  # behind: a node does not read itself
         self.tables.markers.add(node.about.name)
-        scratch += whole.plan(node) if prepared.kind == "whole" else []
         self.scratch[node.about.name] = [want.name for want in scratch]
         return scratch
 
@@ -184,11 +211,16 @@ class CudaBackend(Backend):
         tally = self._tally(node, context)
         if weights.kind == "sparsify":
             return sparsify.CudaSparsify(node, self.config, buffers, context)
+        if weights.kind in WITHOUT_LIST or (weights.kind == "whole" and vectors.suits(node)):
+            counter = context.count(2 if weights.kind == "windows" else 1)
+            tally.candidates = [counter]
+            tally.candidates_are_scheduled = weights.kind in ("regions", "windows")
+            if weights.kind == "whole":
+                return whole.WholeStep(node, buffers, context, self.tables, counter)
+            return CudaStep(self.launcher, self._bind_without_list(
+                node, weights, buffers, context, counter), buffers)
         if weights.kind == "whole":
             step: Step = whole.WholeStep(node, buffers, context, self.tables)
-        elif weights.kind == "pooling":
-            launches = pooling.bind(node, buffers, context, self.tables)
-            step = CudaStep(self.launcher, launches, buffers)
         elif weights.kind == "pixels":
             launches = pixels.bind(node, weights.data, buffers, context, self.tables)
             step = CudaStep(self.launcher, launches, buffers)
@@ -199,8 +231,18 @@ class CudaBackend(Backend):
         if weights.kind != "convolution":
             made = context.lists[list_name(node)]
         tally.candidates = list(range(made.counts, made.counts + made.phases))
-        tally.candidates_are_scheduled = weights.kind not in ("pooling", "whole")
+        tally.candidates_are_scheduled = weights.kind != "whole"
         return step
+
+    def _bind_without_list(self, node: DeltaNode, weights: Prepared, buffers: Buffers,
+                           context: Context, counter: int) -> list[Launch]:
+        if weights.kind == "pooling":
+            return pooling.bind(node, buffers, context, counter)
+        if weights.kind == "windows":
+            return windows.bind(node, weights.data, buffers, context, counter)
+        if weights.kind == "norm":
+            return norms.bind(node, weights.data, buffers, context, counter)
+        return regions.bind(node, weights.data, buffers, context, self.tables, counter)
 
     def bind_union(self, node: DeltaNode, buffers: Buffers) -> Step:
         """Return the step of a concatenation that was written in place."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda.convolution import Folded
 
 (PARTS, MAXIMUM, MEAN, DEPTHWISE, COMBINE, PICK, AFFINE, SOFTMAX, CHANNEL_MEAN,
- GIVEN, WEIGH, APPLY, NORM, POOLED) = range(14)  # as in pixels.cu
+ GIVEN, WEIGH, APPLY, NORM) = range(13)  # as in pixels.cu
 MOST_OPERANDS = 3  # that may be maps, of APPLY
 WARPS = 8
 MANY_REGISTERS = (PARTS, MAXIMUM, MEAN, DEPTHWISE, WEIGH, NORM)
@@ -54,7 +54,7 @@ MOST_PACKS = {GIVEN: 8, PICK: 1}
 MOST_PACKS_OF_OTHERS = 4
 # Bytes of a pixel that is one lane's, or fewer (registers) where numbers are moved one by one;
 # operations in which that would be slow, or too much code.
-THIN_BYTES, MANY_LANES, FEW_CHANNELS = 24, (PARTS, SOFTMAX, CHANNEL_MEAN, POOLED), {PICK: 4}
+THIN_BYTES, MANY_LANES, FEW_CHANNELS = 24, (PARTS, SOFTMAX, CHANNEL_MEAN), {PICK: 4}
 
 
 @dataclass
@@ -360,24 +360,6 @@ def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers, context
     return pixel_launch(GIVEN, args, edge, context, wide, _activation_defines(node))
 
 
-def finish_sums(node: DeltaNode, buffers: Buffers, context: Context, made: Lists, sums: int,
-                parts: int, pixels: int) -> Launch:
-    """Return the launch that finishes what `pooling.cu` summed.
-
-    Args:
-        node, buffers, context: see `bind`.
-        made: its candidates.
-        sums: the address of ``[lanes, parts, channels]`` sums of float32.
-        parts, pixels: of a lane.
-    """
-    edge = buffers.output
-    args = _arguments(node, buffers, context, made)
-    args.parts, args.part_grid, args.alpha = sums, parts, 1.0 / pixels
-    wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
-                  addresses=(args.output,))
-    return pixel_launch(POOLED, args, edge, context, wide, {})
-
-
 def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
                  conv: ConvArgs, made: Lists) -> Launch:
     """Return the launch that finishes what `convolution.cu` left as sums."""
@@ -429,15 +411,20 @@ def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Contex
         buffers, context, tables: see `bind`.
     """
     made, launches = candidates(node, buffers, context, tables)
+    return launches, compare_given(node, given.data_ptr(), buffers, context, made)
+
+
+def compare_given(node: DeltaNode, given: int, buffers: Buffers, context: Context,
+                  made: Lists) -> Launch:
+    """Return the launch that applies the rule to new values at an address, without gaps there."""
     edge = buffers.output
     args = _arguments(node, buffers, context, made)
     # An activation is part of what was evaluated.
     args.rule.least, args.rule.most = -math.inf, math.inf
-    args.source[0] = Source(data=given.data_ptr(), step=channels_of(edge),
-                            channels=channels_of(edge))
+    args.source[0] = Source(data=given, step=channels_of(edge), channels=channels_of(edge))
     wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
-                  addresses=(args.output, given.data_ptr()))
-    return launches, pixel_launch(GIVEN, args, edge, context, wide, {})
+                  addresses=(args.output, given))
+    return pixel_launch(GIVEN, args, edge, context, wide, {})
 
 
 def pixel_launch(code: int, args: PixelArgs, edge: Edge, context: Context, wide: int,

@@ -1,4 +1,4 @@
-"""Pooling to one pixel: all pixels summed in parts, by `pooling.cu`, and compared by `pixels.cu`.
+"""Pooling to one pixel: all pixels summed in parts, and compared by one block a lane.
 
 As `whole`, it runs when anything has changed; PyTorch's own means of channels-last maps take
 several times as long.
@@ -9,16 +9,10 @@ from __future__ import annotations
 import math
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.candidates import Tables, candidates, list_scratch
-from deltaconvert.backends.cuda.context import Context, channels_of, pixel_step, widest
-from deltaconvert.cuda.arguments import PoolArgs
+from deltaconvert.backends.cuda import sums, vectors
+from deltaconvert.backends.cuda.context import Context
 from deltaconvert.cuda.launcher import Launch
-from deltaconvert.cuda.loader import kernel
 from deltaconvert.nodes import DeltaNode, Slot
-
-THREADS = 256
-MOST_PARTS = 64  # of a lane: one thread adds up those of a channel
 
 
 def suits(node: DeltaNode) -> bool:
@@ -31,6 +25,8 @@ def suits(node: DeltaNode) -> bool:
         return False
     if source.dtype != output.dtype or about.params.get("activation"):
         return False
+    if source.shape[1] > vectors.MOST_POOLED:
+        return False
     if about.operator.name == "mean":
         over = {d % len(source.shape) for d in about.params["dim"]} == {2, 3}
     else:
@@ -38,29 +34,12 @@ def suits(node: DeltaNode) -> bool:
     return over and math.prod(output.shape) == math.prod(source.shape[:2])
 
 
-def plan(node: DeltaNode, tables: Tables) -> list[Scratch]:
-    """Return the memory for a list, and for the sums."""
-    shape = node.about.inputs[0].shape
-    assert shape is not None
-    return [list_scratch(node, tables),
-            Scratch("cuda.parts", 4 * MOST_PARTS * math.prod(shape[:2]))]
+def plan(node: DeltaNode) -> list[Scratch]:
+    """Return the memory for the sums."""
+    return [sums.plan(node.about.inputs[0], moments=False)]
 
 
-def bind(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables) -> list[Launch]:
-    """Return the launches."""
-    source = buffers.inputs[0]
-    made, before = candidates(node, buffers, context, tables)
-    channels, plane = channels_of(source), source.spec.pixels
-    wide = widest(source.value.element_size(), channels, pixel_step(source),
-                  addresses=(source.value.data_ptr(),))
-    width = min(THREADS, 1 << (-(-channels // wide) - 1).bit_length())
-    parts = min(MOST_PARTS, -(-plane * width // THREADS))
-    args = PoolArgs(
-        input=source.value.data_ptr(), parts=buffers.scratch["cuda.parts"].data_ptr(),
-        changed=context.changed_counter(source), fresh=context.fresh_flags(),
-        step=pixel_step(source), channels=channels, plane=plane, lanes=source.spec.lanes,
-        width=width)
-    sums = Launch(kernel("pooling.cu", "sum_pixels", source.value.dtype, VEC=wide), args,
-                  (parts, source.spec.lanes), THREADS, 4 * wide * THREADS)
-    return [*before, sums, pixels.finish_sums(node, buffers, context, made, args.parts, parts,
-                                              plane)]
+def bind(node: DeltaNode, buffers: Buffers, context: Context, counter: int) -> list[Launch]:
+    """Return the launches; ``counter`` counts the lanes that were evaluated."""
+    launch, parts = sums.bind(buffers.inputs[0], buffers.scratch["cuda.parts"].data_ptr(), context)
+    return [launch, vectors.bind_pooled(node, parts, buffers, context, counter)]

@@ -11,38 +11,52 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
-from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.candidates import Tables
+from deltaconvert.backends.cuda import pixels, vectors
+from deltaconvert.backends.cuda.candidates import Tables, list_scratch
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
+from deltaconvert.cuda.arguments import VectorArgs
 from deltaconvert.cuda.launcher import Launch, launch_all
 from deltaconvert.errors import UnsupportedError
 from deltaconvert.nodes import DeltaNode
 
 
-def plan(node: DeltaNode) -> list[Scratch]:
-    """Return the memory for the new value."""
+def plan(node: DeltaNode, tables: Tables) -> list[Scratch]:
+    """Return the memory for the new value, and for what the comparison needs."""
     spec = node.about.output
     assert spec.shape is not None
     assert spec.dtype is not None
     size = spec.dtype.itemsize * torch.Size(spec.shape).numel()
-    return [Scratch("cuda.given", size)]
+    given = Scratch("cuda.given", size)
+    if vectors.suits(node):
+        return [given, *vectors.plan(node)]
+    return [given, list_scratch(node, tables)]
 
 
 class WholeStep:
     """Evaluates a node's function on the values and compares."""
 
     def __init__(self, node: DeltaNode, buffers: Buffers, context: Context,
-                 tables: Tables) -> None:
-        """Settle the launches."""
+                 tables: Tables, counter: int = 0) -> None:
+        """Settle the launches.
+
+        Args:
+            node, buffers, context, tables: of the program and the stream.
+            counter: of candidates, where the node's list has none.
+        """
         self.node, self.buffers, self.context = node, buffers, context
         self.shape = buffers.output.value.shape
         self.given = _like(buffers.output.value, buffers.scratch["cuda.given"])
-        self.before, self.behind = pixels.bind_given(node, self.given, buffers, context, tables)
+        self.before: list[Launch] = []
+        if vectors.suits(node):
+            self.behind = vectors.bind_given(node, self.given.data_ptr(), buffers, context, counter)
+        else:
+            self.before, behind = pixels.bind_given(node, self.given, buffers, context, tables)
+            self.behind = [behind]
 
     @property
     def launches(self) -> list[Launch]:
         """All that it launches itself."""
-        return [*self.before, self.behind]
+        return [*self.before, *self.behind]
 
     def __call__(self) -> None:
         """Run once.
@@ -59,8 +73,12 @@ class WholeStep:
                 f"({self.node.about.source}). Convert the part before it.")
         if not _lies_like(new, self.given):
             new = self.given.copy_(new)
-        self.behind.args.source[0].data = new.data_ptr()  # type: ignore[attr-defined]
-        self.context.launcher.launch(self.behind)
+        for launch in self.behind:
+            if isinstance(launch.args, VectorArgs):
+                launch.args.given = new.data_ptr()
+            else:
+                launch.args.source[0].data = new.data_ptr()  # type: ignore[attr-defined]
+        launch_all(self.context.launcher, self.behind)
 
 
 def _lies_like(new: Tensor, given: Tensor) -> bool:
