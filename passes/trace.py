@@ -15,6 +15,7 @@ import linecache
 import logging
 import operator
 import pickle
+import sys
 import threading
 import traceback
 import types
@@ -42,6 +43,13 @@ IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": op
             "__imod__": operator.imod, "__ipow__": operator.ipow, "__iand__": operator.iand,
             "__ior__": operator.ior, "__ixor__": operator.ixor}
 
+# Layers that may return several tensors.
+SEVERAL = (nn.MultiheadAttention, nn.RNNBase, nn.LSTMCell, nn.AdaptiveLogSoftmaxWithLoss,
+           nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Identity, torch.jit.ScriptModule)
+# Whose code is no model's.
+LIBRARIES = frozenset({"torch", "deltaconvert", "copy", "pickle", "weakref", "functools", "typing",
+                       "inspect", "dataclasses", "abc", "contextlib"})
+
 # Methods that take numbers out of a tensor.
 TAKEN = frozenset({"item", "tolist", "numpy", "__array__"})
 
@@ -59,6 +67,19 @@ class MutableProxy(Proxy):
     FX's own falls back to ``x = x + y``, which loses that other names of the same
     tensor see the sum too.
     """
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]
+        """What a model is told that asks ``isinstance(x, Tensor)``; PyTorch is told the truth."""
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return type(self) if asks.partition(".")[0] in LIBRARIES else self.stands_for()
+
+    def stands_for(self) -> type:
+        """Return the type of what this stands for; of a function's result it is not known here."""
+        if self.node.op == "call_module":
+            module = self.tracer.root.get_submodule(str(self.node.target))  # type: ignore[attr-defined]
+            return type(self) if isinstance(module, SEVERAL) else Tensor
+        return Tensor if self.node.op in ("placeholder", "get_attr") else type(self)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record an item assignment."""

@@ -31,6 +31,10 @@ class _ShapedProxy(MutableProxy):
         """The fake tensor, or the container of them."""
         return self.node.meta["fake"]
 
+    def stands_for(self) -> type:
+        """Return the type of what is known to come here."""
+        return Tensor if isinstance(self.fake, Tensor) else type(self.fake)
+
     def __len__(self) -> int:
         """Return the size of the first dimension, or of a container."""
         return len(self.fake)

@@ -417,3 +417,28 @@ def test_layers_without_weights_may_be_made_in_the_forward():
                   conv=nn.Conv2d(3, 2, 3))
     delta = assert_same_outputs(model, frames_like(1, 3, 6, 7))
     assert "unknown" not in [node.about.rule for node in program_of(delta).nodes]
+
+
+def asks_what_it_is_given(self, x):
+    if not isinstance(x, torch.Tensor):
+        x = torch.stack(x)
+    return self.conv(x * 2 if isinstance(x, torch.Tensor) else x)
+
+
+def asks_what_a_call_returned(self, x):
+    parts = x.split(1, dim=x.shape[1] and 1)
+    if isinstance(parts, (list, tuple)):
+        x = sum(parts[1:], parts[0])
+    return x if isinstance(x, torch.Tensor) else -x
+
+
+def asks_what_a_layer_returned(self, x):
+    x = self.conv(x)
+    return x * 2 if isinstance(x, torch.Tensor) else x[0]
+
+
+@pytest.mark.parametrize("forward", [
+    asks_what_it_is_given, asks_what_a_layer_returned, asks_what_a_call_returned])
+def test_a_model_may_ask_whether_it_has_a_tensor(forward):
+    assert_same_outputs(Model(forward, conv=nn.Conv2d(3, 2, 3)), frames_like(1, 3, 6, 7),
+                        example_inputs=frames_like(1, 3, 6, 7)[0])
