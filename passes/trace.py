@@ -68,8 +68,8 @@ class MutableProxy(Proxy):
     tensor see the sum too.
     """
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         """What a model is told that asks ``isinstance(x, Tensor)``; PyTorch is told the truth."""
         asks = sys._getframe(1).f_globals.get("__name__", "")
         return type(self) if asks.partition(".")[0] in LIBRARIES else self.stands_for()
