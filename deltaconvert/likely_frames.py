@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from deltaconvert.passes.input_parameters import input_parameters
 
 LIKELY_SIZES = ((256, 256), (224, 224))  # the second of those that take no other
 
@@ -28,10 +29,8 @@ def likely_frames(model: nn.Module, sizes: Sequence[tuple[int, int]] = LIKELY_SI
 
 
 def _takes_one_tensor(model: nn.Module) -> bool:
-    """Whether a model's ``forward`` has one argument that is to be given."""
+    """Whether a model's ``forward`` has one input."""
     try:
-        parameters = inspect.signature(model.forward).parameters.values()
+        return len(input_parameters(model.forward)) == 1
     except ValueError:  # of TorchScript
         return False
-    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-               for p in parameters) == 1

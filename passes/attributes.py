@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,13 +31,13 @@ class Attributes:
 
     def __init__(self, model: nn.Module) -> None:
         """Take note of what is where, and of the numbers of the tensors."""
-        self._held = [(name, holder, copy.copy(holder)) for name, holder in _holders(model)]
+        self._held = [(name, holder, _plain_copy(holder)) for name, holder in _holders(model)]
         self._tensors = [(_join(name, key), value, value.detach().clone())
                          for name, holder, _ in self._held for key, value in _items(holder)
                          if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
         self._parameters = list(model.named_parameters())
         self._versions = {id(tensor): _version(tensor) for _, tensor in self._named()}
-        self._held += [(name, holder, copy.copy(holder)) for name, holder in _globals(model)]
+        self._held += [(name, holder, _plain_copy(holder)) for name, holder in _globals(model)]
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensor) for name, tensor, _ in self._tensors)
@@ -100,13 +99,16 @@ class Attributes:
                     holder.clear()
                     holder.extend(items)
                 continue
+            # Not by methods of its own class: a registry may file what it is given elsewhere.
+            kind = OrderedDict if isinstance(holder, OrderedDict) else dict
             for key, value in list(_items(holder)):
-                if undo(value) and key in known:
-                    holder[key] = known[key]
-                elif undo(value):
-                    del holder[key]
-            holder.update({key: value for key, value in known.items()
-                           if key not in holder and undo(value)})
+                if undo(value) and key not in known:
+                    kind.__delitem__(holder, key)
+                elif undo(value) and value is not known[key]:
+                    kind.__setitem__(holder, key, known[key])
+            for key, value in known.items():
+                if not kind.__contains__(holder, key) and undo(value):
+                    kind.__setitem__(holder, key, value)
 
 
 def storage(tensor: Any) -> int:
@@ -132,7 +134,8 @@ def _within(name: str, holder: Any, seen: set[int], depth: int) -> Iterator[tupl
         return
     seen.add(id(holder))
     yield name, holder
-    items = enumerate(list(holder)) if isinstance(holder, (list, deque)) else list(holder.items())
+    items = enumerate(list(holder)) if isinstance(holder, (list, deque)) else list(
+        dict.items(holder))
     for key, value in items:
         inner = _holder(value)
         if inner is not None and depth:
@@ -181,11 +184,15 @@ def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
                     not in LIBRARIES for name in function.__code__.co_names]
 
 
+def _plain_copy(holder: Any) -> Any:
+    return dict(dict.items(holder)) if isinstance(holder, dict) else list(holder)
+
+
 def _items(holder: Any) -> Iterable[tuple[Any, Any]]:
     """Return keys and values; containers of a module are holders of their own."""
     if isinstance(holder, (list, deque)):
         return enumerate(list(holder))
-    return [(key, value) for key, value in holder.items() if not _is_table(key)]
+    return [(key, value) for key, value in list(dict.items(holder)) if not _is_table(key)]
 
 
 def _is_other(one: Any, other: Any) -> bool:

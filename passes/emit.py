@@ -29,8 +29,10 @@ def emit(graph: fx.Graph, before: fx.Node, argument: Any, meta: Mapping[str, Any
     if not isinstance(argument, Call):
         return argument
     args = tuple(emit(graph, before, a, meta, made) for a in argument.args)
+    params = {name: emit(graph, before, value, meta, made)
+              for name, value in argument.params.items()}
     with graph.inserting_before(before):
-        node = graph.call_function(argument.function, args, argument.params)
+        node = graph.call_function(argument.function, args, params)
     node.meta.update((key, value) for key, value in meta.items() if key not in OF_A_FUNCTION)
     made.append(node)
     return node

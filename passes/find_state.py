@@ -78,7 +78,7 @@ def _trace_again(model: nn.Module, graph: fx.Graph, constants: dict[str, Any],
                  attributes: Attributes, trace: Callable[[], fx.Graph]) -> None:
     """Trace once more, with what the first forward left; see `find_state`."""
     changed, counts = attributes.changed(), _counts(attributes)
-    of_numbers = _with_numbers(model, graph, changed)
+    of_numbers = with_numbers(model, graph, changed)
     attributes.put_back(lambda value: any(p.node not in of_numbers for p in proxies(value)))
     size, held = len(graph.nodes), Attributes(model)
     try:
@@ -97,7 +97,7 @@ def _trace_again(model: nn.Module, graph: fx.Graph, constants: dict[str, Any],
 def _caches_by_shape(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> bool:
     """Whether all that a forward left is a shape, and what is made of shapes alone."""
     left = [value for _, _, _, value in attributes.changes()]
-    of_numbers = _with_numbers(model, graph, [])
+    of_numbers = with_numbers(model, graph, [])
     return any(isinstance(value, torch.Size) for value in left) and not attributes.written() and (
         all(isinstance(value, torch.Size) or (
             proxies(value) and all("fake" in p.node.meta and p.node not in of_numbers
@@ -137,7 +137,7 @@ class _Numbers:
 
     def __init__(self, model: nn.Module, graph: fx.Graph, attributes: Attributes) -> None:
         self._model, self._graph, self._attributes = model, graph, attributes
-        self._of_frames = _with_numbers(model, graph, [])
+        self._of_frames = with_numbers(model, graph, [])
         self._known: dict[fx.Node, Any] = {}
 
     def calls(self) -> list[Any]:
@@ -262,7 +262,7 @@ def _same(one: Any, other: Any) -> bool:
     return isinstance(one, PLAIN) == isinstance(other, PLAIN)
 
 
-def _with_numbers(model: nn.Module, graph: fx.Graph, changed: list[str]) -> set[fx.Node]:
+def with_numbers(model: nn.Module, graph: fx.Graph, changed: list[str]) -> set[fx.Node]:
     """Return the nodes that hold numbers of a frame, or of what changes from frame to frame.
 
     Not those of what follows from shapes alone, nor an attribute that was only converted.

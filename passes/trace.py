@@ -10,14 +10,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import itertools
 import linecache
 import logging
 import operator
 import pickle
+import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +34,24 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import TraceError, lacks_memory
 from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.attributes import Attributes
-from deltaconvert.passes.find_state import KeepsState, find_state
+from deltaconvert.passes.find_state import KeepsState, find_state, with_numbers
+from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
+from deltaconvert.passes.input_parameters import input_parameters
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
             "__itruediv__": operator.itruediv, "__ifloordiv__": operator.ifloordiv,
             "__imod__": operator.imod, "__ipow__": operator.ipow, "__iand__": operator.iand,
             "__ior__": operator.ior, "__ixor__": operator.ixor}
+
+# Layers that may return several tensors.
+SEVERAL = (nn.MultiheadAttention, nn.RNNBase, nn.LSTMCell, nn.AdaptiveLogSoftmaxWithLoss,
+           nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Identity, torch.jit.ScriptModule)
+# Whose code is no model's.
+LIBRARIES = frozenset({"torch", "deltaconvert", "copy", "pickle", "weakref", "functools", "typing",
+                       "inspect", "dataclasses", "abc", "contextlib"})
+
+# Methods that take numbers out of a tensor.
+TAKEN = frozenset({"item", "tolist", "numpy", "__array__"})
 
 # FX takes the place of nn.Module.__call__ while it traces, for all threads.
 TRACING = threading.Lock()
@@ -51,6 +67,19 @@ class MutableProxy(Proxy):
     FX's own falls back to ``x = x + y``, which loses that other names of the same
     tensor see the sum too.
     """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What a model is told that asks ``isinstance(x, Tensor)``; PyTorch is told the truth."""
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return type(self) if asks.partition(".")[0] in LIBRARIES else self.stands_for()
+
+    def stands_for(self) -> type:
+        """Return the type of what this stands for; of a function's result it is not known here."""
+        if self.node.op == "call_module":
+            module = self.tracer.root.get_submodule(str(self.node.target))  # type: ignore[attr-defined]
+            return type(self) if isinstance(module, SEVERAL) else Tensor
+        return Tensor if self.node.op in ("placeholder", "get_attr") else type(self)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record an item assignment."""
@@ -81,9 +110,10 @@ for _name, _target in IN_PLACE.items():
 class Tracer(fx.Tracer):
     """FX's tracer, keeping lines, in-place operators, and what kind of thing was returned."""
 
-    def __init__(self) -> None:
-        """Keep the stack of each call."""
+    def __init__(self, given: int = 0) -> None:
+        """Keep the stack of each call; ``given`` is how many inputs are given, if that is known."""
         super().__init__()
+        self.given = given
         self.record_stack_traces = True
         self.autocast: str | None = None
         self.hooks = True
@@ -94,17 +124,35 @@ class Tracer(fx.Tracer):
         return MutableProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep TorchScript as a call: there is no Python in it to follow."""
-        return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(
-            m, module_qualified_name)
+        """Keep TorchScript as a call: there is no Python in it to follow.
+
+        A layer of PyTorch's with somebody's own method in it is no leaf: it is not what its type
+        says.
+        """
+        return isinstance(m, torch.jit.ScriptModule) or (
+            super().is_leaf_module(m, module_qualified_name) and not _is_patched(m))
 
     def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         """Call what a wrapper wraps in its place; leave the modules of other threads alone."""
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         inner = unwrapped(m)
-        return super().call_module(m, forward, args, kwargs) if inner is m else inner(
-            *args, **kwargs)
+        if inner is not m:
+            return inner(*args, **kwargs)
+        if not self._holds(m):  # `nn.Softmax(1)(x)`
+            return forward(*args, **kwargs)
+        made = super().call_module(m, forward, args, kwargs)
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            _tell_hooks(m, args, kwargs, made)
+        return made
+
+    def _holds(self, m: nn.Module) -> bool:
+        """Whether a module is one of the model's, or one with weights, which had to be."""
+        try:
+            self.path_of_module(m)
+        except NameError:
+            return bool([*m.parameters(), *m.buffers()])
+        return True
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         """Record the reading of a weight, but not another thread's."""
@@ -113,35 +161,23 @@ class Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool,
                              concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Make a placeholder of each argument; those with a default keep it.
+        """Make a placeholder of each input; other arguments keep their default.
 
         FX would make a proxy of ``mask=None`` too, and ``mask is None`` would be false.
         The result is flattened, so that an ``OrderedDict`` or a named tuple is one again.
         """
-        tensors: list[tuple[str, Any]] = []
-        settings: dict[str, Any] = {}
-        first_setting = None
-        for name, parameter in list(inspect.signature(root_fn).parameters.items())[1:]:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if first_setting is None and (parameter.kind is parameter.KEYWORD_ONLY
-                                          or parameter.default is not parameter.empty):
-                first_setting = len(tensors)
-            if parameter.default is parameter.empty or torch.is_tensor(parameter.default):
-                tensors.append((name, self.create_proxy("placeholder", name, (), {})))
-            else:
-                settings[name] = parameter.default
-        if not tensors:
+        bound = own_forward(self.root)
+        inputs = input_parameters(bound, self.given)
+        if not inputs:
             raise TypeError(f"forward{inspect.signature(root_fn)} names no input; wrap the model "
                             "in one whose forward names each")
+        proxies = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in inputs}
+        by_place = [proxies.pop(p.name) for p in _leading(bound, inputs)]
 
         def flat(root: nn.Module) -> list[Any]:
             # FX calls a root's forward; its hooks are run by `nn.Module.__call__` itself.
-            if is_module and self.hooks and (root._forward_hooks or root._forward_pre_hooks):
-                by_place = [tensor for _, tensor in tensors[:first_setting]]
-                made = _orig_module_call(root, *by_place, **dict(tensors[len(by_place):]))
-            else:
-                made = root_fn(root, **dict(tensors), **settings)
+            hooked = is_module and self.hooks and (root._forward_hooks or root._forward_pre_hooks)
+            made = (partial(_orig_module_call, root) if hooked else bound)(*by_place, **proxies)
             leaves, self.out_spec = pytree.tree_flatten(made)
             for leaf in leaves:
                 if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -166,7 +202,7 @@ class Tracer(fx.Tracer):
 def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -> GraphModule:
     """Trace a copy of a model in eval mode; the model itself is not touched.
 
-    Parameters of ``forward`` with a default that is not a tensor are set to it. The graph
+    Parameters of ``forward`` that are no inputs (`input_parameters`) keep their default. The graph
     returns a flat list; ``meta["out_spec"]`` is the tree it belongs into. Where the model's
     code branches on shapes, it is traced for frames of the given shapes, and no others:
     ``meta["traced_for"]`` has them, beside ``dtypes`` and ``autocast``, and ``meta["by_numbers"]``
@@ -193,7 +229,7 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
     if isinstance(copied, nn.modules.batchnorm._NormBase):  # by itself it would be looked into
         copied._check_input_dim = lambda input: None  # type: ignore[method-assign]
     try:
-        return _traced(Tracer, copied, (), hooks)
+        return _traced(lambda: Tracer(len(frames)), copied, (), hooks)
     except (KeepsState, NotSupported) as reason:
         raise TraceError(_explain_refusal(model, reason)) from reason
     except Exception as error:
@@ -232,6 +268,33 @@ def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
         node.meta.pop("nn_module_stack", None)
         node.meta.pop("fake", None)
     return traced
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether a module of PyTorch's has a method of somebody's own in it."""
+    kind = type(module)
+    return not kind.forward.__module__.startswith("torch.") or any(
+        inspect.isfunction(getattr(kind, name, None)) for name in vars(module))
+
+
+def _tell_hooks(module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
+    """Run the hooks of a leaf, so that what they keep of a call is a proxy of this trace.
+
+    What they return is the call's own, which runs them; so nothing is lost where they fail.
+    """
+    for hooks, named, given in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, ()),
+            (module._forward_hooks, module._forward_hooks_with_kwargs, (made,))):
+        for key, hook in hooks.items():
+            if not isinstance(hook, (WeightNorm, SpectralNorm)):
+                with suppress(Exception):
+                    hook(module, args, *((kwargs,) if key in named else ()), *given)
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return a module's dense ``forward``, which somebody may have put into it, not its class."""
+    forward = vars(module).get("forward") or types.MethodType(type(module).forward, module)
+    return getattr(forward, "dense", forward)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -296,6 +359,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         by_numbers = True
         with without_logging():
             graph = find_state(model, lambda: run(False))
+    _refuse_numbers(model, graph)
     attributes: dict[str, fx.Node] = {}
     for node in graph.nodes:
         # Of `torch.fx.wrap`: the generated code would register the function's name for the
@@ -308,6 +372,20 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         if name.startswith("_tensor_constant"):  # of the forwards that were for comparison
             delattr(model, name)
     return graph, tracers[0].out_spec, by_numbers
+
+
+def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:
+    """Refuse what takes numbers out of a frame: a graph would keep those of the first.
+
+    Raises:
+        NotSupported: naming the line.
+    """
+    of_frames = with_numbers(model, graph, [])
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in TAKEN and node in of_frames and node.users:
+            raise NotSupported(f"it takes numbers out of a tensor by .{node.target}() at "
+                               f"{source_line(node.stack_trace)}. Where it can, let it compute "
+                               "with tensors there")
 
 
 def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:
@@ -332,6 +410,15 @@ def _with_shapes(frames: Sequence[Tensor]) -> Tracer:
     from deltaconvert.passes.trace_shapes import ShapeTracer  # builds on this file
 
     return ShapeTracer(frames)
+
+
+def _leading(forward: Callable[..., Any], inputs: list[inspect.Parameter]
+             ) -> list[inspect.Parameter]:
+    """Return the inputs that are given by their place: all before the first that is not one."""
+    parameters = inspect.signature(forward).parameters.values()
+    return [p for p, chosen in itertools.takewhile(
+        lambda pair: pair[0].name == pair[1].name and pair[0].kind is not pair[0].KEYWORD_ONLY,
+        zip(parameters, inputs, strict=False))]
 
 
 def _path(node: fx.Node) -> str:

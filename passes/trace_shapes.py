@@ -31,6 +31,10 @@ class _ShapedProxy(MutableProxy):
         """The fake tensor, or the container of them."""
         return self.node.meta["fake"]
 
+    def stands_for(self) -> type:
+        """Return the type of what is known to come here."""
+        return Tensor if isinstance(self.fake, Tensor) else type(self.fake)
+
     def __len__(self) -> int:
         """Return the size of the first dimension, or of a container."""
         return len(self.fake)
@@ -56,7 +60,7 @@ class ShapeTracer(Tracer):
 
     def __init__(self, frames: Sequence[Tensor]) -> None:
         """Make fake tensors of the frames."""
-        super().__init__()
+        super().__init__(len(frames))
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.waiting = [self.mode.from_tensor(f) for f in frames]
         self.evaluating = False

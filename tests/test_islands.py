@@ -423,3 +423,44 @@ def test_strict_with_frames_answers_at_once():
     model.backbone.append(Odd())
     with pytest.raises(UnsupportedError, match="cummax"):
         deltaconvert.convert(model, clip()[0], modules=["backbone"], strict=True)
+
+
+class Collecting(nn.Module):
+    """Reads what hooks on the layers of an encoder kept; the first frame puts them there."""
+
+    def __init__(self, lazy):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()), nn.Conv2d(4, 4, 3, padding=1))
+        self.kept = []
+        if not lazy:
+            self.watch()
+
+    def watch(self):
+        self.encoder[0].register_forward_hook(self.keep)
+
+    def keep(self, module, inputs, output):
+        self.kept.append(output)
+
+    def forward(self, x):
+        if not self.encoder[0]._forward_hooks:
+            self.watch()
+        self.kept.clear()
+        out = self.encoder(x)
+        return out * float(out.mean() > 1e9) + self.kept[-1]
+
+
+@pytest.mark.parametrize("lazy, islands", [(False, ["encoder.0", "encoder.1"]),
+                                           (True, ["encoder"])])
+def test_what_hooks_within_keep_is_the_frames_own(lazy, islands):
+    model = Collecting(lazy).eval()
+    delta = deltaconvert.convert(model, modules="auto")
+    assert list(delta.islands) == islands
+    for frame in torch.rand(3, 1, 3, 8, 9):
+        with torch.no_grad():
+            torch.testing.assert_close(delta(frame), model(frame))
+
+
+def test_an_island_with_hooks_within_is_refused():
+    with pytest.raises(TraceError, match=r"encoder: a submodule has forward hooks.*handle.remove"):
+        deltaconvert.convert(Collecting(lazy=False).eval(), modules=["encoder"])

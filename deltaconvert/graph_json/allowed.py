@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from deltaconvert.operators.conv2d import before_same, behind_same
 from deltaconvert.passes.functionalize import (
     SHAPE_ATTRIBUTES,
     VIEW_METHODS,
@@ -82,7 +83,8 @@ OPERATOR = _words("""
 
 MATH = _words("ceil exp floor log log2 pow prod sqrt trunc")
 
-HELPERS: tuple[Callable[..., Any], ...] = (getattr, set_item, out_of_place, write_through)
+HELPERS: tuple[Callable[..., Any], ...] = (
+    getattr, set_item, out_of_place, write_through, before_same, behind_same)
 
 # The named parts of a tensor, and of what `max` and `sort` return.
 ATTRIBUTES = SHAPE_ATTRIBUTES | {"T", "mT", "values", "indices"}

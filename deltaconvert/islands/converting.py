@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
+from deltaconvert.islands.inner_hooks import InnerHooks
 from deltaconvert.islands.module import IslandsModule, check_settings, settings_of
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
@@ -96,13 +97,17 @@ def _is_by_region(module: nn.Module) -> bool:
 
 def _can_be_traced(module: nn.Module, frames: Sequence[Tensor]) -> bool:
     try:
-        compile_graph(module, frames, hooks=False)
+        _compiled(module, "", frames)
     except TraceError:
         return False
     return True
 
 
 def _compiled(module: nn.Module, path: str, frames: Sequence[Tensor]) -> Any:
+    if InnerHooks(module):
+        raise TraceError(f"{path}: a submodule has forward hooks, and what they keep for the rest "
+                         "of the model would not be seen. Convert parts that have none within, "
+                         "or take the hooks off (handle.remove()).")
     try:
         return compile_graph(module, frames, hooks=False)  # the model's own call runs them
     except TraceError as error:

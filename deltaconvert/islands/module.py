@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import threading
-import types
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -24,14 +22,19 @@ from torch import Tensor, nn
 
 from deltaconvert.config import Config
 from deltaconvert.errors import ConfigError, FrameError, UnsupportedError
+from deltaconvert.islands.inner_hooks import InnerHooks
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.input_parameters import input_parameters
+from deltaconvert.passes.trace import own_forward
 from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream, check_lanes, take
 from deltaconvert.summary import summarize
 
 # Of one island: calls whose batch differs from frame to frame must not fill the memory.
 MOST_PROGRAMS = 32
+HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+         "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
 class IslandsModule(nn.Module):
@@ -82,9 +85,7 @@ class IslandsModule(nn.Module):
     @property
     def input_names(self) -> list[str]:
         """The names of what ``forward`` must be given, in order."""
-        parameters = inspect.signature(type(self.model).forward).parameters
-        return [name for name, p in list(parameters.items())[1:] if p.default is p.empty
-                and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return [p.name for p in input_parameters(self.model.forward)]
 
     @property
     def statistics(self) -> dict[str, NodeStats]:
@@ -302,21 +303,22 @@ class _Answer:
     """
 
     def __init__(self, path: str, root: nn.Module) -> None:
-        self.path, self.root = path, root
+        self.path, self.root, self.dense = path, root, own_forward(root)
+        self.hooks = InnerHooks(root)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         stream = _RUNNING.get()
         island = None if stream is None else stream.module.islands.get(self.path)
-        if stream is not None and island is not None and island._root is self.root:
+        if stream is not None and island is not None and island._root is self.root and (
+                not self.hooks):  # a model may put them there when it is first called
             answered, result = stream.answer(self.path, island, inputs, named)
             if answered:
                 return result
-        return type(self.root).forward(self.root, *inputs, **named)
+        return self.dense(*inputs, **named)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Give a copy of the submodule its own dense ``forward``."""
-        root = copy.deepcopy(self.root, memo)
-        return types.MethodType(type(root).forward, root)
+        return copy.deepcopy(self.dense, memo)
 
 
 def _frames(island: DeltaModule, inputs: tuple[Any, ...], named: Mapping[str, Any]
@@ -348,8 +350,13 @@ def _path(label: str) -> str:
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of a submodule, wherever in the model that is."""
+    """Put a module in the place of a submodule, wherever in the model that is.
+
+    It takes over the hooks there, which may be methods of the model's.
+    """
     replaced = model.get_submodule(path)
+    for table in HOOKS:
+        setattr(module, table, getattr(replaced, table))
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is replaced:

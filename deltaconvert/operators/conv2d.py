@@ -6,6 +6,7 @@ What pads with something else than zeros becomes a `pad` with a convolution behi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from deltaconvert.operators.epilogue import Activation, finish
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
 from deltaconvert.operators.registry import (
+    Call,
     Pair,
-    Refusal,
     Shapes,
     call,
     operator,
@@ -31,7 +32,7 @@ def pair(value: Any) -> Any:
 
     What is computed from a frame's size (``x.size()[2:]``) stays a node until that is known.
     """
-    if isinstance(value, fx.Node):
+    if isinstance(value, (fx.Node, Call)):
         return value
     if isinstance(value, int):
         return value, value
@@ -65,8 +66,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
 
 @spelled(F.conv2d)
 def _function(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if padding == "same":
-        raise Refusal("F.conv2d with padding='same' hides its padding; nn.Conv2d does not")
+    if padding == "same":  # known with the weight's shape
+        input = call(pad_zero, input, padding=call(behind_same, weight, pair(dilation)))
+        padding = call(before_same, weight, pair(dilation))
     return _call(input, weight, bias, stride, 0 if padding == "valid" else padding, dilation,
                  groups)
 
@@ -79,18 +81,26 @@ def _module(module, attribute, input):
         input, padding = call(pad, input, padding=tuple(ends), mode=module.padding_mode,
                               value=0.0), 0
     elif padding == "same":
-        ends = [_same(k, d) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-        padding = tuple(before for before, _ in ends)
-        if any(before != after for before, after in ends):
-            extra = tuple(after - before for before, after in ends)
-            input = call(pad_zero, input, padding=(0, extra[1], 0, extra[0]))
+        padding, behind = _same(module.kernel_size, module.dilation)
+        if any(behind):
+            input = call(pad_zero, input, padding=behind)
     return _call(input, attribute("weight"), attribute("bias"), module.stride,
                  0 if padding == "valid" else padding, module.dilation, module.groups)
 
 
-def _same(kernel: int, dilation: int) -> Pair:
-    total = dilation * (kernel - 1)
-    return total // 2, total - total // 2
+def before_same(weight: Tensor, dilation: Pair) -> Pair:
+    """Return the rows and columns of zeros on both sides that ``padding="same"`` means."""
+    return _same(weight.shape[2:], dilation)[0]
+
+
+def behind_same(weight: Tensor, dilation: Pair) -> tuple[int, int, int, int]:
+    """Return what it pads more on the right and below, for kernels of even sizes, as `pad_zero`."""
+    return _same(weight.shape[2:], dilation)[1]
+
+
+def _same(kernel: Sequence[int], dilation: Pair) -> tuple[Pair, tuple[int, int, int, int]]:
+    rows, cols = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+    return (rows // 2, cols // 2), (0, cols % 2, 0, rows % 2)
 
 
 def _call(input, weight, bias, stride, padding, dilation, groups) -> Any:

@@ -198,7 +198,7 @@ class Call:
     params: dict[str, Any]
 
 
-def call(function: Callable[..., Tensor], *args: Any, **params: Any) -> Call:
+def call(function: Callable[..., Any], *args: Any, **params: Any) -> Call:
     """Describe a call of a canonical function; tensors by position, settings by name."""
     return Call(function, args, params)
 

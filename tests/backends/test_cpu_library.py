@@ -15,7 +15,7 @@ import pytest
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 
-from deltaconvert.backends.cpu import jit
+from deltaconvert.backends.cpu import jit, pooling
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.library import Part
 from deltaconvert.backends.cpu.native import view
@@ -72,6 +72,17 @@ def test_a_part_may_be_called_by_other_functions_and_from_python(compiled) -> No
     other(numbers)
     add_twice(numbers, 10)
     assert numbers.tolist() == [18, 19, 20]
+
+
+def test_two_entries_share_no_name_of_a_part(tmp_path, monkeypatch) -> None:
+    """It may mean something else in code that another process put into the cache."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    mean: Any = entry(pooling._mean.function)
+    assert mean.address
+    names = [f.name for f in mean._compiled._library._final_module.functions
+             if not f.is_declaration]
+    assert any("reduce" in name for name in names)  # too large to be taken in
+    assert [name for name in names if "_mean" not in name and "NRT_" not in name] == []
 
 
 def test_what_others_compile_is_as_ever(compiled) -> None:

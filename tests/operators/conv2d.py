@@ -20,6 +20,10 @@ VALUES = [
     Value("padding='same' puts the odd pixel behind",
           conv(nn.Conv2d, torch.tensor([[[[1.0, 2]]]]), padding="same"), [maps([[4, 6]])],
           maps([[16, 6]])),
+    Value("F.conv2d(padding='same') does as well",
+          Call(lambda self, x: F.conv2d(x, self.w, padding="same", dilation=(1, 2)),
+               w=torch.tensor([[[[1.0, 2]], [[1.0, 1]]]])), [maps([[4, 6, 5]], [[1, 0, 1]])],
+          maps([[12, 16, 6]])),
     Value("depthwise", conv(nn.Conv2d, torch.tensor([[[[2.0]]], [[[3.0]]]]), [0.0, 1.0], groups=2),
           [maps([[1, 2]], [[1, 2]])], maps([[2, 4]], [[4, 7]])),
     Value("groups", conv(nn.Conv2d, torch.tensor([[1.0, 1], [1, -1]]).view(2, 2, 1, 1), groups=2),
@@ -62,7 +66,10 @@ SPELLINGS = [
                            "defaults": Call(lambda self, x: F.conv2d(x, self.w),
                                             w=plain.weight.data)}),
     Group([(2, 3, 7, 5)], {"padding=1": nn.Conv2d(3, 2, 3, padding=1),
-                           "padding='same'": nn.Conv2d(3, 2, 3, padding="same")}),
+                           "padding='same'": nn.Conv2d(3, 2, 3, padding="same"),
+                           "F.conv2d, 'same'": Call(
+                               lambda self, x: F.conv2d(x, self.w, padding="same"),
+                               w=plain.weight.data)}),
 ]
 
 FOOTPRINTS = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from types import SimpleNamespace
 
 import pytest
@@ -347,3 +347,26 @@ def test_a_cache_may_go_by_what_a_frame_is_like(key, frames):
     model = Model(scaled, conv=nn.Conv2d(3, 4, 3), scales={})
     delta = deltaconvert.convert(model, frames, backend="reference")
     torch.testing.assert_close(delta(FRAME), 2 * model.conv(FRAME))
+
+
+class Registry(OrderedDict):
+    """Files what it is given under another name, and answers with what that names."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(str(type(key)), value)
+
+    def __getitem__(self, key):
+        return getattr(F, super().__getitem__(key))
+
+
+REGISTRY = Registry()
+REGISTRY[1], REGISTRY["one"] = "relu", "sigmoid"
+
+
+def test_a_registry_beside_the_model_is_left_alone():
+    def branches(self, x):
+        act = REGISTRY["<class 'int'>"]
+        return act(self.conv(x)) if x.shape[-1] > 2 else x
+    before = dict(dict.items(REGISTRY))
+    deltaconvert.convert(Model(branches, conv=nn.Conv2d(3, 2, 3)), FRAME)(FRAME)
+    assert dict(dict.items(REGISTRY)) == before

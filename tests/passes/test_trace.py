@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import linecache
+import types
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -15,7 +16,13 @@ from torch import nn
 import deltaconvert
 from deltaconvert.errors import TraceError
 from deltaconvert.passes.trace import Tracer, trace
-from tests.passes.graphs import Model, TwoInputs, assert_same_outputs, frames_like
+from tests.passes.graphs import (
+    Model,
+    TwoInputs,
+    assert_same_outputs,
+    frames_like,
+    program_of,
+)
 
 Pair = namedtuple("Pair", "first second")
 OUTPUTS = {
@@ -308,3 +315,130 @@ def test_a_model_for_some_shapes_follows_another_dtype_and_a_file_keeps_its_own(
     double = copy.deepcopy(delta).double()(frame.double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(double, model.double()(frame.double()))
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 2, 3, padding=1), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+
+def absolute_weights(self, x, *_):
+    return F.conv2d(x, self.weight.abs(), self.bias, padding=1)
+
+
+class OwnConvolution(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight.abs(), bias)
+
+
+def with_another_forward(model):
+    model.forward = types.MethodType(lambda self, x: self.conv(x) * 3, model)
+
+
+def with_another_forward_in_a_layer(model):
+    model.act.forward = torch.abs
+
+
+def with_another_method_in_a_layer(model):
+    model.conv._conv_forward = types.MethodType(absolute_weights, model.conv)
+
+
+def with_a_subclass_of_a_layer(model):
+    model.conv = OwnConvolution(3, 2, 3, padding=1)
+
+
+@pytest.mark.parametrize("modules", [None, ["0"]])
+@pytest.mark.parametrize("change", [
+    with_another_forward, with_another_forward_in_a_layer, with_another_method_in_a_layer,
+    with_a_subclass_of_a_layer])
+def test_a_method_put_into_a_module_is_what_is_converted(change, modules):
+    inner = Layers()
+    change(inner)
+    model = nn.Sequential(inner).double().eval()
+    delta = deltaconvert.convert(model if modules else model[0], modules=modules)
+    for frame in frames_like(1, 3, 6, 7):
+        with torch.no_grad():
+            torch.testing.assert_close(delta(frame), model(frame))
+
+
+def test_a_class_of_pytorch_with_another_forward(monkeypatch):
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x.abs())
+    assert_same_outputs(Layers(), frames_like(1, 3, 6, 7))
+
+
+class Watched(Layers):
+    """Reads in its forward what a hook on a layer kept of this frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+        self.conv.register_forward_hook(self.keep)
+        self.act.register_forward_pre_hook(self.keep_input, with_kwargs=True)
+
+    def keep(self, module, inputs, output):
+        self.kept["conv"] = output
+
+    def keep_input(self, module, inputs, named):
+        self.kept["act"] = inputs[0]
+
+    def forward(self, x):
+        return super().forward(x), self.kept["conv"] * 2, self.kept["act"] + 1
+
+
+def test_what_hooks_keep_of_a_frame_is_this_frames():
+    model = Watched()
+    model(torch.randn(1, 3, 6, 7))  # leaves something of another
+    model.kept.clear()
+    assert_same_outputs(model, frames_like(1, 3, 6, 7))
+
+
+@pytest.mark.parametrize("function, method", [
+    (lambda self, x: x / x.amax().item(), "item"),
+    (lambda self, x: (x * 2, x.mean((2, 3)).tolist()), "tolist"),
+    (lambda self, x: (x * 2).numpy(), "numpy"),
+])
+def test_numbers_taken_out_of_a_frame_are_refused(function, method):
+    """A graph would keep those of the first."""
+    with pytest.raises(TraceError, match=rf"takes numbers.*\.{method}\(\) at .*test_trace.py:\d+"):
+        deltaconvert.convert(Model(function))
+
+
+def test_numbers_of_the_model_itself_are_no_frames():
+    model = Model(lambda self, x: x * self.scale.item() + x.shape[-1], scale=torch.tensor(3.0))
+    assert_same_outputs(model, frames_like(1, 3, 6, 7))
+
+
+def test_layers_without_weights_may_be_made_in_the_forward():
+    model = Model(lambda self, x: nn.Upsample(scale_factor=2)(nn.Softmax(dim=1)(self.conv(x))),
+                  conv=nn.Conv2d(3, 2, 3))
+    delta = assert_same_outputs(model, frames_like(1, 3, 6, 7))
+    assert "unknown" not in [node.about.rule for node in program_of(delta).nodes]
+
+
+def asks_what_it_is_given(self, x):
+    if not isinstance(x, torch.Tensor):
+        x = torch.stack(x)
+    return self.conv(x * 2 if isinstance(x, torch.Tensor) else x)
+
+
+def asks_what_a_call_returned(self, x):
+    parts = x.split(1, dim=x.shape[1] and 1)
+    if isinstance(parts, (list, tuple)):
+        x = sum(parts[1:], parts[0])
+    return x if isinstance(x, torch.Tensor) else -x
+
+
+def asks_what_a_layer_returned(self, x):
+    x = self.conv(x)
+    return x * 2 if isinstance(x, torch.Tensor) else x[0]
+
+
+@pytest.mark.parametrize("forward", [
+    asks_what_it_is_given, asks_what_a_layer_returned, asks_what_a_call_returned])
+def test_a_model_may_ask_whether_it_has_a_tensor(forward):
+    assert_same_outputs(Model(forward, conv=nn.Conv2d(3, 2, 3)), frames_like(1, 3, 6, 7),
+                        example_inputs=frames_like(1, 3, 6, 7)[0])

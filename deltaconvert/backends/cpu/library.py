@@ -32,6 +32,19 @@ class EntryFunction(_Function):
         return compiled
 
 
+def _rename(module: Any, entry: str) -> None:
+    """Name the parts in a module after the entry that they were linked into.
+
+    A counter of this process names them, so that two entries that came into the cache by two
+    processes may give one name to different parts of one factory, a maximum and a sum. Loaded
+    together, one entry would call the other's: code that may be linked twice is found by its name.
+    """
+    for function in module.functions:
+        if (not function.is_declaration
+                and function.linkage == llvmlite.binding.Linkage.linkonce_odr):
+            function.name = f"{function.name}.{entry}"
+
+
 @contextmanager
 def _parts(maker: Any) -> Iterator[None]:
     """Make all libraries `Part`; only who holds Numba's lock makes any."""
@@ -83,6 +96,7 @@ class Part(_Library):
         if not self.is_entry:
             return
         parts = self._link_parts(self._final_module)
+        _rename(self._final_module, self.name)
         super().finalize()
         for part in parts:
             for name, environment in part.environments.items():
