@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS_OF_GROUP) finish_moments(No
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int lane = blockIdx.y;
-    if (!needed(args.inputs, args.rule, lane)) return;
+    if (!needed(args.inputs, args.rule.fresh[lane])) return;
     const int channels = args.rule.channels, first = blockIdx.x * args.group;
     const int row = channels / args.together, entries = args.group / args.together;
     const int each = ceil_div(args.rule.plane, args.part_count);
@@ -153,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) normalize_pixels(NormAr
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int lane = blockIdx.y, plane = args.rule.plane, in_warp = threadIdx.x % WARP;
-    if (!needed(args.inputs, args.rule, lane)) return;
+    if (!needed(args.inputs, args.rule.fresh[lane])) return;
     if (blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(args.count, plane);
     const float threshold = args.rule.thresholds[lane];
     const int fresh = args.rule.fresh[lane];

@@ -103,10 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_pixels(SumArgs args) {
     SHARED_MEMORY(memory);
     wait_for_earlier_kernels();
     let_next_kernel_begin();
-    int work = args.fresh[gridDim.y];
-    NO_UNROLL
-    for (int s = 0; s < args.inputs.sources; ++s) work |= *args.inputs.changed[s];
-    if (!work) return;
+    if (!needed(args.inputs, args.fresh[gridDim.y])) return;
     const int part = blockIdx.x % args.parts_of_lane, slice = blockIdx.x / args.parts_of_lane;
     const Share share = share_of(args, part, slice);
     float pivot[VEC];

@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle_vector(VectorArgs a
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int lane = blockIdx.x, channels = args.rule.channels;
-    if (!needed(args.inputs, args.rule, lane)) return;
+    if (!needed(args.inputs, args.rule.fresh[lane])) return;
     float* sums = reinterpret_cast<float*>(memory);
     const Number* now = args.given + static_cast<long long>(lane) * channels;
 #if POOLED
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS_OF_PART) compare_parts(Vect
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int lane = blockIdx.y;
-    if (!needed(args.inputs, args.rule, lane)) return;
+    if (!needed(args.inputs, args.rule.fresh[lane])) return;
     const Number* now = args.given + static_cast<long long>(lane) * args.rule.channels;
     const Number* output = args.output + static_cast<long long>(lane) * args.step_out;
     const float threshold = args.rule.thresholds[lane];
@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS_OF_PART) write_parts(Vector
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int lane = blockIdx.y;
-    if (!needed(args.inputs, args.rule, lane)) return;
+    if (!needed(args.inputs, args.rule.fresh[lane])) return;
     float sum = 0.f;
     for (int part = threadIdx.x; part < gridDim.x; part += THREADS_OF_PART)
         sum += args.scores[lane * gridDim.x + part];

@@ -11,13 +11,11 @@ struct Changes {
     int sources, unused;
 };
 
-// Whether a lane must be evaluated: an input changed, whichever lane's, or it is the lane's first
-// frame.
-__device__ __forceinline__ bool needed(const Changes& inputs, const Rule& rule, int lane) {
-    int work = rule.fresh[lane];
+// Whether there is anything to do: an input changed, whichever lane's, or it is a first frame.
+__device__ __forceinline__ bool needed(const Changes& inputs, int fresh) {
     NO_UNROLL
-    for (int s = 0; s < inputs.sources; ++s) work |= *inputs.changed[s];
-    return work != 0;
+    for (int s = 0; s < inputs.sources; ++s) fresh |= *inputs.changed[s];
+    return fresh != 0;
 }
 
 // The sum over a block, in an order of its own; every thread gets it. `memory` has a number for

@@ -56,9 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS_OF_LIST) find_windows(Windo
     let_next_kernel_begin();
     const int in_warp = threadIdx.x % WARP, of_lane = args.down * args.across;
     const int warps = gridDim.x * (THREADS_OF_LIST / WARP);
-    int work = args.rule.fresh[args.lanes];
-    for (int s = 0; s < args.inputs.sources; ++s) work |= *args.inputs.changed[s];
-    if (!work) return;
+    if (!needed(args.inputs, args.rule.fresh[args.lanes])) return;
     NO_UNROLL
     for (int window = blockIdx.x * (THREADS_OF_LIST / WARP) + threadIdx.x / WARP;
          window < args.lanes * of_lane; window += warps) {

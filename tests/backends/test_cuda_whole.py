@@ -9,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deltaconvert.backends.cuda import norms, vectors, windows
+from deltaconvert.backends.cuda import CudaBackend, norms, vectors, windows
+from deltaconvert.backends.cuda.backend import MOST_LANES
+from deltaconvert.config import Config
+from deltaconvert.cuda.launcher import ORDINARY_SHARED_BYTES
 from deltaconvert.nodes import DeltaNode, Description, EdgeSpec, Slot, fill
 from deltaconvert.operators.registry import named
 from tests.backends.test_cpu import make_node, weights
 from tests.backends.test_cuda import at
-from tests.cuda.host.launcher import ORDERS
+from tests.cuda.host.launcher import ORDERS, HostLauncher
 from tests.cuda.streams import KernelStream
 
 NORMS = ["max", "rms"]
@@ -74,6 +77,14 @@ def test_pooling_to_one_pixel(size, dtype, norm):
 @pytest.mark.parametrize("beside", [0, 3, 8])
 def test_pooling_in_a_concatenation(beside, order):
     check(whole_node(pooled(40), dtype=torch.bfloat16), POOL, "pooling", beside=beside, order=order)
+
+
+@pytest.mark.parametrize("channels", [vectors.MOST_POOLED, vectors.MOST_POOLED + 1])
+def test_pooled_channels_fit_in_the_memory_of_any_block(channels):
+    stream = KernelStream(whole_node(pooled(channels, 9, 11, 2), 0.1))
+    stream.run()
+    assert stream.kind == ("pooling" if channels == vectors.MOST_POOLED else "whole")
+    assert all(launch.shared_bytes <= ORDINARY_SHARED_BYTES for launch in stream.step.launches)
 
 
 def test_a_mean_without_its_dimensions():
@@ -280,3 +291,26 @@ def test_attention_that_the_kernel_lacks_runs_whole():
     wide[0][2]["heads"] = 1
     wide[0][1][2].resize_(1, 1, 16, 16)
     assert not windows.suits(whole_node(wide))
+
+
+@pytest.mark.parametrize("shift", [(4, 4), (5, 8)], ids=str)
+def test_windows_shifted_by_all_of_a_window_and_by_all_of_the_map(shift):
+    node = whole_node(attention(1, (8, 8), shift=shift), 0.05)
+    check(node, ATTEND, "windows", WindowStream)
+
+
+def test_windows_shifted_further_than_around_the_map_run_whole():
+    node = whole_node(attention(1, (8, 8), shift=(9, 2)), 0.05)
+    assert not windows.suits(node)
+    check(node, {"find_candidates", "compute_pixels"}, "whole")
+
+
+@pytest.mark.parametrize("shape, lanes, reason", [
+    ((512, 2208, 3840), 8, "numbers in one"), ((MOST_LANES + 1, 4), MOST_LANES + 1, "lanes")])
+def test_what_32_bits_or_a_grid_cannot_count_is_refused(shape, lanes, reason):
+    backend = CudaBackend(Config(), torch.device("cpu"), HostLauncher())
+    about = whole_node(flattened(1)).about
+    for size, refused in ((shape, True), ((shape[0] // 4, *shape[1:]), False)):
+        output = dataclasses.replace(about.output, shape=size, lanes=min(lanes, size[0]))
+        node = DeltaNode(dataclasses.replace(about, output=output))
+        assert (reason in (backend.supports(node) or "")) == refused

@@ -44,6 +44,7 @@ from deltaconvert.operators.cat import cat
 from deltaconvert.state import State
 
 LARGEST_INDEX = 2**31 - 1
+MOST_LANES = 2**16 - 1  # a grid has no more rows
 # Kinds that find their candidates as they go.
 WITHOUT_LIST = ("pooling", "norm", "regions", "windows")
 
@@ -281,6 +282,9 @@ def _edge_refusal(edge: EdgeSpec) -> str | None:
         return f"{edge.name} is {edge.dtype}; the kernels compute {', '.join(map(str, NUMBERS))}"
     if 0 in edge.shape:
         return f"{edge.name} is empty"
-    if math.prod(edge.mask_shape) > LARGEST_INDEX:
-        return f"{edge.name} has more pixels than 32 bits count"
+    pixels = math.prod(edge.mask_shape)
+    if max(pixels, math.prod(edge.shape) // pixels) > LARGEST_INDEX:
+        return f"{edge.name} has more pixels, or numbers in one, than 32 bits count"
+    if edge.mask_shape[0] > MOST_LANES:
+        return f"{edge.name} has more than {MOST_LANES} lanes"
     return None

@@ -16,7 +16,7 @@ from deltaconvert.nodes import DeltaNode
 WARP, THREADS, THREADS_OF_PART = 32, 1024, 256
 MOST_OF_BLOCK = 16384  # numbers of a lane that one block looks after
 MOST_PARTS = 1024  # of a lane's norm
-MOST_POOLED = 32768  # numbers that a block keeps
+MOST_POOLED = 8192  # numbers that a block keeps, in the memory that it has on any GPU
 PACKS_A_THREAD = 4
 
 

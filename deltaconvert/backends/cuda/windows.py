@@ -65,7 +65,8 @@ def suits(node: DeltaNode) -> bool:
     shape = about.output.shape
     return (about.inputs[0].is_map and about.inputs[0].dtype == about.output.dtype
             and shape is not None and shape[1] == HEAD * about.params["heads"]
-            and rows * cols <= MOST_TOKENS)
+            and rows * cols <= MOST_TOKENS  # and no more than once around the map
+            and all(0 <= s <= n for s, n in zip(about.params["shift"], shape[2:], strict=True)))
 
 
 def describe(node: DeltaNode, device: torch.device) -> Windows:
