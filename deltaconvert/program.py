@@ -183,7 +183,8 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
                partition(graph_module, lanes), join_whole(graph_module, lanes)]
     lowered = lower(graph_module, lanes, config)
     config.check_nodes([(n.about.name, n.about.path) for n in delta_nodes(lowered)]
-                       + [(n.name, n.meta.get("path", "")) for n in joined(graph_module)])
+                       + [(n.name, n.meta.get("path", "")) for n in joined(graph_module)]
+                       + [named for result in results for named in result.gone])
     backends = {fallback.name: fallback, chosen.name: chosen}
     weights = fold_filters(lowered, chosen, fallback)
     plan = plan_state(lowered, backends)

@@ -199,7 +199,7 @@ class State:
     def _count(self, node: DeltaNode, work: Work) -> None:
         edge = self.edges[node.about.name]
         sources = [self.edges[spec.name] for spec in node.about.inputs]
-        per_pixel = node.dense_multiply_adds // node.about.output.pixels
+        per_pixel = node.dense_multiply_adds // max(node.about.output.pixels, 1)
         stats = NodeStats(
             1, sum(sum(e.counts) for e in sources), sum(e.mask.numel() for e in sources),
             work.candidates, sum(edge.counts), edge.mask.numel(),

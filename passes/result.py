@@ -13,11 +13,13 @@ class PassResult:
         name: of the pass.
         changed: a line for each change.
         refused: node name to the reason why it was not changed.
+        gone: names and paths of nodes that other backends keep, so that settings may name them.
     """
 
     name: str
     changed: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    gone: list[tuple[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Return the counts in one line."""

@@ -98,3 +98,16 @@ def test_new_weights_are_spread_again():
     dense.load_state_dict(weights)
     with torch.no_grad():
         torch.testing.assert_close(delta(frame), dense(frame), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cat", "cat*"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_settings_may_name_what_another_backend_keeps(name, backend):
+    """They hold back nothing there either; a name that no backend has is refused still."""
+    dense, frame = model(FOLDED["focus"]), torch.randn(1, 3, 12, 16)
+    delta = deltaconvert.convert(dense, backend=backend, nodes={name: 0.5})
+    with torch.no_grad():
+        torch.testing.assert_close(delta(frame), dense(frame), rtol=1e-5, atol=1e-5)
+    assert not any(node.about.threshold for node in program_of(delta).nodes)
+    with pytest.raises(deltaconvert.ConfigError, match="matches no node"):
+        deltaconvert.convert(dense, backend=backend, nodes={"dog": 0.5})(frame)
