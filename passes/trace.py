@@ -7,6 +7,7 @@ with the user's own line in ``stack_trace``.
 
 from __future__ import annotations
 
+import builtins
 import copy
 import dataclasses
 import inspect
@@ -20,7 +21,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Proxy
 from torch.fx._symbolic_trace import _orig_module_call
+from torch.fx.proxy import Attribute
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import TraceError, lacks_memory
@@ -37,18 +39,16 @@ from deltaconvert.passes.attributes import Attributes
 from deltaconvert.passes.find_state import KeepsState, find_state, with_numbers
 from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
 from deltaconvert.passes.input_parameters import input_parameters
+from deltaconvert.passes.result_types import ATTRIBUTES, result_type
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
             "__itruediv__": operator.itruediv, "__ifloordiv__": operator.ifloordiv,
             "__imod__": operator.imod, "__ipow__": operator.ipow, "__iand__": operator.iand,
             "__ior__": operator.ior, "__ixor__": operator.ixor}
 
-# Layers that may return several tensors.
-SEVERAL = (nn.MultiheadAttention, nn.RNNBase, nn.LSTMCell, nn.AdaptiveLogSoftmaxWithLoss,
-           nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Identity, torch.jit.ScriptModule)
 # Whose code is no model's.
-LIBRARIES = frozenset({"torch", "deltaconvert", "copy", "pickle", "weakref", "functools", "typing",
-                       "inspect", "dataclasses", "abc", "contextlib"})
+LIBRARIES = frozenset({"torch", "deltaconvert", "copy", "pickle", "weakref", "typing",
+                       "inspect", "dataclasses", "contextlib"})
 
 # Methods that take numbers out of a tensor.
 TAKEN = frozenset({"item", "tolist", "numpy", "__array__"})
@@ -61,6 +61,10 @@ class NotSupported(Exception):
     """Raised for what can be traced, but means something that no graph says."""
 
 
+class NeedsShapes(Exception):
+    """Raised where a graph may be wrong that was made without knowing shapes."""
+
+
 class MutableProxy(Proxy):
     """A proxy that records ``x += y`` and ``x[i] = y`` as what they are.
 
@@ -68,26 +72,32 @@ class MutableProxy(Proxy):
     tensor see the sum too.
     """
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        """What a model is told that asks ``isinstance(x, Tensor)``; PyTorch is told the truth."""
-        asks = sys._getframe(1).f_globals.get("__name__", "")
-        return type(self) if asks.partition(".")[0] in LIBRARIES else self.stands_for()
-
-    def stands_for(self) -> type:
-        """Return the type of what this stands for; of a function's result it is not known here."""
-        if self.node.op == "call_module":
-            module = self.tracer.root.get_submodule(str(self.node.target))  # type: ignore[attr-defined]
-            return type(self) if isinstance(module, SEVERAL) else Tensor
-        return Tensor if self.node.op in ("placeholder", "get_attr") else type(self)
+    def stands_for(self) -> type | None:
+        """Return the type of what this stands for; None where it is not known here."""
+        return self.node.meta.get("result_type")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record an item assignment."""
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __getattr__(self, name: str) -> Any:
-        """Take ``x.data`` as ``x.detach()``: a write into it is one into ``x``."""
-        return self.detach() if name == "data" else super().__getattr__(name)
+        """Take ``x.data`` as ``x.detach()``: a write into it is one into ``x``.
+
+        What no tensor has, a model is told that this has not; a weight may have more.
+        """
+        if name == "data":
+            return self.detach()
+        kind = self.stands_for()
+        if kind in (Tensor, nn.Parameter) and not hasattr(kind, name) and not (
+                self.node.op == "get_attr" and hasattr(self._weight(), name)):
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+        return super().__getattr__(name)
+
+    def _weight(self) -> Any:
+        """Return what is read of the model; its ``getattr`` would give a proxy."""
+        path, _, name = str(self.node.target).rpartition(".")
+        module = self.tracer.root.get_submodule(path)  # type: ignore[attr-defined]
+        return {**vars(module), **module._buffers, **module._parameters}.get(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Record ``x.data = y`` as a write of all numbers."""
@@ -116,11 +126,12 @@ class Tracer(fx.Tracer):
         self.given = given
         self.record_stack_traces = True
         self.autocast: str | None = None
-        self.hooks = True
+        self.hooks, self.hooks_failed = True, False
         self.out_spec: pytree.TreeSpec | None = None
         self.thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> Proxy:
+        node.meta["result_type"] = result_type(self.root, node)  # type: ignore[arg-type]
         return MutableProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -143,7 +154,10 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         made = super().call_module(m, forward, args, kwargs)
         if self.is_leaf_module(m, self.path_of_module(m)):
-            _tell_hooks(m, args, kwargs, made)
+            try:
+                _tell_hooks(m, args, kwargs, made)
+            except Exception:  # it may be one that logs numbers, and keeps nothing for the model
+                self.hooks_failed = True
         return made
 
     def _holds(self, m: nn.Module) -> bool:
@@ -254,7 +268,7 @@ def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) 
 
 def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
             frames: Sequence[Tensor], hooks: bool) -> GraphModule:
-    with TRACING:
+    with TRACING, _answering():
         graph, out_spec, by_numbers = _run(make_tracer, copied, hooks)
     traced = GraphModule(copied, graph, class_name=type(copied).__name__)
     traced.meta.update(out_spec=out_spec, root=copied, by_numbers=by_numbers,
@@ -267,7 +281,38 @@ def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
         node.meta["path"] = _path(node)
         node.meta.pop("nn_module_stack", None)
         node.meta.pop("fake", None)
+        node.meta.pop("result_type", None)
     return traced
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Answer what a model asks by ``isinstance(x, Tensor)``; others are told of the proxy.
+
+    The proxy's ``__class__`` may not say it: PyTorch's C++ goes by that, and would take a proxy
+    for the memory of a tensor.
+    """
+    ask = builtins.isinstance
+
+    def asked(value: Any, kinds: Any, /) -> bool:
+        if not issubclass(type(value), (MutableProxy, Attribute)):
+            return ask(value, kinds)
+        asks = sys._getframe(1)
+        if asks.f_code is torch.is_tensor.__code__ and asks.f_back is not None:
+            asks = asks.f_back
+        if asks.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+            return ask(value, kinds)
+        kind = (value.stands_for() if ask(value, MutableProxy)
+                else ATTRIBUTES.get(value.attr, Attribute))
+        if kind is None:
+            raise NeedsShapes(f"the type of what {value.node.name} gives is asked, which only its "
+                              "call tells")
+        return issubclass(kind, kinds) or ask(value, kinds)
+    builtins.isinstance = asked  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.isinstance = ask
 
 
 def _is_patched(module: nn.Module) -> bool:
@@ -280,15 +325,14 @@ def _is_patched(module: nn.Module) -> bool:
 def _tell_hooks(module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
     """Run the hooks of a leaf, so that what they keep of a call is a proxy of this trace.
 
-    What they return is the call's own, which runs them; so nothing is lost where they fail.
+    What they return is the call's own, which runs them.
     """
     for hooks, named, given in (
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, ()),
             (module._forward_hooks, module._forward_hooks_with_kwargs, (made,))):
         for key, hook in hooks.items():
             if not isinstance(hook, (WeightNorm, SpectralNorm)):
-                with suppress(Exception):
-                    hook(module, args, *((kwargs,) if key in named else ()), *given)
+                hook(module, args, *((kwargs,) if key in named else ()), *given)
 
 
 def own_forward(module: nn.Module) -> Callable[..., Any]:
@@ -360,6 +404,9 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         with without_logging():
             graph = find_state(model, lambda: run(False))
     _refuse_numbers(model, graph)
+    if any(tracer.hooks_failed for tracer in tracers) and _reads_constants(model, graph):
+        raise NeedsShapes("a hook on a layer fails while it is traced, and what it keeps for the "
+                          "forward would be of a frame before")
     attributes: dict[str, fx.Node] = {}
     for node in graph.nodes:
         # Of `torch.fx.wrap`: the generated code would register the function's name for the
@@ -392,6 +439,13 @@ def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:
     """Whether buffers are read in a tracer's graph, be it half a one."""
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return any(node.op == "get_attr" and node.target in buffers for node in tracer.graph.nodes)
+
+
+def _reads_constants(model: nn.Module, graph: fx.Graph) -> bool:
+    """Whether a graph reads tensors that are neither parameters nor buffers."""
+    known = {name for named in (model.named_parameters, model.named_buffers)
+             for name, _ in named(remove_duplicate=False)}
+    return any(node.op == "get_attr" and node.target not in known for node in graph.nodes)
 
 
 @contextmanager

@@ -31,8 +31,10 @@ class _ShapedProxy(MutableProxy):
         """The fake tensor, or the container of them."""
         return self.node.meta["fake"]
 
-    def stands_for(self) -> type:
+    def stands_for(self) -> type | None:
         """Return the type of what is known to come here."""
+        if self.node.op == "get_attr":
+            return super().stands_for()
         return Tensor if isinstance(self.fake, Tensor) else type(self.fake)
 
     def __len__(self) -> int:
@@ -66,6 +68,7 @@ class ShapeTracer(Tracer):
         self.evaluating = False
 
     def proxy(self, node: fx.Node) -> _ShapedProxy:
+        super().proxy(node)
         return _ShapedProxy(node, self)
 
     def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:

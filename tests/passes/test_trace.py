@@ -396,6 +396,27 @@ def test_what_hooks_keep_of_a_frame_is_this_frames():
     assert_same_outputs(model, frames_like(1, 3, 6, 7))
 
 
+class WatchedByShape(Watched):
+    """The first, shapeless attempt to run this hook fails."""
+
+    def keep(self, module, inputs, output):
+        self.kept["conv"] = output[..., :-1] if output.shape[-1] % 2 else output
+
+
+def test_what_a_hook_keeps_that_goes_by_shapes_is_this_frames():
+    model = WatchedByShape()
+    with torch.no_grad():
+        model(torch.randn(1, 3, 6, 7))  # leaves something of another
+    assert_same_outputs(model, frames_like(1, 3, 6, 7))
+
+
+def test_a_hook_that_logs_numbers_is_no_reason_to_refuse():
+    model, logged = Layers(), []
+    model.conv.register_forward_hook(lambda module, inputs, output: logged.append(
+        float(output.mean())))
+    assert_same_outputs(model, frames_like(1, 3, 6, 7))
+
+
 @pytest.mark.parametrize("function, method", [
     (lambda self, x: x / x.amax().item(), "item"),
     (lambda self, x: (x * 2, x.mean((2, 3)).tolist()), "tolist"),
@@ -437,8 +458,87 @@ def asks_what_a_layer_returned(self, x):
     return x * 2 if isinstance(x, torch.Tensor) else x[0]
 
 
+def asks_what_a_function_returned(self, x):
+    x = F.relu(self.conv(x))
+    return x + 1 if isinstance(x, torch.Tensor) else x * 0
+
+
+def asks_pytorch(self, x):
+    x = self.conv(x).mean(1) + 1
+    return x + 1 if torch.is_tensor(x) else x * 0
+
+
+def asks_what_parts_are(self, x):
+    first, second = self.conv(x).chunk(2, 1)
+    return first + second if isinstance(second, torch.Tensor) else first
+
+
+def asks_what_only_a_call_tells(self, x):
+    x = self.conv(x).max(1)
+    return x[0] if isinstance(x, tuple) else x * 0
+
+
+def asks_what_a_size_is(self, x):
+    size = x.shape[2:]
+    return F.interpolate(x, size if isinstance(size, tuple) else (size, 1))
+
+
+def asks_for_a_weight(self, x):
+    weight = self.conv.weight
+    return self.conv(x) if isinstance(weight, nn.Parameter) and hasattr(weight, "data") else x
+
+
+def asks_for_attributes(self, x):
+    x = F.relu(self.conv(x))
+    return x.logits if hasattr(x, "logits") else getattr(x, "_is_kept", x)
+
+
+def pools(self, x):
+    x = F.max_pool2d(x, 2, return_indices=True)
+    return x[0] if isinstance(x, tuple) else F.max_pool2d(x, 2)
+
+
+def pools_as_a_layer(self, x):
+    x = nn.MaxPool2d(2)(x)
+    return x if isinstance(x, torch.Tensor) else x[0]
+
+
+def fits_two_sides(self, x):
+    height = x.size(2) // 2
+    return F.interpolate(x, (height, height) if isinstance(height, int) else height)
+
+
+FREE_OF_SHAPES = [
+    asks_what_it_is_given, asks_what_a_layer_returned, asks_what_a_function_returned, asks_pytorch,
+    asks_what_parts_are, asks_what_a_size_is, asks_for_a_weight, asks_for_attributes,
+    pools_as_a_layer, fits_two_sides]
+
+
+@pytest.mark.parametrize("forward", FREE_OF_SHAPES)
+def test_what_a_model_asks_is_answered_for_all_shapes(forward):
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3))
+    delta = assert_same_outputs(model, frames_like(1, 3, 6, 7))
+    assert delta.traced.traced_for is None
+
+
 @pytest.mark.parametrize("forward", [
-    asks_what_it_is_given, asks_what_a_layer_returned, asks_what_a_call_returned])
+    asks_what_only_a_call_tells, asks_what_a_call_returned, pools, *FREE_OF_SHAPES])
 def test_a_model_may_ask_whether_it_has_a_tensor(forward):
-    assert_same_outputs(Model(forward, conv=nn.Conv2d(3, 2, 3)), frames_like(1, 3, 6, 7),
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3))
+    assert_same_outputs(model, frames_like(1, 3, 6, 7),
                         example_inputs=frames_like(1, 3, 6, 7)[0])
+
+
+class Filled(nn.Module):
+    """PyTorch's C++ looks whether the buffer is a tensor, and into its memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x):
+        return x * 2 + torch.full_like(x, self.scale)
+
+
+def test_no_c_code_takes_a_proxy_for_a_tensor():
+    assert_same_outputs(Filled(), frames_like(1, 3, 6, 7))

@@ -32,13 +32,15 @@ class EntryFunction(_Function):
         return compiled
 
 
-def _rename(module: Any, entry: str) -> None:
-    """Name the parts in a module after the entry that they were linked into.
+def _rename(module: Any) -> None:
+    """Name the parts in a module after the entry, with its file, that they were linked into.
 
     A counter of this process names them, so that two entries that came into the cache by two
     processes may give one name to different parts of one factory, a maximum and a sum. Loaded
     together, one entry would call the other's: code that may be linked twice is found by its name.
     """
+    entry = next(f.name for f in module.functions
+                 if not f.is_declaration and f.name.startswith("cfunc."))
     for function in module.functions:
         if (not function.is_declaration
                 and function.linkage == llvmlite.binding.Linkage.linkonce_odr):
@@ -96,7 +98,7 @@ class Part(_Library):
         if not self.is_entry:
             return
         parts = self._link_parts(self._final_module)
-        _rename(self._final_module, self.name)
+        _rename(self._final_module)
         super().finalize()
         for part in parts:
             for name, environment in part.environments.items():
