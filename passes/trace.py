@@ -268,7 +268,7 @@ def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) 
 
 def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
             frames: Sequence[Tensor], hooks: bool) -> GraphModule:
-    with TRACING, _answering():
+    with TRACING, _answering(copied):
         graph, out_spec, by_numbers = _run(make_tracer, copied, hooks)
     traced = GraphModule(copied, graph, class_name=type(copied).__name__)
     traced.meta.update(out_spec=out_spec, root=copied, by_numbers=by_numbers,
@@ -285,12 +285,34 @@ def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
     return traced
 
 
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Answer what a model asks by ``isinstance(x, Tensor)``; others are told of the proxy.
+class _AsksProxies(type):
+    """Of a class that is `type` to all who use it, but for one proxy alone."""
 
-    The proxy's ``__class__`` may not say it: PyTorch's C++ goes by that, and would take a proxy
-    for the memory of a tensor.
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and issubclass(type(args[0]), (MutableProxy, Attribute)):
+            return _stood_for(args[0])
+        return type(*args, **kwargs)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, type)
+
+    def __subclasscheck__(cls, kind: Any) -> bool:
+        return kind is cls or issubclass(kind, type)
+
+    def __getitem__(cls, kind: Any) -> Any:
+        return type[kind]
+
+
+class _Type(metaclass=_AsksProxies):
+    """What a model's code finds as ``type`` while it is traced."""
+
+
+@contextmanager
+def _answering(model: nn.Module) -> Iterator[None]:
+    """Answer what a model asks by ``isinstance(x, Tensor)`` and, in its own code, ``type(x)``.
+
+    Others are told of the proxy. Its ``__class__`` may not say it: PyTorch's C++ goes by that, and
+    would take a proxy for the memory of a tensor.
     """
     ask = builtins.isinstance
 
@@ -300,19 +322,47 @@ def _answering() -> Iterator[None]:
         asks = sys._getframe(1)
         if asks.f_code is torch.is_tensor.__code__ and asks.f_back is not None:
             asks = asks.f_back
-        if asks.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        if _of_library(asks.f_globals.get("__name__", "")):
             return ask(value, kinds)
-        kind = (value.stands_for() if ask(value, MutableProxy)
-                else ATTRIBUTES.get(value.attr, Attribute))
-        if kind is None:
-            raise NeedsShapes(f"the type of what {value.node.name} gives is asked, which only its "
-                              "call tells")
-        return issubclass(kind, kinds) or ask(value, kinds)
+        return issubclass(_stood_for(value), kinds) or ask(value, kinds)
+    patched = [names for names in _names_of_code(model) if "type" not in names]
     builtins.isinstance = asked  # type: ignore[assignment]
+    for names in patched:
+        names["type"] = _Type
     try:
         yield
     finally:
         builtins.isinstance = ask
+        for names in patched:
+            del names["type"]
+
+
+def _names_of_code(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the names of all modules of the packages that a model's code is of."""
+    homes = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
+    homes |= {own.__module__ for module in model.modules() for own in vars(module).values()
+              if isinstance(own, (types.FunctionType, types.MethodType)) and own.__module__}
+    packages = {home.partition(".")[0] for home in homes} - LIBRARIES - {"builtins"}
+    return [vars(module) for name, module in list(sys.modules.items())
+            if name.partition(".")[0] in packages and isinstance(module, types.ModuleType)]
+
+
+def _of_library(module: str) -> bool:
+    return module.partition(".")[0] in LIBRARIES
+
+
+def _stood_for(proxy: MutableProxy | Attribute) -> type:
+    """Return the type of what a proxy stands for.
+
+    Raises:
+        NeedsShapes: it is not known without shapes.
+    """
+    kind = (ATTRIBUTES.get(proxy.attr, Attribute) if isinstance(proxy, Attribute)
+            else proxy.stands_for())
+    if kind is None:
+        raise NeedsShapes(f"the type of what {proxy.node.name} gives is asked, which only its "
+                          "call tells")
+    return kind
 
 
 def _is_patched(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import dataclasses
 import linecache
@@ -468,6 +469,22 @@ def asks_pytorch(self, x):
     return x + 1 if torch.is_tensor(x) else x * 0
 
 
+def asks_by_type(self, x):
+    x = F.relu(self.conv(x))
+    return x + 1 if type(x) is torch.Tensor and type(x).__name__ == "Tensor" else x * 0
+
+
+def asks_the_type_of_others(self, x):
+    named = type("Named", (), {"factor": 2})
+    known = isinstance(named, type) and issubclass(type, type) and type([]) is list
+    return self.conv(x) * named.factor if known and type(self.conv) is nn.Conv2d else x
+
+
+def asks_the_type_of_what_only_a_call_tells(self, x):
+    x = self.conv(x).topk(2, 1)
+    return x * 0 if type(x) is torch.Tensor else x[0]
+
+
 def asks_what_parts_are(self, x):
     first, second = self.conv(x).chunk(2, 1)
     return first + second if isinstance(second, torch.Tensor) else first
@@ -510,8 +527,8 @@ def fits_two_sides(self, x):
 
 FREE_OF_SHAPES = [
     asks_what_it_is_given, asks_what_a_layer_returned, asks_what_a_function_returned, asks_pytorch,
-    asks_what_parts_are, asks_what_a_size_is, asks_for_a_weight, asks_for_attributes,
-    pools_as_a_layer, fits_two_sides]
+    asks_by_type, asks_the_type_of_others, asks_what_parts_are, asks_what_a_size_is,
+    asks_for_a_weight, asks_for_attributes, pools_as_a_layer, fits_two_sides]
 
 
 @pytest.mark.parametrize("forward", FREE_OF_SHAPES)
@@ -522,7 +539,8 @@ def test_what_a_model_asks_is_answered_for_all_shapes(forward):
 
 
 @pytest.mark.parametrize("forward", [
-    asks_what_only_a_call_tells, asks_what_a_call_returned, pools, *FREE_OF_SHAPES])
+    asks_what_only_a_call_tells, asks_the_type_of_what_only_a_call_tells,
+    asks_what_a_call_returned, pools, *FREE_OF_SHAPES])
 def test_a_model_may_ask_whether_it_has_a_tensor(forward):
     model = Model(forward, conv=nn.Conv2d(3, 2, 3))
     assert_same_outputs(model, frames_like(1, 3, 6, 7),
@@ -538,6 +556,14 @@ class Filled(nn.Module):
 
     def forward(self, x):
         return x * 2 + torch.full_like(x, self.scale)
+
+
+def test_a_models_code_has_its_own_type_again():
+    before = builtins.isinstance
+    with pytest.raises(TraceError):
+        deltaconvert.convert(Model(lambda self, x: x if x.sum() > 0 else -x))
+    assert "type" not in globals()
+    assert builtins.isinstance is before
 
 
 def test_no_c_code_takes_a_proxy_for_a_tensor():
