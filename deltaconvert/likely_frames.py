@@ -10,22 +10,33 @@ from torch import Tensor, nn
 from deltaconvert.passes.input_parameters import input_parameters
 
 LIKELY_SIZES = ((256, 256), (224, 224))  # the second of those that take no other
+NAMES_OF_SIZES = ("image_size", "img_size")
 
 
-def likely_frames(model: nn.Module, sizes: Sequence[tuple[int, int]] = LIKELY_SIZES
-                  ) -> Iterator[Tensor]:
+def likely_frames(model: nn.Module, sizes: Sequence[tuple[int, int]] = ()) -> Iterator[Tensor]:
     """Yield blank frames, ``[1, C, H, W]``, that a model of one input may take, likely ones first.
 
     The channels are those of its first convolution, or, where that is fed something else, those
-    of pictures. None for a model of several inputs.
+    of pictures. Without ``sizes``, H and W are what many models take, and then what this one says
+    of itself. None for a model of several inputs.
     """
     if not _takes_one_tensor(model):
         return
+    sizes = sizes or (*LIKELY_SIZES, *sorted(_named_sizes(model) - {*LIKELY_SIZES}))
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     for size in sizes:
         for channels in dict.fromkeys((first.in_channels if first else 3, 3, 1)):
             yield like.new_zeros(1, channels, *size)
+
+
+def _named_sizes(model: nn.Module) -> set[tuple[int, int]]:
+    """Return the sizes of frames that a model's parts, or their configurations, have by name."""
+    found = (getattr(holder, name, None) for part in model.modules()
+             for holder in (part, getattr(part, "config", None)) for name in NAMES_OF_SIZES)
+    pairs = ((size, size) if isinstance(size, int) else size for size in found)
+    return {tuple(pair) for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2
+            and all(isinstance(side, int) and 0 < side < 10_000 for side in pair)}  # type: ignore[misc]
 
 
 def _takes_one_tensor(model: nn.Module) -> bool:

@@ -188,3 +188,27 @@ def test_a_branch_on_numbers_stays_refused():
         deltaconvert.convert(NumberBranching(), torch.ones(1, 1, 2, 2))
     with pytest.raises(deltaconvert.TraceError, match=r"if x.sum\(\) > 0"):
         deltaconvert.convert(NumberBranching())
+
+
+class OneSize(nn.Module):
+    """As models of patches are written: it takes frames of the size that it was made for."""
+
+    def __init__(self, image_size):
+        super().__init__()
+        self.image_size, self.conv = image_size, nn.Conv2d(3, 2, 3)
+
+    def forward(self, x):
+        if x.shape[-2:] != ((self.image_size,) * 2 if isinstance(self.image_size, int)
+                            else self.image_size):
+            raise ValueError(f"{x.shape}: wants {self.image_size}")
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("size", [24, (16, 40)])
+def test_a_model_of_one_size_says_which(size):
+    model = OneSize(size).eval()
+    delta = deltaconvert.convert(model)
+    frame = torch.randn(1, 3, *((size, size) if isinstance(size, int) else size))
+    torch.testing.assert_close(delta(frame), model(frame))
+    with pytest.raises(deltaconvert.FrameError, match="wants"):
+        delta(torch.randn(1, 3, 50, 50))
