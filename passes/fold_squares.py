@@ -55,11 +55,12 @@ def fold_squares(graph_module: GraphModule, most: int) -> PassResult:
             continue
         _fold(graph_module, node, source, factor, order)
         result.changed.append(f"{node.name}: reads {source.name}, squares of {factor}")
-    before = {node.name: node.meta.get("path", "") for node in graph_module.graph.nodes}
-    graph_module.graph.eliminate_dead_code()
-    left = {node.name for node in graph_module.graph.nodes}
-    result.gone = [(name, path) for name, path in before.items() if name not in left]
-    graph_module.recompile()
+    if result.changed:
+        before = {node.name: node.meta.get("path", "") for node in graph_module.graph.nodes}
+        graph_module.graph.eliminate_dead_code()
+        left = {node.name for node in graph_module.graph.nodes}
+        result.gone = [(name, path) for name, path in before.items() if name not in left]
+        graph_module.recompile()
     return result
 
 
