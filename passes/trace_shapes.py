@@ -20,7 +20,8 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from deltaconvert.passes.infer import attribute
-from deltaconvert.passes.trace import MutableProxy, Tracer
+from deltaconvert.passes.proxies import MutableProxy
+from deltaconvert.passes.trace import Tracer
 
 
 class _ShapedProxy(MutableProxy):
