@@ -101,7 +101,7 @@ def bisect(delta: DeltaModule, frames: Iterable[Tensor | Sequence[Tensor]]) -> B
     for frame in frames:
         inputs = as_inputs(frame)
         checker.begin(*inputs)
-        watcher.begin(number, dict(zip(delta.input_names, inputs, strict=True)))
+        watcher.begin(number, delta.named_inputs(inputs))
         stream(*inputs)
         number += 1
         if checker.breaches:

@@ -10,14 +10,15 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from deltaconvert.config import Config
-from deltaconvert.errors import InputError, TraceError
+from deltaconvert.errors import FrameTypeError, InputError, TraceError
 from deltaconvert.exported import ExportedModel
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.likely_frames import likely_frames
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
+from deltaconvert.passes.calls import arranged
 from deltaconvert.passes.find_state import KeepsState
-from deltaconvert.passes.trace import unwrapped
+from deltaconvert.passes.trace import own_forward, unwrapped
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import compile_graph
 from deltaconvert.pt2 import from_program
@@ -59,7 +60,8 @@ def convert(model: nn.Module | ExportedProgram,
             ``DataParallel`` and other wrappers of PyTorch's, the model within is taken.
         example_inputs: frames like those to come, ``[N, C, H, W]``: shapes, rules and state
             bytes are then known at once (and ``strict`` answers at once). A model whose code
-            branches on shapes is traced for each size of frames that comes.
+            branches on shapes is traced for each size of frames that comes. Inputs may be nested,
+            as the model takes them: ``(frame, (hidden, cell))``.
         config: the settings; exact by default.
         strict: raise where an operator would run whole and densely because it is unknown.
         modules: for a model that cannot be traced whole: the paths of the submodules to
@@ -85,24 +87,31 @@ def convert(model: nn.Module | ExportedProgram,
         raise InputError("this model is converted already; convert takes the dense model.")
     settings = (config or Config()).replace(**overrides)
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
-    takes_tensors = all(isinstance(i, Tensor) for i in inputs)
-    if modules is None or (modules == "auto" and takes_tensors):
+    if modules in (None, "auto"):
         try:
-            traced, is_guess = _compile(model, inputs)
-        except TraceError:
+            frames = _arranged(model, inputs)
+            traced, is_guess = _compile(model, frames)
+        except (TraceError, FrameTypeError):
             if modules is None:
                 raise
         else:
             delta = DeltaModule(traced.meta["root"], ModelGraph.of(traced, is_guess), settings,
                                 strict=strict, preprocessing=preprocessing,
                                 retraces=not isinstance(model, ExportedModel))
-            if inputs:
-                delta.program(delta.signature(inputs), inputs)
+            if frames:
+                delta.program(delta.signature(frames), frames)
             return delta
     if preprocessing is not None:
         raise InputError("preprocessing is kept with a model that is converted whole; a model with "
                          "islands is called with what the original takes.")
     return convert_islands(model, modules, inputs, settings, strict)
+
+
+def _arranged(model: nn.Module, inputs: Sequence[Any]) -> Sequence[Tensor]:
+    """Return the tensors in the example inputs, which may be nested, or beside numbers."""
+    if all(isinstance(i, Tensor) for i in inputs) or isinstance(model, ExportedModel):
+        return inputs
+    return arranged(own_forward(model), inputs, {})
 
 
 def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, bool]:

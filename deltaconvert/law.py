@@ -149,9 +149,9 @@ class LawChecker:
         self._edges: dict[str, Edge] = {}
         self._nodes: list[DeltaNode] = []
 
-    def begin(self, *frames: Tensor) -> None:
+    def begin(self, *frames: Any) -> None:
         """Tell the frame that the stream is about to be given: it is f at the door in."""
-        self._inputs = dict(zip(self._delta.input_names, frames, strict=True))
+        self._inputs = self._delta.named_inputs(frames)
         self._edges.clear()
         self._nodes.clear()
         self.frame += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError
+from deltaconvert.passes.calls import Call
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class ModelGraph:
         autocast: then what autocast has calls computed in; ``...`` is anything.
         by_numbers: it goes by numbers that were in buffers.
         is_guess: it is for frames that nobody has given yet, or for weights that were.
+        call: how it is given its tensors, where they are not one an input.
     """
 
     graph: fx.Graph
@@ -36,18 +39,27 @@ class ModelGraph:
     autocast: Any = ...
     by_numbers: bool = False
     is_guess: bool = False
+    call: Call | None = None
 
     @classmethod
     def of(cls, traced: GraphModule, is_guess: bool = False) -> ModelGraph:
         """Take the graph of what was traced."""
         meta = traced.meta
         return cls(traced.graph, meta["out_spec"], meta["traced_for"], meta["dtypes"],
-                   meta.get("autocast", ...), meta.get("by_numbers", False), is_guess)
+                   meta.get("autocast", ...), meta.get("by_numbers", False), is_guess,
+                   meta.get("call"))
+
+    @cached_property
+    def input_names(self) -> list[str]:
+        """The names of its tensors, in order."""
+        return [node.name for node in self.graph.nodes if node.op == "placeholder"]
 
     def takes(self, frames: Sequence[Tensor]) -> bool:
         """Whether it is right for such frames."""
-        if self.is_guess or self.traced_for is None:
-            return not self.is_guess
+        if self.is_guess or getattr(frames, "call", None) != self.call:
+            return False
+        if self.traced_for is None:
+            return True
         return (len(frames) == len(self.traced_for)
                 and all(map(_fits, (f.shape for f in frames), self.traced_for))
                 and self.dtypes in (None, [f.dtype for f in frames])

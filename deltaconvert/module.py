@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +24,15 @@ from deltaconvert.errors import (
 from deltaconvert.fallbacks import fallbacks
 from deltaconvert.model_graph import ModelGraph, autocast_of
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.calls import Call, Frames, arranged, without_gradient
+from deltaconvert.passes.trace import own_forward
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program, recompile_graph, specialize
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 from deltaconvert.summary import summarize
+
+NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class DeltaModule(nn.Module):
@@ -44,12 +49,13 @@ class DeltaModule(nn.Module):
 
     config: Config
     strict: bool
-    input_names: list[str]  # in order
+    input_names: list[str]  # in order, of a call with tensors alone
     preprocessing: Preprocessing | None
     loaded_from: str | None
     stream: Stream
     _root: nn.Module
     _graphs: list[ModelGraph]  # that of the last new frame first
+    _targets: tuple[str, ...]  # those names as they are given
     _retraces: bool
     _programs: dict[Any, Program]
     _version: int
@@ -71,7 +77,9 @@ class DeltaModule(nn.Module):
         self.__dict__.update(_root=root, _graphs=[traced], _retraces=retraces, config=config,
                              strict=strict, preprocessing=preprocessing, loaded_from=None,
                              _programs={}, _version=0, _compiled_from=None, _weights_device=None)
-        self.__dict__["input_names"] = [n.name for n in self.graph.nodes if n.op == "placeholder"]
+        self.__dict__["input_names"] = traced.input_names
+        self.__dict__["_targets"] = tuple(
+            str(n.target) for n in self.graph.nodes if n.op == "placeholder")
         self.__dict__["stream"] = Stream(self)
         self.training = False
 
@@ -85,21 +93,33 @@ class DeltaModule(nn.Module):
         """The graph of `traced`."""
         return self.traced.graph
 
-    def forward(self, *frames: Tensor, **named: Tensor) -> Any:
+    def forward(self, *frames: Any, **named: Any) -> Any:
         """Compute the outputs for the next frame of the module's own stream; see `Stream`.
 
         Raises:
             FrameError: see `Stream`; and for a name that is no input's.
         """
-        if not named:  # most frames; the graph is long
-            return self.stream(*frames)
-        names = [str(n.target) for n in self.graph.nodes if n.op == "placeholder"]
-        waiting = names[len(frames):]
+        return self.stream(*frames, **named)
+
+    def arrange(self, inputs: Sequence[Any], named: Mapping[str, Any] = NONE) -> list[Any]:
+        """Return the tensors that a call of the model gives it, in order: `Frames`, or a list.
+
+        Raises:
+            FrameError: for inputs that the model does not have.
+        """
+        if not named and len(inputs) == len(self.input_names) and all(
+                isinstance(i, Tensor) for i in inputs):
+            return [without_gradient(i) for i in inputs]
+        if self._retraces:
+            found = arranged(own_forward(self._root), inputs, named, self.input_names)
+            assert found.call is not None
+            return list(found) if found.call.is_flat and found.call.names == self._targets else (
+                found)
+        waiting = self._targets[len(inputs):]
         if wrong := sorted(set(named) - set(waiting)):
             raise FrameError(f"{', '.join(wrong)}: no input of that name is left; the inputs are "
-                             f"{', '.join(names)}. Arguments of forward that have a default keep "
-                             "it: set them in the model before converting it.")
-        return self.stream(*frames, *(named[n] for n in waiting if n in named))
+                             f"{', '.join(self._targets)}.")
+        return [without_gradient(i) for i in (*inputs, *(named[n] for n in waiting if n in named))]
 
     def new_stream(self) -> Stream:
         """Start another stream with the same weights and a past of its own."""
@@ -141,8 +161,10 @@ class DeltaModule(nn.Module):
             "and deltaconvert.load(path) reads it in any process.")
 
     def _like(self, root: nn.Module, config: Config) -> DeltaModule:
-        made = DeltaModule(root, self.traced, config, strict=self.strict,
+        plain = next((g for g in self._graphs if g.call is None), self.traced)
+        made = DeltaModule(root, plain, config, strict=self.strict,
                            preprocessing=self.preprocessing, retraces=self._retraces)
+        made.__dict__["_graphs"] = list(self._graphs)
         made.loaded_from = self.loaded_from
         return made
 
@@ -195,26 +217,39 @@ class DeltaModule(nn.Module):
         return [(t.data_ptr(), 0 if t.is_inference() else t._version)
                 for t in (*self.parameters(), *self.buffers())]
 
+    def named_inputs(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the tensors of a call by the names of the nodes that take them.
+
+        Raises:
+            FrameError: see `signature`.
+        """
+        given = self.arrange(inputs)
+        self.signature(given)
+        return dict(zip(self.traced.input_names, given, strict=True))
+
     def signature(self, frames: Sequence[Any]) -> Any:
         """Return what a program is specialised for.
 
         Raises:
             FrameError: for the wrong number of inputs, or something that is not a tensor.
         """
-        names = self.input_names
-        if len(frames) != len(names):
+        call = frames.call if isinstance(frames, Frames) else None
+        names = self.input_names if call is None else call.names
+        if len(frames) != len(names) or not frames:
             raise FrameError(f"the model takes {len(names)} inputs ({', '.join(names)}), "
                              f"{len(frames)} were given.")
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
         self.graph_for(frames)
-        return ((self._version, autocast_of(frames)),
+        return ((self._version, autocast_of(frames), call),
                 *((tuple(f.shape), f.dtype, f.device) for f in frames))
 
     def is_signature(self, signature: Any, frames: Sequence[Any]) -> bool:
         """Whether frames have a signature that was made before; quicker than making theirs."""
-        (version, autocast), *specs = signature
+        (version, autocast, call), *specs = signature
         if version != self._version or len(specs) != len(frames):
+            return False
+        if call != (frames.call if isinstance(frames, Frames) else None):
             return False
         return all(
             isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
@@ -238,16 +273,34 @@ class DeltaModule(nn.Module):
             raise self.traced.refusal(frames)
         if found is None:
             shapes = [tuple(f.shape) for f in frames]
+            call = frames.call if isinstance(frames, Frames) else None
+            self._refuse_many(call)
             try:
                 with torch.inference_mode(False):
                     found = ModelGraph.of(recompile_graph(self._root, frames))
             except TraceError as error:
+                if call is not None:
+                    raise FrameTypeError(
+                        f"the model cannot be traced for such a call, {call}: {error}") from error
                 raise FrameShapeError(
                     "the model's code branches on shapes, and cannot be traced for frames of "
                     f"{shapes} in {[f.dtype for f in frames]}: {error}") from error
         if found is not self.traced:
             self.__dict__["_graphs"] = [found, *(g for g in graphs if g is not found)]
         return found
+
+    def _refuse_many(self, call: Call | None) -> None:
+        """Refuse one more graph where numbers among the inputs differ from frame to frame.
+
+        Raises:
+            FrameTypeError: saying what to do instead.
+        """
+        if call is not None and not call.is_flat and len(
+                {g.call for g in self._graphs} - {None}) >= MOST_CALLS:
+            raise FrameTypeError(
+                f"this would be call number {MOST_CALLS + 1} with other numbers among its inputs, "
+                f"{call}, and each has a graph of its own. Give numbers that differ from frame to "
+                "frame as tensors.")
 
     def _device(self) -> torch.device | None:
         """Return where the weights are: looked up once, because it is asked at every frame."""
@@ -285,6 +338,9 @@ class DeltaModule(nn.Module):
         return program
 
 
+# Kinds of calls of one model, by structure and numbers: each has a graph of its own.
+MOST_CALLS = 16
+
 # What the passes raise on calls that no model makes, which only a file can describe.
 IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError,
               AssertionError)
@@ -294,9 +350,8 @@ def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
     if not isinstance(frame, Tensor):
         what = f"input {name!r} is a {type(frame).__name__}"
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(frame)):
-            raise FrameTypeError(f"{what}, and a converted model takes tensors. Wrap the model in "
-                                 "one whose forward names each of them, or convert its parts: "
-                                 "modules='auto'.")
+            raise FrameTypeError(f"{what}, and a model without its source (from a file, or a "
+                                 "program of torch.export) takes tensors, one after the other.")
         raise FrameTypeError(f"{what}, not a tensor. Decode and normalise the frame as for the "
                              "dense model.")
     if frame.dim() == 0 or frame.numel() == 0:

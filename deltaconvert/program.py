@@ -53,6 +53,7 @@ class Program:
         config: what was settled.
         lanes: the batch size.
         results: what each pass said it did.
+        input_names: of the tensors that it takes, in order.
     """
 
     graph_module: GraphModule
@@ -65,6 +66,7 @@ class Program:
     lanes: int
     device: torch.device
     results: list[PassResult]
+    input_names: list[str]
 
     def new_state(self) -> State:
         """Allocate a stream's buffers and bind a step to each node.
@@ -189,7 +191,7 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
     weights = fold_filters(lowered, chosen, fallback)
     plan = plan_state(lowered, backends)
     return Program(lowered, traced.out_spec, delta_nodes(lowered), weights, plan, backends, config,
-                   lanes, device, results)
+                   lanes, device, results, traced.input_names)
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, InputError, StreamBusyError
+from deltaconvert.passes.calls import without_gradient
 from deltaconvert.program import Program
 from deltaconvert.state import NodeStats, Observer, State
 
@@ -28,11 +28,6 @@ def take(lock: threading.Lock) -> None:
     if not lock.acquire(blocking=False):
         raise StreamBusyError("this stream is running in another thread. A stream takes one "
                               "thread at a time: give each thread its own new_stream().")
-
-
-def _without_gradient(frame: Any) -> Any:
-    needs = isinstance(frame, Tensor) and frame.requires_grad
-    return frame.detach() if needs else frame
 
 
 def check_lanes(lanes: Sequence[int] | None) -> None:
@@ -65,12 +60,14 @@ class Stream:
         """Return an empty stream of the copied module."""
         return Stream(copy.deepcopy(self._module, memo))
 
-    def __call__(self, *frames: Tensor) -> Any:
+    def __call__(self, *frames: Any, **named: Any) -> Any:
         """Compute the outputs for the next frame.
 
         Args:
             frames: the model's inputs, ``[N, C, H, W]`` (or whatever it takes), a lane a
-                batch element. Another shape, dtype or device starts new state.
+                batch element. Another shape, dtype or device starts new state. So does another
+                choice of optional inputs, structure of them, or number among them.
+            named: those that are given by name.
 
         Returns:
             What the model returns: same structure, shapes and dtype; copies.
@@ -81,8 +78,11 @@ class Stream:
         """
         take(self._lock)
         try:
-            given = [_without_gradient(f) for f in frames]
-            known = self._is_known(given)
+            given = [] if named else [without_gradient(f) for f in frames]
+            known = not named and self._is_known(given)
+            if not known:
+                given = self._module.arrange(frames, named)
+                known = self._is_known(given)
             if known and self._is_plain() and not torch.is_inference_mode_enabled():
                 return self._run(given, known)
             with torch.inference_mode(False), torch.no_grad():
@@ -166,7 +166,7 @@ class Stream:
 
     def _run(self, frames: list[Any], known: bool) -> Any:
         program, state, signature = self._enter(frames, known)
-        names = self._module.input_names
+        names = program.input_names
         frames = program.as_stored(dict(zip(names, frames, strict=True)))
         for name, frame in zip(names, frames, strict=True):
             step = state.steps.get(name)

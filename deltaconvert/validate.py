@@ -51,16 +51,18 @@ class StoredModel(nn.Module):
         """Share the weights of ``delta``."""
         super().__init__()
         self._graph_of = lambda frames: (delta._root, delta.graph_for(frames))  # is not copied
-        self._shapes: list[torch.Size] = []
+        self._arrange = delta.arrange
+        self._shapes: Any = None
         self._take(delta._root, delta.traced)
 
     def _take(self, root: nn.Module, traced: ModelGraph) -> None:
         self.traced = traced
         self.dense = fx.GraphModule(root, traced.graph, class_name="Dense").eval()
 
-    def forward(self, *frames: Tensor) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         """Compute all of it; a copy in another precision does so by the same graph."""
-        shapes = [f.shape for f in frames]
+        frames = self._arrange(inputs)
+        shapes = [f.shape for f in frames], getattr(frames, "call", None)
         if shapes != self._shapes:
             self._take(*self._graph_of(frames))
             self._shapes = shapes
@@ -154,14 +156,13 @@ class _Run:
 
     def take(self, inputs: tuple[Tensor, ...]) -> None:
         """Run one frame both ways and compare."""
-        shapes = [tuple(f.shape) for f in inputs if isinstance(f, Tensor)]
+        shapes = [tuple(f.shape) for f in pytree.tree_leaves(inputs) if isinstance(f, Tensor)]
         self.shapes = self.shapes or shapes
         if shapes != self.shapes:
             raise InputError(f"frame {len(self.dense_ms)} has the shape {shapes}, those before "
                              f"it {self.shapes}: a clip has one size. Validate the parts apart.")
-        if len(inputs) == len(self.delta.input_names):  # else the stream has the better message
-            self.checker.begin(*inputs)
-        for_dense = [f.clone() if isinstance(f, Tensor) else f for f in inputs]
+        self.checker.begin(*inputs)
+        for_dense = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
         converted, ms = timed(lambda: self.stream(*inputs), inputs)
         self.delta_ms.append(ms)
         dense, ms = timed(lambda: self._dense(for_dense), inputs)
@@ -313,8 +314,8 @@ def _own_roundings(model: nn.Module, inputs: Sequence[Any], dense: list[tuple[st
 
 def _outputs_at(precision: torch.dtype, model: nn.Module, inputs: Sequence[Any]
                 ) -> list[tuple[str, Tensor]]:
-    frames = [f.to(precision) if isinstance(f, Tensor) and f.is_floating_point() else f
-              for f in inputs]
+    frames = pytree.tree_map_only(
+        Tensor, lambda f: f.to(precision) if f.is_floating_point() else f, inputs)
     return named_outputs(private_copy(model).to(precision)(*frames))
 
 
@@ -324,7 +325,8 @@ def _limit(limit: Limit, name: str) -> float | None:
 
 def timed(call: Callable[[], Result], inputs: Sequence[Any]) -> tuple[Result, float]:
     """Return a call's result and its milliseconds, on the device that the inputs are on."""
-    device = next((f.device for f in inputs if isinstance(f, Tensor)), torch.device("cpu"))
+    device = next((f.device for f in pytree.tree_leaves(inputs) if isinstance(f, Tensor)),
+                  torch.device("cpu"))
     _wait(device)
     start = time.perf_counter()
     result = call()

@@ -32,6 +32,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import TraceError, lacks_memory
 from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.attributes import Attributes
+from deltaconvert.passes.calls import Call
 from deltaconvert.passes.find_state import KeepsState, find_state, with_numbers
 from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
 from deltaconvert.passes.input_parameters import input_parameters
@@ -40,6 +41,8 @@ from deltaconvert.passes.result_types import result_type
 
 # Methods that take numbers out of a tensor.
 TAKEN = frozenset({"item", "tolist", "numpy", "__array__"})
+
+Arguments = tuple[list[Any], dict[str, Any]]
 
 # FX takes the place of nn.Module.__call__ while it traces, for all threads.
 TRACING = threading.Lock()
@@ -52,10 +55,13 @@ class NotSupported(Exception):
 class Tracer(fx.Tracer):
     """FX's tracer, keeping lines, in-place operators, and what kind of thing was returned."""
 
-    def __init__(self, given: int = 0) -> None:
-        """Keep the stack of each call; ``given`` is how many inputs are given, if that is known."""
+    def __init__(self, given: int = 0, call: Call | None = None) -> None:
+        """Keep the stack of each call; ``given`` is how many inputs are given, if that is known.
+
+        With a ``call``, ``forward`` is called as it says.
+        """
         super().__init__()
-        self.given = given
+        self.given, self.call = given, call
         self.record_stack_traces = True
         self.autocast: str | None = None
         self.hooks, self.hooks_failed = True, False
@@ -113,12 +119,7 @@ class Tracer(fx.Tracer):
         The result is flattened, so that an ``OrderedDict`` or a named tuple is one again.
         """
         bound = own_forward(self.root)
-        inputs = input_parameters(bound, self.given)
-        if not inputs:
-            raise TypeError(f"forward{inspect.signature(root_fn)} names no input; wrap the model "
-                            "in one whose forward names each")
-        proxies = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in inputs}
-        by_place = [proxies.pop(p.name) for p in _leading(bound, inputs)]
+        by_place, proxies = self._given_as_called() if self.call else self._given(bound, root_fn)
 
         def flat(root: nn.Module) -> list[Any]:
             # FX calls a root's forward; its hooks are run by `nn.Module.__call__` itself.
@@ -132,6 +133,22 @@ class Tracer(fx.Tracer):
                         f"parts. Say torch.export.register_dataclass({type(leaf).__name__}) before")
             return leaves
         return flat, [self.root]
+
+    def _given(self, forward: Callable[..., Any], root_fn: Callable[..., Any]) -> Arguments:
+        """Return a proxy for each parameter that is an input, by place or by name."""
+        inputs = input_parameters(forward, self.given)
+        if not inputs:
+            raise TypeError(f"forward{inspect.signature(root_fn)} names no input; wrap the model "
+                            "in one whose forward names each")
+        proxies = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in inputs}
+        return [proxies.pop(p.name) for p in _leading(forward, inputs)], proxies
+
+    def _given_as_called(self) -> Arguments:
+        """Return the arguments of the call with a proxy for each of its tensors."""
+        assert self.call is not None
+        args, named = self.call.arguments(
+            [self.create_proxy("placeholder", name, (), {}) for name in self.call.names])
+        return list(args), named
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record a call, unless it would be computed in another precision than the graph's."""
@@ -175,7 +192,8 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
     if isinstance(copied, nn.modules.batchnorm._NormBase):  # by itself it would be looked into
         copied._check_input_dim = lambda input: None  # type: ignore[method-assign]
     try:
-        return _traced(lambda: Tracer(len(frames)), copied, (), hooks)
+        call = getattr(frames, "call", None)
+        return _traced(lambda: Tracer(len(frames), call), copied, (), hooks, call)
     except (KeepsState, NotSupported) as reason:
         raise TraceError(_explain_refusal(model, reason)) from reason
     except Exception as error:
@@ -191,7 +209,8 @@ def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) 
         TraceError: as `trace` does.
     """
     try:
-        return _traced(lambda: _with_shapes(frames), copied, frames, hooks)
+        return _traced(lambda: _with_shapes(frames), copied, frames, hooks,
+                       getattr(frames, "call", None))
     except (KeepsState, NotSupported) as reason:
         raise TraceError(_explain_refusal(copied, reason)) from reason
     except Exception as error:
@@ -199,11 +218,11 @@ def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) 
 
 
 def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
-            frames: Sequence[Tensor], hooks: bool) -> GraphModule:
+            frames: Sequence[Tensor], hooks: bool, call: Call | None) -> GraphModule:
     with TRACING, answering(copied):
         graph, out_spec, by_numbers = _run(make_tracer, copied, hooks)
     traced = GraphModule(copied, graph, class_name=type(copied).__name__)
-    traced.meta.update(out_spec=out_spec, root=copied, by_numbers=by_numbers,
+    traced.meta.update(out_spec=out_spec, root=copied, by_numbers=by_numbers, call=call,
                        traced_for=[tuple(f.shape) for f in frames] or None,
                        dtypes=[f.dtype for f in frames] or None,
                        autocast=autocast_of(frames) if frames else ...)

@@ -63,7 +63,7 @@ class ShapeTracer(Tracer):
 
     def __init__(self, frames: Sequence[Tensor]) -> None:
         """Make fake tensors of the frames."""
-        super().__init__(len(frames))
+        super().__init__(len(frames), getattr(frames, "call", None))
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.waiting = [self.mode.from_tensor(f) for f in frames]
         self.evaluating = False

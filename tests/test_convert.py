@@ -296,13 +296,16 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
-def test_a_dict_of_frames_is_refused_with_what_to_do():
+def test_a_dict_of_frames_is_taken_and_refused_by_a_file(tmp_path):
     model = Model(lambda self, x: self.conv(x["image"]), conv=nn.Conv2d(3, 2, 1))
-    delta = deltaconvert.convert(model)
-    with pytest.raises(FrameError, match=r"'x' is a dict.*modules='auto'"):
-        delta({"image": FRAME})
-    islands = deltaconvert.convert(model, [{"image": FRAME}], modules="auto")
-    torch.testing.assert_close(islands({"image": FRAME}), model.conv(FRAME).detach())
+    delta, given = deltaconvert.convert(model), {"image": torch.randn(1, 3, 4, 4)}
+    with torch.no_grad():
+        torch.testing.assert_close(delta(given), model(given))
+    deltaconvert.save(delta, tmp_path / "x.delta")
+    loaded = deltaconvert.load(tmp_path / "x.delta")
+    torch.testing.assert_close(loaded(given["image"]), delta(given))
+    with pytest.raises(FrameError, match="'x_0' is a dict, .* takes tensors, one after the other"):
+        loaded(given)
 
 
 def test_what_is_converted_already_is_refused():

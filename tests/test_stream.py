@@ -229,8 +229,8 @@ def test_an_unknown_name_is_refused():
         def forward(self, x, mask=None):
             return x if mask is None else x * mask
     delta = deltaconvert.convert(Masked())
-    with pytest.raises(FrameError, match=r"mask: no input of that name is left; the inputs are x"):
-        delta(frame(), mask=frame())
+    with pytest.raises(FrameError, match=r"masks: no input of that name is left; the inputs are x"):
+        delta(frame(), masks=frame())
     with pytest.raises(FrameError, match="x: no input of that name is left"):
         delta(frame(), x=frame())
 

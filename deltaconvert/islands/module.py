@@ -87,6 +87,10 @@ class IslandsModule(nn.Module):
         """The names of what ``forward`` must be given, in order."""
         return [p.name for p in input_parameters(self.model.forward)]
 
+    def named_inputs(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """Return inputs by their names, as far as they are given by place."""
+        return dict(zip(self.input_names, inputs, strict=False))
+
     @property
     def statistics(self) -> dict[str, NodeStats]:
         """The work of the module's own stream since it was started, by node."""

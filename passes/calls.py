@@ -1,0 +1,156 @@
+"""How a model is called: which of its parameters are given, and what tensors are in them.
+
+Before: ``model(frame, (hidden, cell), scale=0.5)``.
+After: three tensors, and a `Call` that says where they belong; the graph has an input for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import FrameError, FrameTypeError
+from deltaconvert.passes.input_parameters import input_parameters
+
+CONSTANTS = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a model's ``forward`` but for its tensors.
+
+    Args:
+        names: of the tensors, in order; ``state_1`` is the second in the parameter ``state``.
+        spec: the tree of the arguments, by place and by name.
+        constants: its leaves with their types; a tensor stands for itself.
+    """
+
+    names: tuple[str, ...]
+    spec: pytree.TreeSpec
+    constants: tuple[tuple[type, Any], ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all of its arguments are tensors."""
+        args, named = self.arguments(range(len(self.names)))
+        return all(type(a) is int for a in (*args, *named.values())) and all(
+            kind is Tensor for kind, _ in self.constants)
+
+    def __str__(self) -> str:
+        """Write it with the tensors' names."""
+        args, named = self.arguments([_Name(name) for name in self.names])
+        return f"({', '.join([*map(repr, args), *(f'{k}={v!r}' for k, v in named.items())])})"
+
+    def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with these in the place of the tensors."""
+        given = iter(tensors)
+        leaves = [next(given) if kind is Tensor else value for kind, value in self.constants]
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return args, kwargs
+
+
+class _Name(str):
+    """A name that is written as such."""
+
+    __repr__ = str.__str__
+
+
+class Frames(list[Tensor]):
+    """The tensors of a call, in order; ``call`` is None where each is an input by itself."""
+
+    call: Call | None = None
+
+
+def without_gradient(frame: Any) -> Any:
+    """Return a tensor's numbers alone; what is none as it is."""
+    needs = isinstance(frame, Tensor) and frame.requires_grad
+    return frame.detach() if needs else frame
+
+
+def arranged(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any],
+             names: Sequence[str] = ()) -> Frames:
+    """Return the tensors in the arguments of a call, and how they are given.
+
+    Args:
+        forward: with ``self`` bound.
+        args: by their place.
+        named: by name.
+        names: of the inputs that it usually has, for the message.
+
+    Raises:
+        FrameError: ``forward`` has no such parameters.
+        FrameTypeError: for what is neither a tensor, a number, nor a container of them.
+    """
+    try:
+        bound = inspect.signature(forward).bind(*args, **named)
+    except TypeError as error:
+        raise FrameError(_expected(forward, args, named, names)) from error
+    defaults = {name: p.default for name, p in bound.signature.parameters.items()}
+    for name, value in list(bound.arguments.items()):
+        if value is defaults[name]:
+            del bound.arguments[name]  # said or not, it is the same call
+    found, constants = Frames(), []
+    for name, value in bound.arguments.items():
+        _refuse_number(name, value, defaults[name])
+    leaves, spec = pytree.tree_flatten((bound.args, bound.kwargs))
+    for leaf in leaves:
+        if not isinstance(leaf, (Tensor, *CONSTANTS)):
+            raise FrameTypeError(_not_a_tensor(bound.arguments, leaf))
+        constants.append((Tensor, None) if isinstance(leaf, Tensor) else (type(leaf), leaf))
+        if isinstance(leaf, Tensor):
+            found.append(without_gradient(leaf))
+    found.call = Call(_names(bound.arguments, [*defaults]), spec, tuple(constants))
+    return found
+
+
+def _names(arguments: Mapping[str, Any], taken: Sequence[str]) -> tuple[str, ...]:
+    """Name the tensors after the parameters that they are in."""
+    names: list[str] = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            names.append(name)
+            continue
+        for place, _ in enumerate(t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)):
+            inner = f"{name}_{place}"
+            while inner in taken or inner in names:
+                inner += "_"
+            names.append(inner)
+    return tuple(names)
+
+
+def _expected(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any],
+              names: Sequence[str]) -> str:
+    names = names or [p.name for p in input_parameters(forward)]
+    known = inspect.signature(forward).parameters
+    if wrong := sorted(set(named) - set([*known][len(args):])):
+        return (f"{', '.join(wrong)}: no input of that name is left; the inputs are "
+                f"{', '.join(names)}.")
+    return (f"the model takes {len(names)} inputs ({', '.join(names)}), "
+            f"{len(args) + len(named)} were given.")
+
+
+def _refuse_number(name: str, value: Any, default: Any) -> None:
+    """Refuse a number where a frame belongs."""
+    if default is inspect.Parameter.empty and value is not None and isinstance(value, CONSTANTS):
+        raise FrameTypeError(f"input {name!r} is a {type(value).__name__}, not a tensor. Decode "
+                             "and normalise the frame as for the dense model.")
+
+
+def _not_a_tensor(arguments: Mapping[str, Any], leaf: Any) -> str:
+    name = next(name for name, value in arguments.items()
+                if any(leaf is other for other in pytree.tree_leaves(value)))
+    what = f"a {type(leaf).__name__}"
+    if dataclasses.is_dataclass(leaf):
+        kind = type(leaf).__name__
+        return (f"input {name!r} is or holds {what}, of which PyTorch does not know the parts. Say "
+                f"torch.export.register_dataclass({kind}) before.")
+    if leaf is arguments[name]:
+        return (f"input {name!r} is {what}, not a tensor. Decode and normalise the frame as for "
+                "the dense model.")
+    return f"input {name!r} holds {what}, which is neither a tensor nor a number."
