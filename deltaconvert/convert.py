@@ -125,7 +125,7 @@ def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, b
     except TraceError:
         for guess in () if frames else likely_frames(model):
             try:
-                return compile_graph(model, [guess]), True
+                return compile_graph(model, guess), True
             except TraceError as error:
                 if isinstance(error.__cause__, KeepsState):
                     raise

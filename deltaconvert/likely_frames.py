@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,21 +14,24 @@ LIKELY_SIZES = ((256, 256), (224, 224))  # the second of those that take no othe
 NAMES_OF_SIZES = ("image_size", "img_size")
 
 
-def likely_frames(model: nn.Module, sizes: Sequence[tuple[int, int]] = ()) -> Iterator[Tensor]:
-    """Yield blank frames, ``[1, C, H, W]``, that a model of one input may take, likely ones first.
+def likely_frames(model: nn.Module, sizes: Sequence[tuple[int, int]] = ()
+                  ) -> Iterator[list[Tensor]]:
+    """Yield inputs that a model may take, likely ones first: a blank ``[1, C, H, W]`` for each.
 
     The channels are those of its first convolution, or, where that is fed something else, those
     of pictures. Without ``sizes``, H and W are what many models take, and then what this one says
-    of itself. None for a model of several inputs.
+    of itself. Several inputs are taken to be alike, as two frames are.
     """
-    if not _takes_one_tensor(model):
+    inputs = _inputs(model)
+    if not inputs:
         return
     sizes = sizes or (*LIKELY_SIZES, *sorted(_named_sizes(model) - {*LIKELY_SIZES}))
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = next((p for p in itertools.chain(model.parameters(), model.buffers())
+                 if p.is_floating_point()), torch.empty(0))
     for size in sizes:
         for channels in dict.fromkeys((first.in_channels if first else 3, 3, 1)):
-            yield like.new_zeros(1, channels, *size)
+            yield [like.new_zeros(1, channels, *size)] * inputs
 
 
 def _named_sizes(model: nn.Module) -> set[tuple[int, int]]:
@@ -39,9 +43,9 @@ def _named_sizes(model: nn.Module) -> set[tuple[int, int]]:
             and all(isinstance(side, int) and 0 < side < 10_000 for side in pair)}  # type: ignore[misc]
 
 
-def _takes_one_tensor(model: nn.Module) -> bool:
-    """Whether a model's ``forward`` has one input."""
+def _inputs(model: nn.Module) -> int:
+    """Return how many inputs a model's ``forward`` has."""
     try:
-        return len(input_parameters(model.forward)) == 1
+        return len(input_parameters(model.forward))
     except ValueError:  # of TorchScript
-        return False
+        return 0

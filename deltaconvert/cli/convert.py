@@ -100,9 +100,9 @@ def _first_traced(converted: Callable[..., DeltaModule], model: nn.Module,
     try:
         return converted()
     except TraceError:
-        for frame in likely_frames(model, [extent]) if extent else ():
+        for frames in likely_frames(model, [extent]) if extent else ():
             try:
-                return converted(frame)
+                return converted(frames)
             except TraceError:
                 continue
         raise

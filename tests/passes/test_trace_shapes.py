@@ -142,6 +142,33 @@ def test_a_size_that_its_code_refuses_is_refused():
     assert delta(torch.zeros(1, 3, 8, 8))[0].shape == (1, 2, 12, 12)
 
 
+class Flow(nn.Module):
+    """Warps the second of two frames, by code that goes by the size of maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 2, 3, padding=1)
+
+    def forward(self, one, two):
+        flow = self.conv(torch.cat([one, two], 1))
+        rows, cols = two.shape[2:]
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+        grid = torch.stack([x, y]).to(flow) + flow
+        grid[:, 0] = 2 * grid[:, 0] / max(cols - 1, 1) - 1
+        grid[:, 1] = 2 * grid[:, 1] / max(rows - 1, 1) - 1
+        return F.grid_sample(two, grid.permute(0, 2, 3, 1), align_corners=True)
+
+
+def test_models_of_two_frames_need_no_example_inputs():
+    model = Flow().double().eval()
+    delta = deltaconvert.convert(model, backend="reference")
+    for size in ((8, 9), (8, 9), (5, 12)):
+        one, two = torch.randn(2, 1, 3, *size, dtype=torch.float64)
+        for frames in ((one, two), (two, one), (two, two), (two, two)):
+            with torch.no_grad():
+                torch.testing.assert_close(delta(*frames), model(*frames))
+
+
 def test_a_file_is_for_one_size_which_somebody_gave(tmp_path):
     model, frame = Branching().eval(), torch.randn(1, 3, 8, 8)
     delta = deltaconvert.convert(model)
