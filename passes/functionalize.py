@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import GraphModule
 
@@ -32,10 +33,26 @@ IN_PLACE_METHODS = frozenset({"__setitem__", *(f"__{f.__name__}__" for f in OUT_
 VIEW_METHODS = frozenset({
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
     "t", "chunk", "split", "narrow", "select", "unbind", "expand", "expand_as", "view_as",
-    "detach", "swapaxes", "swapdims", "movedim", "tensor_split", "diagonal", "contiguous"})
+    "detach", "swapaxes", "swapdims", "movedim", "tensor_split", "diagonal", "contiguous",
+    "unfold", "ravel", "broadcast_to", "as_strided", "hsplit", "vsplit", "dsplit", "adjoint",
+    "positive", "resolve_conj", "resolve_neg"})
+# These are copies where there is something to convert.
+CONVERSIONS = frozenset({
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"})
+VIEW_METHODS |= CONVERSIONS
 VIEW_FUNCTIONS = frozenset(
-    {getattr(torch, name) for name in VIEW_METHODS if hasattr(torch, name)}
-    | {operator.getitem})
+    {getattr(torch, name) for name in VIEW_METHODS if callable(getattr(torch, name, None))}
+    | {operator.getitem, operator.pos, torch.atleast_1d, torch.atleast_2d, torch.atleast_3d,
+       torch.view_as_real, torch.view_as_complex, torch.real, torch.imag})
+# What `write_through` may be told.
+VIEW_NAMES = VIEW_METHODS | {f.__name__ for f in VIEW_FUNCTIONS} - {"pos"}
+VIEW_ATTRIBUTES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "T": ("t", ()), "mT": ("transpose", (-2, -1)), "H": ("adjoint", ()), "mH": ("adjoint", ()),
+    "real": ("real", ()), "imag": ("imag", ())}
+# What returns its very argument, in eval mode.
+DROPOUTS = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
+                      F.feature_alpha_dropout, torch.dropout})
+SAME_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd)
 SHAPE_METHODS = frozenset({"size", "dim", "numel", "ndimension", "nelement", "stride"})
 SHAPE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
 
@@ -65,6 +82,7 @@ def out_of_place(x: Any, method: str, *args: Any, **kwargs: Any) -> Any:
 
 
 View = tuple[str, tuple[Any, ...], dict[str, Any]]
+SAME: View = ("detach", (), {})
 
 
 def write_through(x: Any, value: Any, views: tuple[View, ...]) -> Any:
@@ -80,12 +98,25 @@ def write_through(x: Any, value: Any, views: tuple[View, ...]) -> Any:
     x = x.clone(memory_format=torch.contiguous_format)
     seen = x
     for name, args, kwargs in views:
-        call = operator.getitem if name == "getitem" else getattr(torch.Tensor, name)
-        seen = call(seen, *args, **kwargs)
+        seen = _named(name)(seen, *args, **kwargs)
     # Where the view was a copy, the dense model's write did not reach x either.
     if seen.untyped_storage()._cdata == x.untyped_storage()._cdata:
         seen.copy_(value)
     return x
+
+
+def seen_again(x: Any, before: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Return what a conversion gives of an ``x`` written into since; a copy is as ``before``."""
+    made = getattr(x, name)(*args, **kwargs)
+    return made if made is x else before
+
+
+def _named(view: str) -> Callable[..., Any]:
+    """Return the function of a view that `_described` named."""
+    if view == "getitem":
+        return operator.getitem
+    made: Callable[..., Any] = getattr(torch.Tensor if view in VIEW_METHODS else torch, view)
+    return made
 
 
 def functionalize(graph_module: GraphModule) -> PassResult:
@@ -97,9 +128,11 @@ def functionalize(graph_module: GraphModule) -> PassResult:
                         if getattr(m, "inplace", False) is True
                         and not isinstance(m, torch.jit.ScriptModule)]
     for node in list(graph.nodes):
+        if node.op == "call_method" and node.target == "requires_grad_":
+            node.target, node.args, node.kwargs = "detach", node.args[:1], {}
         receiver = _written(graph_module, node)
         written = families.get(receiver) if receiver is not None else None
-        target = _view_of(node)
+        target = _view_of(graph_module, node)
         parent = families.get(target) if target is not None else None
         node.args = fx.map_arg(node.args, lambda n: families[n].latest if n in families else n)
         node.kwargs = fx.map_arg(node.kwargs, lambda n: families[n].latest if n in families else n)
@@ -116,7 +149,7 @@ def functionalize(graph_module: GraphModule) -> PassResult:
         result.changed.append(f"{node.name}: written into {receiver}")
         families[node] = written
         written.latest = node
-        _update_relatives(graph, written, node)
+        _update_relatives(graph_module, written, node)
     for module in in_place_modules:
         module.inplace = False  # type: ignore[assignment]
     return result
@@ -125,7 +158,8 @@ def functionalize(graph_module: GraphModule) -> PassResult:
 def written_into(model: nn.Module, node: fx.Node) -> fx.Node | None:
     """Return the node whose tensor a call writes into; that of a view is the whole tensor's."""
     receiver = _written(model, node)
-    while receiver is not None and (source := _view_of(receiver) or _written(model, receiver)):
+    while receiver is not None and (
+            source := _view_of(model, receiver) or _written(model, receiver)):
         receiver = source
     return receiver
 
@@ -144,7 +178,8 @@ def _written(model: nn.Module, node: fx.Node) -> fx.Node | None:
 def _is_in_place(model: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_method":
         name = str(node.target)
-        return name in IN_PLACE_METHODS or (name.endswith("_") and not name.endswith("__"))
+        return name in IN_PLACE_METHODS or (
+            name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
     if node.op == "call_module":
         return getattr(model.get_submodule(str(node.target)), "inplace", False) is True
     if node.op != "call_function":
@@ -167,13 +202,26 @@ def _argument(node: fx.Node, name: str) -> Any:
         return None
 
 
-def _view_of(node: fx.Node) -> fx.Node | None:
-    is_view = (node.op == "call_method" and node.target in VIEW_METHODS) or (
-        node.op == "call_function" and node.target in VIEW_FUNCTIONS)
-    first = node.args[0] if node.args else None
-    if not is_view or not isinstance(first, fx.Node):
-        return None
-    return first
+def _view_of(model: nn.Module, node: fx.Node) -> fx.Node | None:
+    """Return the node whose memory a call's result may be."""
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return first if isinstance(first, fx.Node) and _is_view(model, node) else None
+
+
+def _is_view(model: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in VIEW_METHODS
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(str(node.target)),
+                          (*SAME_MODULES, nn.Flatten, nn.Unflatten))
+    if node.op != "call_function" or node.target is getattr:
+        return node.op == "call_function" and node.args[1] in VIEW_ATTRIBUTES
+    return node.target in VIEW_FUNCTIONS or _is_inactive_dropout(node)
+
+
+def _is_inactive_dropout(node: fx.Node) -> bool:
+    return node.target in DROPOUTS and any(
+        _argument(node, name) is False for name in ("training", "train"))
 
 
 def is_shape_read(node: fx.Node) -> bool:
@@ -232,14 +280,16 @@ def _twin(function: Any) -> Callable[..., Any]:
     raise AssertionError(f"{function} has no out-of-place twin")
 
 
-def _update_relatives(graph: fx.Graph, written: _Family, after: fx.Node) -> None:
+def _update_relatives(model: GraphModule, written: _Family, after: fx.Node) -> None:
     """Bring everything that shares memory with a written tensor up to date, behind the write."""
-    root, last = written, after
+    graph, root, last = model.graph, written, after
     path: list[View] = []
     while root.parent is not None:
-        path.insert(0, _described(root.view))
+        path.insert(0, _described(model, root.view))
         root = root.parent
-    if path:
+    if all(view == SAME for view in path):
+        root.latest = written.latest
+    else:
         with graph.inserting_after(after):
             last = graph.call_function(write_through, (root.latest, written.latest, tuple(path)))
         last.meta.update(after.meta)
@@ -253,18 +303,40 @@ def _update_relatives(graph: fx.Graph, written: _Family, after: fx.Node) -> None
             pending.append(relative)
 
 
-def _described(view: fx.Node | None) -> View:
+def _described(model: nn.Module, view: fx.Node | None) -> View:
     assert view is not None
-    name = view.target if view.op == "call_method" else view.target.__name__  # type: ignore[union-attr]
-    return str(name), view.args[1:], dict(view.kwargs)
+    kwargs = {name: value for name, value in view.kwargs.items() if name != "input"}
+    if view.op == "call_method":
+        return str(view.target), view.args[1:], kwargs
+    if view.op == "call_module":
+        module = model.get_submodule(str(view.target))
+        if isinstance(module, nn.Flatten):
+            return "flatten", (module.start_dim, module.end_dim), {}
+        if isinstance(module, nn.Unflatten):
+            return "unflatten", (module.dim, module.unflattened_size), {}
+        return SAME
+    if view.target in DROPOUTS:
+        return SAME
+    if view.target is getattr:
+        return *VIEW_ATTRIBUTES[str(view.args[1])], {}
+    name = "positive" if view.target is operator.pos else view.target.__name__  # type: ignore[union-attr]
+    return name, view.args[1:], kwargs
 
 
 def _replay(graph: fx.Graph, family: _Family, source: fx.Node, last: fx.Node) -> fx.Node:
     view = family.view
     assert view is not None
+    if view.op == "call_method" and view.target in CONVERSIONS:
+        with graph.inserting_after(last):
+            new = graph.call_function(
+                seen_again, (source, family.latest, view.target, *view.args[1:]), view.kwargs)
+        new.meta.update(view.meta)
+        family.latest = new
+        return new
     with graph.inserting_after(last):
         new = graph.node_copy(view)
     new.args = (source, *view.args[1:])
+    new.kwargs = {name: value for name, value in view.kwargs.items() if name != "input"}
     new.meta.update(view.meta)
     family.latest = new
     return new

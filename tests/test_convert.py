@@ -304,7 +304,7 @@ def test_a_dict_of_frames_is_taken_and_refused_by_a_file(tmp_path):
     deltaconvert.save(delta, tmp_path / "x.delta")
     loaded = deltaconvert.load(tmp_path / "x.delta")
     torch.testing.assert_close(loaded(given["image"]), delta(given))
-    with pytest.raises(FrameError, match="'x_0' is a dict, .* takes tensors, one after the other"):
+    with pytest.raises(FrameError, match=r"'x_0' is a dict, .* takes tensors, one after the other"):
         loaded(given)
 
 

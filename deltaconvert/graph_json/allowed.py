@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from deltaconvert.operators.conv2d import before_same, behind_same
 from deltaconvert.passes.functionalize import (
     SHAPE_ATTRIBUTES,
-    VIEW_METHODS,
+    VIEW_NAMES,
     out_of_place,
     set_item,
     write_through,
@@ -112,7 +112,7 @@ WORDS = {
     "scatter_reduce": "sum|prod|mean|amax|amin",
     "to": r"cpu|cuda(:\d{1,3})?",
     "upsample": "nearest|linear|bilinear|bicubic|trilinear",
-    "write_through": "|".join(sorted(VIEW_METHODS | {"getitem"})),
+    "write_through": "|".join(sorted(VIEW_NAMES)),
 }
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import deltaconvert
 from deltaconvert.passes.functionalize import OUT_OF_PLACE, functionalize
 from deltaconvert.passes.trace import trace
-from tests.passes.graphs import Model, TwoInputs, assert_same_outputs, frames_like
+from tests.passes.graphs import Model, TwoInputs, assert_same_outputs, frames_like, program_of
 
 
 def iadd(self, x):
@@ -191,7 +192,6 @@ def in_place_calls(traced, root) -> list:
 
 
 def test_the_users_frame_is_not_written_into():
-    import deltaconvert
     delta = deltaconvert.convert(Model(lambda self, x: x.relu_()))
     frame = torch.full((1, 1, 3, 3), -1.0)
     delta(frame)
@@ -224,3 +224,74 @@ def test_an_out_argument_is_a_write():
         torch.add(x, 1, out=y)
         return y, y * 2
     assert_same_outputs(Model(forward), frames_like(1, 2, 4, 4))
+
+
+ALIASES = {
+    "dropout": lambda self, y: F.dropout(y, 0.5, self.training),
+    "dropout module": lambda self, y: self.dropout(y),
+    "dropout of channels": lambda self, y: F.dropout2d(y, training=False),
+    "active dropout is a copy": lambda self, y: F.dropout(y, 1.0, True),
+    "identity": lambda self, y: self.identity(y),
+    "flatten module": lambda self, y: self.flatten(y),
+    "unflatten module": lambda self, y: self.unflatten(y),
+    "a part behind a module": lambda self, y: self.identity(y)[:, :1],
+    "float": lambda self, y: y.double(),
+    "another float is a copy": lambda self, y: y.float(),
+    "to": lambda self, y: y.to(y.dtype),
+    "to another": lambda self, y: y.to(y),
+    "to by name": lambda self, y: y.to(device="cpu", dtype=torch.float64),
+    "type_as": lambda self, y: y.type_as(y),
+    "type": lambda self, y: y.type(torch.float64),
+    "positive": lambda self, y: +y,
+    "requires_grad_": lambda self, y: y.requires_grad_(False),
+    "T": lambda self, y: y[0, 0].T,
+    "mT": lambda self, y: y.mT,
+    "H": lambda self, y: y[0, 0].H,
+    "real": lambda self, y: y.real,
+    "unfold": lambda self, y: y.unfold(2, 2, 2),
+    "ravel": lambda self, y: y.ravel(),
+    "broadcast_to": lambda self, y: torch.broadcast_to(y, y.shape),
+    "as_strided": lambda self, y: y.as_strided((2, 2), (1, 2)),
+    "vsplit": lambda self, y: torch.vsplit(y, 1)[0],
+    "atleast_3d": lambda self, y: torch.atleast_3d(y),
+    "complex": lambda self, y: torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (-1, 2)))),
+    "by name": lambda self, y: torch.flatten(input=y),
+}
+
+
+def aliased(name) -> Model:
+    def forward(self, x):
+        y = x * 3
+        alias = ALIASES[name](self, y)
+        alias.add_(1)
+        other = y * 2
+        y.sub_(5)
+        return other, alias * 2, y
+    return Model(forward, dropout=nn.Dropout(), identity=nn.Identity(), flatten=nn.Flatten(),
+                 unflatten=nn.Unflatten(1, (1, 2)))
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_what_returns_its_argument_or_a_part_of_it_shares_its_memory(name):
+    assert_same_outputs(aliased(name), frames_like(1, 2, 4, 6))
+
+
+@pytest.mark.parametrize("name", ["dropout", "unflatten module", "identity", "mT", "unfold"])
+def test_what_shares_memory_does_so_in_a_file(name, tmp_path):
+    model, frames = aliased(name), frames_like(1, 2, 4, 6)
+    delta = deltaconvert.convert(model, frames[0])
+    deltaconvert.save(delta, tmp_path / "x.delta")
+    loaded = deltaconvert.load(tmp_path / "x.delta")
+    for frame in frames:
+        torch.testing.assert_close(loaded(frame), model(frame))
+
+
+def test_a_write_behind_an_identity_costs_no_copy():
+    def forward(self, x):
+        x = self.conv(x)
+        y = self.dropout(x)
+        y += 1
+        return self.conv(x)
+    model = Model(forward, conv=nn.Conv2d(2, 2, 3), dropout=nn.Dropout())
+    delta = assert_same_outputs(model, frames_like(1, 2, 8, 8))
+    assert {n.about.rule for n in program_of(delta).nodes} == {"sparsify", "local"}
