@@ -49,7 +49,8 @@ class Config:
             pattern of either (``{"layer1.*": NodeConfig(threshold=0.1)}``). A bare
             number is a threshold. The last match wins. Of nodes that run as one (an
             attention), what is said of the last counts, or else the largest threshold.
-        input_threshold: the same for the frames that come in, in the frame's units.
+        input_threshold: the same for the frames that come in, in the frame's units; for all other
+            inputs too, a state that is fed back among them.
         input_test: ``"pixel"`` compares pixel by pixel; ``"block"`` compares the
             mean change of 8x8 blocks, whose pixels are held or replaced together.
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``

@@ -298,9 +298,9 @@ class DeltaModule(nn.Module):
         if call is not None and not call.is_flat and len(
                 {g.call for g in self._graphs} - {None}) >= MOST_CALLS:
             raise FrameTypeError(
-                f"this would be call number {MOST_CALLS + 1} with other numbers among its inputs, "
-                f"{call}, and each has a graph of its own. Give numbers that differ from frame to "
-                "frame as tensors.")
+                f"this would be call number {MOST_CALLS + 1} of another structure or with other "
+                f"numbers among its inputs, {call}, and each has a graph of its own. Give numbers "
+                "that differ from frame to frame as tensors of N x 1 x 1 x 1.")
 
     def _device(self) -> torch.device | None:
         """Return where the weights are: looked up once, because it is asked at every frame."""

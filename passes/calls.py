@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -28,12 +28,15 @@ class Call:
     Args:
         names: of the tensors, in order; ``state_1`` is the second in the parameter ``state``.
         spec: the tree of the arguments, by place and by name.
-        constants: its leaves with their types; a tensor stands for itself.
+        constants: its leaves as they are written, with their types; a tensor stands for itself.
+            So 0.0 is not -0.0, True is not 1, and NaN is NaN.
+        values: the leaves.
     """
 
     names: tuple[str, ...]
     spec: pytree.TreeSpec
-    constants: tuple[tuple[type, Any], ...]
+    constants: tuple[tuple[type, str], ...]
+    values: tuple[Any, ...] = field(compare=False)
 
     @property
     def is_flat(self) -> bool:
@@ -50,7 +53,8 @@ class Call:
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with these in the place of the tensors."""
         given = iter(tensors)
-        leaves = [next(given) if kind is Tensor else value for kind, value in self.constants]
+        leaves = [next(given) if kind is Tensor else value
+                  for (kind, _), value in zip(self.constants, self.values, strict=True)]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return args, kwargs
 
@@ -91,22 +95,40 @@ def arranged(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[st
         bound = inspect.signature(forward).bind(*args, **named)
     except TypeError as error:
         raise FrameError(_expected(forward, args, named, names)) from error
-    defaults = {name: p.default for name, p in bound.signature.parameters.items()}
-    for name, value in list(bound.arguments.items()):
-        if value is defaults[name]:
-            del bound.arguments[name]  # said or not, it is the same call
-    found, constants = Frames(), []
-    for name, value in bound.arguments.items():
-        _refuse_number(name, value, defaults[name])
+    _forget_defaults(bound)
+    found = Frames()
     leaves, spec = pytree.tree_flatten((bound.args, bound.kwargs))
     for leaf in leaves:
         if not isinstance(leaf, (Tensor, *CONSTANTS)):
             raise FrameTypeError(_not_a_tensor(bound.arguments, leaf))
-        constants.append((Tensor, None) if isinstance(leaf, Tensor) else (type(leaf), leaf))
         if isinstance(leaf, Tensor):
             found.append(without_gradient(leaf))
-    found.call = Call(_names(bound.arguments, [*defaults]), spec, tuple(constants))
+    if not found:
+        _refuse_number(bound.arguments)
+    values = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    found.call = Call(_names(bound.arguments, [*bound.signature.parameters]), spec, tuple(
+        (Tensor, "") if isinstance(leaf, Tensor) else _written(leaf) for leaf in leaves), values)
     return found
+
+
+def _written(constant: Any) -> tuple[type, str]:
+    return type(constant), repr(constant)
+
+
+def _forget_defaults(bound: inspect.BoundArguments) -> None:
+    """Drop what is given as it is by default: said or not, it is the same call.
+
+    Not before what can be given by its place alone.
+    """
+    parameters = bound.signature.parameters
+    for name, value in reversed(list(bound.arguments.items())):
+        kind, default = parameters[name].kind, parameters[name].default
+        if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY) and (
+                value is not default):
+            return
+        if value is default or (isinstance(value, CONSTANTS) and
+                                _written(value) == _written(default)):
+            del bound.arguments[name]
 
 
 def _names(arguments: Mapping[str, Any], taken: Sequence[str]) -> tuple[str, ...]:
@@ -135,11 +157,12 @@ def _expected(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[s
             f"{len(args) + len(named)} were given.")
 
 
-def _refuse_number(name: str, value: Any, default: Any) -> None:
+def _refuse_number(arguments: Mapping[str, Any]) -> None:
     """Refuse a number where a frame belongs."""
-    if default is inspect.Parameter.empty and value is not None and isinstance(value, CONSTANTS):
-        raise FrameTypeError(f"input {name!r} is a {type(value).__name__}, not a tensor. Decode "
-                             "and normalise the frame as for the dense model.")
+    for name, value in arguments.items():
+        if value is not None and isinstance(value, CONSTANTS):
+            raise FrameTypeError(f"input {name!r} is a {type(value).__name__}, not a tensor. "
+                                 "Decode and normalise the frame as for the dense model.")
 
 
 def _not_a_tensor(arguments: Mapping[str, Any], leaf: Any) -> str:
@@ -153,4 +176,5 @@ def _not_a_tensor(arguments: Mapping[str, Any], leaf: Any) -> str:
     if leaf is arguments[name]:
         return (f"input {name!r} is {what}, not a tensor. Decode and normalise the frame as for "
                 "the dense model.")
-    return f"input {name!r} holds {what}, which is neither a tensor nor a number."
+    return (f"input {name!r} holds a {type(leaf).__module__}.{type(leaf).__name__}, which is "
+            "neither a tensor nor a number of Python's.")

@@ -35,11 +35,18 @@ VIEW_METHODS = frozenset({
     "t", "chunk", "split", "narrow", "select", "unbind", "expand", "expand_as", "view_as",
     "detach", "swapaxes", "swapdims", "movedim", "tensor_split", "diagonal", "contiguous",
     "unfold", "ravel", "broadcast_to", "as_strided", "hsplit", "vsplit", "dsplit", "adjoint",
-    "positive", "resolve_conj", "resolve_neg"})
+    "positive", "resolve_conj", "resolve_neg", "conj", "moveaxis", "split_with_sizes",
+    "unsafe_chunk", "unsafe_split", "sum_to_size"})
 # These are copies where there is something to convert.
 CONVERSIONS = frozenset({
-    "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"})
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "short", "bool",
+    "byte", "char", "cpu", "cuda"})
 VIEW_METHODS |= CONVERSIONS
+# And these where memory does not lie as they want it.
+MAYBE_COPIES = CONVERSIONS | {"reshape", "flatten", "ravel", "contiguous", "sum_to_size"}
+# After these a tensor is itself another view of what lies in its memory.
+VIEWS_IN_PLACE = frozenset({
+    "unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_"})
 VIEW_FUNCTIONS = frozenset(
     {getattr(torch, name) for name in VIEW_METHODS if callable(getattr(torch, name, None))}
     | {operator.getitem, operator.pos, torch.atleast_1d, torch.atleast_2d, torch.atleast_3d,
@@ -106,9 +113,9 @@ def write_through(x: Any, value: Any, views: tuple[View, ...]) -> Any:
 
 
 def seen_again(x: Any, before: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Return what a conversion gives of an ``x`` written into since; a copy is as ``before``."""
-    made = getattr(x, name)(*args, **kwargs)
-    return made if made is x else before
+    """Return what a view is of an ``x`` written into since; where it is a copy, as ``before``."""
+    made = _named(name)(x, *args, **kwargs)
+    return made if made.untyped_storage()._cdata == x.untyped_storage()._cdata else before
 
 
 def _named(view: str) -> Callable[..., Any]:
@@ -145,14 +152,26 @@ def functionalize(graph_module: GraphModule) -> PassResult:
             if parent:
                 parent.children.append(families[node])
             continue
+        is_view = node.op == "call_method" and node.target in VIEWS_IN_PLACE
         _make_functional(node)
         result.changed.append(f"{node.name}: written into {receiver}")
+        if is_view:
+            _look_otherwise(families, written, node)
+            continue
         families[node] = written
         written.latest = node
         _update_relatives(graph_module, written, node)
     for module in in_place_modules:
         module.inplace = False  # type: ignore[assignment]
     return result
+
+
+def _look_otherwise(families: dict[fx.Node, _Family], seen: _Family, node: fx.Node) -> None:
+    """Let all names of a tensor stand for a view of it; other views of its memory stay."""
+    view = _Family(node, seen, node)
+    seen.children.append(view)
+    families.update({name: view for name, family in families.items() if family is seen})
+    families[node] = view
 
 
 def written_into(model: nn.Module, node: fx.Node) -> fx.Node | None:
@@ -220,8 +239,9 @@ def _is_view(model: nn.Module, node: fx.Node) -> bool:
 
 
 def _is_inactive_dropout(node: fx.Node) -> bool:
-    return node.target in DROPOUTS and any(
-        _argument(node, name) is False for name in ("training", "train"))
+    is_dropout = node.target in DROPOUTS or (  # torchvision's, which FX is told not to follow
+        getattr(node.target, "__name__", "") == "stochastic_depth")
+    return is_dropout and any(_argument(node, name) is False for name in ("training", "train"))
 
 
 def is_shape_read(node: fx.Node) -> bool:
@@ -287,10 +307,12 @@ def _update_relatives(model: GraphModule, written: _Family, after: fx.Node) -> N
     while root.parent is not None:
         path.insert(0, _described(model, root.view))
         root = root.parent
-    if all(view == SAME for view in path):
-        root.latest = written.latest
-    else:
-        with graph.inserting_after(after):
+        if root.parent is not None and not _may_copy(_described(model, root.view)):
+            continue  # it is replayed
+        if all(view == SAME for view in path):
+            root.latest = written.latest
+            continue
+        with graph.inserting_after(last):
             last = graph.call_function(write_through, (root.latest, written.latest, tuple(path)))
         last.meta.update(after.meta)
         root.latest = last
@@ -299,8 +321,17 @@ def _update_relatives(model: GraphModule, written: _Family, after: fx.Node) -> N
         family = pending.pop()
         for relative in family.children:
             if relative is not written:
-                last = _replay(graph, relative, family.latest, last)
+                last = _replay(model, relative, family.latest, last)
             pending.append(relative)
+
+
+def _may_copy(view: View) -> bool:
+    """Whether what is no view of every tensor, or by every index, is so of some."""
+    name, args, _ = view
+    if name != "getitem":
+        return name in MAYBE_COPIES
+    index = args[0] if isinstance(args[0], tuple) else (args[0],)
+    return not all(i is None or i is ... or isinstance(i, (int, slice)) for i in index)
 
 
 def _described(model: nn.Module, view: fx.Node | None) -> View:
@@ -315,7 +346,7 @@ def _described(model: nn.Module, view: fx.Node | None) -> View:
         if isinstance(module, nn.Unflatten):
             return "unflatten", (module.dim, module.unflattened_size), {}
         return SAME
-    if view.target in DROPOUTS:
+    if _is_inactive_dropout(view):
         return SAME
     if view.target is getattr:
         return *VIEW_ATTRIBUTES[str(view.args[1])], {}
@@ -323,13 +354,13 @@ def _described(model: nn.Module, view: fx.Node | None) -> View:
     return name, view.args[1:], kwargs
 
 
-def _replay(graph: fx.Graph, family: _Family, source: fx.Node, last: fx.Node) -> fx.Node:
-    view = family.view
+def _replay(model: GraphModule, family: _Family, source: fx.Node, last: fx.Node) -> fx.Node:
+    graph, view = model.graph, family.view
     assert view is not None
-    if view.op == "call_method" and view.target in CONVERSIONS:
+    described = name, args, kwargs = _described(model, view)
+    if _may_copy(described):
         with graph.inserting_after(last):
-            new = graph.call_function(
-                seen_again, (source, family.latest, view.target, *view.args[1:]), view.kwargs)
+            new = graph.call_function(seen_again, (source, family.latest, name, *args), kwargs)
         new.meta.update(view.meta)
         family.latest = new
         return new

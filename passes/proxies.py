@@ -27,6 +27,9 @@ LIBRARIES = frozenset({"torch", "deltaconvert", "copy", "pickle", "weakref", "ty
                        "inspect", "dataclasses", "contextlib"})
 
 
+VIEWS = frozenset({"T", "mT", "H", "mH", "real", "imag"})
+
+
 class NeedsShapes(Exception):
     """Raised where a graph may be wrong that was made without knowing shapes."""
 
@@ -57,6 +60,8 @@ class MutableProxy(Proxy):
         if kind in (Tensor, nn.Parameter) and not hasattr(kind, name) and not (
                 self.node.op == "get_attr" and hasattr(self._weight(), name)):
             raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+        if name in VIEWS:  # FX's own attribute takes no ``x.T += y``, nor ``x.T[i] = y``
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
 
     def _weight(self) -> Any:

@@ -325,6 +325,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         with without_logging():
             graph = find_state(model, lambda: run(False))
     _refuse_numbers(model, graph)
+    _refuse_writes(graph)
     if any(tracer.hooks_failed for tracer in tracers) and _reads_constants(model, graph):
         raise NeedsShapes("a hook on a layer fails while it is traced, and what it keeps for the "
                           "forward would be of a frame before")
@@ -354,6 +355,20 @@ def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:
             raise NotSupported(f"it takes numbers out of a tensor by .{node.target}() at "
                                f"{source_line(node.stack_trace)}. Where it can, let it compute "
                                "with tensors there")
+
+
+def _refuse_writes(graph: fx.Graph) -> None:
+    """Refuse what writes into several tensors at once: a graph would not show it to later readers.
+
+    Raises:
+        NotSupported: naming the line.
+    """
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if isinstance(node.kwargs.get("out"), (tuple, list)) or (
+                name.startswith("_foreach_") and name.endswith("_")):
+            raise NotSupported(f"{name} writes into several tensors at "
+                               f"{source_line(node.stack_trace)}. Let it return them there")
 
 
 def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:

@@ -42,6 +42,9 @@ def save(delta: DeltaModule, path: Path_) -> None:
     Weights are written as they are now; streams and their pasts are not. The file appears
     whole or not at all.
 
+    A model that may be called in several ways is written as it was called last: with those of its
+    optional inputs, and with those numbers. The tensors are then given one after the other.
+
     Args:
         delta: made by `convert` or `load`.
         path: by convention ending in ``.delta``; an existing file is replaced.

@@ -117,7 +117,7 @@ def test_numbers_among_the_inputs_have_graphs_of_their_own():
 def test_numbers_that_differ_in_each_frame_are_refused_before_memory_is_full():
     delta = deltaconvert.convert(ConvLSTM(), backend="reference")
     for time in range(16):
-        delta(FRAMES[0], gain=time / 7)
+        delta(FRAMES[0], gain=time / 16)
     delta(FRAMES[0], gain=0.0)
     assert len(delta._graphs) == 16
     with pytest.raises(FrameTypeError, match=r"call number 17 .*\(x, gain=2.5\).* as tensors"):
@@ -165,6 +165,35 @@ def test_copies_files_and_settings_keep_how_a_model_is_called(tmp_path):
         loaded(FRAMES[0], state)
 
 
+def calling(forward):
+    return type("Calling", (nn.Module,), {"forward": forward})().eval()
+
+
+def test_numbers_are_told_apart_as_they_are_written():
+    model = calling(lambda self, x, k=1.0: x.abs() / k)
+    delta = deltaconvert.convert(model, backend="reference")
+    for number in (0.0, -0.0, 0.0, True, 1, 1.0, float("nan"), float("nan")):
+        wanted = model(FRAMES[0], number)
+        assert torch.equal(delta(FRAMES[0], number).nan_to_num(), wanted.nan_to_num())
+    assert len(delta._graphs) == 6
+
+
+def test_what_can_be_given_by_its_place_alone_stays_there():
+    model = calling(lambda self, x, p=None, *rest: sum(rest, x) if p is None else x - p)
+    delta = deltaconvert.convert(model, [FRAMES[0]], backend="reference")
+    assert_same(delta(FRAMES[0], None, FRAMES[1]), FRAMES[0] + FRAMES[1])
+    model = calling(lambda self, x, p=None, q=None, /: x if q is None else x - q)
+    delta = deltaconvert.convert(model, backend="reference")
+    assert_same(delta(FRAMES[0], None, FRAMES[1]), FRAMES[0] - FRAMES[1])
+
+
+def test_a_number_that_has_no_default_is_one_beside_a_frame():
+    model = calling(lambda self, x, k, h: x * k if h is None else x * k + h)
+    delta = deltaconvert.convert(model, [FRAMES[0], 2.0, None], backend="reference")
+    assert_same(delta(FRAMES[0], 2.0, None), FRAMES[0] * 2)
+    assert_same(delta(FRAMES[0], 3.0, FRAMES[1]), FRAMES[0] * 3 + FRAMES[1])
+
+
 @dataclasses.dataclass
 class Sample:
     image: torch.Tensor
@@ -172,7 +201,7 @@ class Sample:
 
 @pytest.mark.parametrize("inputs, message", [
     ((Sample(FRAMES[0]),), r"holds a Sample, .*register_dataclass\(Sample\)"),
-    (([FRAMES[0], object()],), "'x' holds a object, which is neither a tensor nor a number"),
+    (([FRAMES[0], object()],), "'x' holds a builtins.object, which is neither a tensor"),
     ((3.0,), "'x' is a float, not a tensor"),
     ((FRAMES[0],) * 4, r"takes 1 inputs \(x\), 4 were given"),
     (([],), "takes 0 inputs"),

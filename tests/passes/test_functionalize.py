@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import deltaconvert
+from deltaconvert.errors import TraceError
 from deltaconvert.passes.functionalize import OUT_OF_PLACE, functionalize
 from deltaconvert.passes.trace import trace
 from tests.passes.graphs import Model, TwoInputs, assert_same_outputs, frames_like, program_of
@@ -256,6 +257,14 @@ ALIASES = {
     "atleast_3d": lambda self, y: torch.atleast_3d(y),
     "complex": lambda self, y: torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (-1, 2)))),
     "by name": lambda self, y: torch.flatten(input=y),
+    "moveaxis": lambda self, y: y.moveaxis(1, 2),
+    "split_with_sizes": lambda self, y: y.split_with_sizes([1, 1], 1)[1],
+    "conj": lambda self, y: y.conj(),
+    "sum_to_size": lambda self, y: y.sum_to_size(1, 2, 4, 6),
+    "reshape that copies": lambda self, y: y.mT.reshape(1, -1),
+    "contiguous that copies": lambda self, y: y.mT.contiguous(),
+    "to that copies, and a view": lambda self, y: y.to(y.dtype, copy=True)[:, :1].view(1, -1),
+    "a list is a copy": lambda self, y: y[:, [0, 1]],
 }
 
 
@@ -284,6 +293,45 @@ def test_what_shares_memory_does_so_in_a_file(name, tmp_path):
     loaded = deltaconvert.load(tmp_path / "x.delta")
     for frame in frames:
         torch.testing.assert_close(loaded(frame), model(frame))
+
+
+def test_a_tensor_that_is_turned_in_place_leaves_its_views_as_they_were():
+    def forward(self, x):
+        y = x * 3
+        part = y[:, :1]
+        y.unsqueeze_(0).transpose_(3, 4)
+        y += 1
+        y[..., 0] = 2
+        return part * 1, y * 1
+    assert_same_outputs(Model(forward), frames_like(1, 2, 4, 6))
+
+
+def test_writes_into_what_an_attribute_gives_are_seen():
+    def forward(self, x):
+        y = x * 3
+        turned = y.mT
+        turned += 1
+        turned[..., 0] = 2
+        return y * 1, turned * 1
+    assert_same_outputs(Model(forward), frames_like(1, 2, 4, 6))
+
+
+def test_integers_of_the_same_kind_are_the_same():
+    def forward(self, x):
+        mask = x > 0
+        same = mask.bool()
+        same[:, 0] = False
+        return x * mask, same
+    assert_same_outputs(Model(forward), frames_like(1, 2, 4, 6))
+
+
+def test_writes_into_several_tensors_at_once_are_refused():
+    def forward(self, x):
+        values, places = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0], dtype=torch.long)
+        torch.max(x, 1, out=(values, places))
+        return values
+    with pytest.raises(TraceError, match="max writes into several tensors"):
+        deltaconvert.convert(Model(forward))
 
 
 def test_a_write_behind_an_identity_costs_no_copy():
