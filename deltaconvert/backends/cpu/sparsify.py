@@ -14,12 +14,6 @@ from torch import Tensor
 from deltaconvert.backends.base import Buffers, Scratch, Work
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import LEDGER, count_work
-from deltaconvert.backends.cpu.frames import (
-    BLOCK,
-    compare_blocks,
-    compare_pixels,
-    replace_line,
-)
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat, flat_map
 from deltaconvert.backends.cpu.native import (
@@ -35,6 +29,9 @@ from deltaconvert.backends.cpu.native import (
     take,
     view,
 )
+from deltaconvert.backends.cpu.sparsify_blocks import BLOCK, compare_blocks
+from deltaconvert.backends.cpu.sparsify_pixels import compare_pixels
+from deltaconvert.backends.cpu.sparsify_replace import replace_line
 from deltaconvert.backends.reference import refuse_not_finite
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode
