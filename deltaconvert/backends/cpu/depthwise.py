@@ -11,9 +11,9 @@ import numpy as np
 from numba import types
 
 from deltaconvert.backends.cpu.finish import Ending, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.parts import Parts, take_pixels
 from deltaconvert.backends.cpu.reduction import PIXELS, Filtered
 from deltaconvert.backends.cpu.stencil import FOUND, Stencil, reducer
 

@@ -18,12 +18,12 @@ from deltaconvert.backends.cpu.activations import compiled_activation
 from deltaconvert.backends.cpu.curves import compiled_curve
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.lists import footprints_of, head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.parts import Parts, take_pixels
 from deltaconvert.backends.cpu.row import add_row, load_each, load_row, multiply_row
-from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.scaling import Scaling, scaling_of
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch, whole_vectors
 from deltaconvert.backends.cpu.storage import load

@@ -23,8 +23,8 @@ from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cpu.block import PIXELS, move_block
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat, flat_map
 from deltaconvert.backends.cpu.marks import any_mark
 from deltaconvert.backends.cpu.native import (
@@ -39,7 +39,7 @@ from deltaconvert.backends.cpu.native import (
     take,
     view,
 )
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.parts import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.config import Config

@@ -13,12 +13,12 @@ from numba import types
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3, layout, read
+from deltaconvert.backends.cpu.parts import Parts, take_pixels
 from deltaconvert.backends.cpu.reduction import PIXELS, Largest, Summed
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
 from deltaconvert.backends.cpu.stencil import (
     FOUND,
     Stencil,

@@ -21,13 +21,13 @@ from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu import pooling
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3, Ints2, layout, read
+from deltaconvert.backends.cpu.parts import Parts, take_pixels
 from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.row import Row, add_row, everywhere
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, row_scratch, whole_vectors
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.footprint import Footprint

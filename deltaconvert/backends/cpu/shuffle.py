@@ -14,11 +14,11 @@ from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import elementwise, pooling
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.lists import head_of
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
-from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.parts import Parts, take_pixels
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode

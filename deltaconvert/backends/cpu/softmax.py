@@ -19,13 +19,13 @@ from deltaconvert.backends.cpu.activations import Numbers as Vector
 from deltaconvert.backends.cpu.activations import exp
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.lists import head_of
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
 from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
+from deltaconvert.backends.cpu.parts import Parts, take_pixels
 from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.row import Row, first_of, load_row
-from deltaconvert.backends.cpu.rows import head_of
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.nodes import DeltaNode
 

@@ -13,8 +13,8 @@ from numba import types
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
-from deltaconvert.backends.cpu.frame import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
 from deltaconvert.backends.cpu.native import (
     Bytes,
@@ -26,7 +26,7 @@ from deltaconvert.backends.cpu.native import (
     read,
     take,
 )
-from deltaconvert.backends.cpu.rows import head_of, list_scratch, whole_refusal
+from deltaconvert.backends.cpu.parts import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
