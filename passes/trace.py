@@ -31,12 +31,12 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import TraceError, lacks_memory
 from deltaconvert.model_graph import autocast_of
-from deltaconvert.passes.attributes import Attributes
-from deltaconvert.passes.find_state import KeepsState, find_state, with_numbers
 from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
-from deltaconvert.passes.input_parameters import input_parameters
-from deltaconvert.passes.proxies import MutableProxy, NeedsShapes, answering
-from deltaconvert.passes.result_types import result_type
+from deltaconvert.passes.tracing.attributes import Attributes
+from deltaconvert.passes.tracing.find_state import KeepsState, find_state, with_numbers
+from deltaconvert.passes.tracing.input_parameters import input_parameters
+from deltaconvert.passes.tracing.proxies import MutableProxy, NeedsShapes, answering
+from deltaconvert.passes.tracing.result_types import result_type
 
 # Methods that take numbers out of a tensor.
 TAKEN = frozenset({"item", "tolist", "numpy", "__array__"})
@@ -363,7 +363,7 @@ def without_logging() -> Iterator[None]:
 
 
 def _with_shapes(frames: Sequence[Tensor]) -> Tracer:
-    from deltaconvert.passes.trace_shapes import ShapeTracer  # builds on this file
+    from deltaconvert.passes.tracing.shape_tracer import ShapeTracer  # builds on this file
 
     return ShapeTracer(frames)
 
@@ -398,7 +398,7 @@ def source_line(stack_trace: str | None) -> str:
 
 
 def _is_ours(file: str) -> bool:
-    return Path(file).parent == Path(__file__).parent or "/torch/" in file
+    return Path(file).is_relative_to(Path(__file__).parent) or "/torch/" in file
 
 
 SHAPES_HELP = (" If it branches on shapes alone, give convert its example_inputs (on the command "

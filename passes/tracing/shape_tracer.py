@@ -20,8 +20,8 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from deltaconvert.passes.infer import attribute
-from deltaconvert.passes.proxies import MutableProxy
 from deltaconvert.passes.trace import Tracer
+from deltaconvert.passes.tracing.proxies import MutableProxy
 
 
 class _ShapedProxy(MutableProxy):

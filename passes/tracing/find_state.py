@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.passes.attributes import Attributes, proxies, storage
 from deltaconvert.passes.functionalize import is_shape_read, written_into
-from deltaconvert.passes.watch_counters import Watch
+from deltaconvert.passes.tracing.attributes import Attributes, proxies, storage
+from deltaconvert.passes.tracing.watch_counters import Watch
 
 PLAIN = (bool, int, float, complex, str, type(None), slice, torch.dtype, torch.device,
          torch.memory_format)
