@@ -35,7 +35,7 @@ from deltaconvert.files.container import MALFORMED
 from deltaconvert.files.tensors import Entry, place
 from deltaconvert.passes import from_aten
 from deltaconvert.passes.from_aten import Meaning, NoMeaning
-from deltaconvert.passes.trace import source_line
+from deltaconvert.passes.tracing.explain import source_line
 
 SCHEMA = 8  # the major version of the format's description
 SUFFIX = ".pt2"

@@ -23,8 +23,8 @@ from deltaconvert.operators.layer_norm import layer_norm, rms_norm
 from deltaconvert.operators.linear import linear
 from deltaconvert.operators.permute import CHANNELS_FIRST, CHANNELS_LAST, permute
 from deltaconvert.operators.registry import Call, Refusal, call
+from deltaconvert.passes.annotate import annotate
 from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate
 from deltaconvert.passes.partition import WEIGHTS, bound
 from deltaconvert.passes.result import PassResult
 

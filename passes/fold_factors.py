@@ -22,8 +22,8 @@ from deltaconvert.operators.conv_transpose2d import conv_transpose2d
 from deltaconvert.operators.div import div
 from deltaconvert.operators.mul import mul
 from deltaconvert.operators.registry import call
+from deltaconvert.passes.annotate import annotate, computed
 from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate, computed
 from deltaconvert.passes.result import PassResult
 
 

@@ -23,8 +23,8 @@ from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.operators.pixel_unshuffle import pixel_unshuffle
 from deltaconvert.operators.registry import call
 from deltaconvert.operators.select import select
+from deltaconvert.passes.annotate import annotate, computed
 from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate, computed
 from deltaconvert.passes.result import PassResult
 
 # A channel's place in the map it was picked from: channel, row and column of a square.

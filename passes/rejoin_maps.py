@@ -30,8 +30,8 @@ from deltaconvert.operators.linear import linear
 from deltaconvert.operators.permute import CHANNELS_FIRST, CHANNELS_LAST, permute
 from deltaconvert.operators.registry import Call, call
 from deltaconvert.operators.reshape import flatten, reshape
+from deltaconvert.passes.annotate import annotate
 from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate
 from deltaconvert.passes.partition import WEIGHTS, bound
 from deltaconvert.passes.result import PassResult
 

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import ConfigError, FrameError
-from deltaconvert.passes.infer import NeedsNumbers, annotate
+from deltaconvert.passes.annotate import NeedsNumbers, annotate
 from deltaconvert.passes.result import PassResult
 
 
