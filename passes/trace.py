@@ -22,7 +22,8 @@ from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.annotate import without_logging
 from deltaconvert.passes.tracing.attributes import Attributes
 from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal, source_line
-from deltaconvert.passes.tracing.find_state import KeepsState, find_state, with_numbers
+from deltaconvert.passes.tracing.find_numbers import with_numbers
+from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
 from deltaconvert.passes.tracing.shape_tracer import ShapeTracer
 from deltaconvert.passes.tracing.tracer import NotSupported, Tracer
