@@ -16,10 +16,10 @@ from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.likely_frames import likely_frames
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
+from deltaconvert.passes.compiler import compile_graph
 from deltaconvert.passes.tracing.find_state import KeepsState
 from deltaconvert.passes.tracing.tracer import unwrapped
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.program import compile_graph
 from deltaconvert.pt2 import from_program
 
 
