@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from deltaconvert.checking.law import Breach, LawChecker, as_inputs, check_law
+from deltaconvert.checking.report import OutputReport, Report, SpeedReport
 from deltaconvert.errors import FrameError, InputError
 from deltaconvert.islands import IslandsModule, IslandsProgram
-from deltaconvert.law import Breach, LawChecker, as_inputs, check_law
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.outputs import named_outputs
 from deltaconvert.passes.trace import private_copy
 from deltaconvert.program import Program
-from deltaconvert.report import OutputReport, Report, SpeedReport
 from deltaconvert.work import Work, ratio
 
 __all__ = ["Breach", "LawChecker", "Report", "StoredModel", "check_law", "validate"]

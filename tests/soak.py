@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.calibrate import batch_norm_statistics
+from deltaconvert.checking.law import LawChecker
+from deltaconvert.checking.report import text_table
 from deltaconvert.clips import synthetic
-from deltaconvert.law import LawChecker
-from deltaconvert.report import text_table
 from deltaconvert.validate import StoredModel, slope
 
 SIZE = (96, 128)

@@ -9,10 +9,10 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.backends.reference import ReferenceBackend
+from deltaconvert.checking.law import LawChecker, check_law
+from deltaconvert.checking.report import text_table
 from deltaconvert.clips import synthetic
 from deltaconvert.errors import FrameError, InputError
-from deltaconvert.law import LawChecker, check_law
-from deltaconvert.report import text_table
 from deltaconvert.validate import StoredModel, slope, validate
 from deltaconvert.work import scales
 

@@ -16,6 +16,7 @@ from deltaconvert.atomic import written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
+from deltaconvert.checking.fidelity import Truth
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.options import (
@@ -32,7 +33,6 @@ from deltaconvert.cli.pictures import CLIP_HELP, Channels
 from deltaconvert.clips import Clip, open_clip
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
-from deltaconvert.fidelity import Truth
 from deltaconvert.files import load
 from deltaconvert.model_specs import build_model, parse_model_args
 from deltaconvert.pages.benchmark import benchmark_page

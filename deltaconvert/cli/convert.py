@@ -11,6 +11,7 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.checking.report import count
 from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import (
     JsonFile,
@@ -31,7 +32,6 @@ from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
-from deltaconvert.report import count
 
 USUAL_SIZE = 224, 224  # where nothing says another
 

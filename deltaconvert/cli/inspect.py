@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deltaconvert.checking.report import text_table
 from deltaconvert.cli.frames import ModelFrames, dtype_of, example_frame
 from deltaconvert.cli.inspect_parts import (
     add_work,
@@ -26,7 +27,6 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.pages.graph import IN_PLACE, as_dot, graph_page
 from deltaconvert.pages.page import write_page
 from deltaconvert.program import Program
-from deltaconvert.report import text_table
 from deltaconvert.summary import operator_name
 
 # What of each rule is told, most work first.

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from deltaconvert.checking.report import count, text_table
 from deltaconvert.errors import InputError
 from deltaconvert.files import Header
 from deltaconvert.module import DeltaModule
-from deltaconvert.report import count, text_table
 from deltaconvert.state import NodeStats
 from deltaconvert.work import Work, ratio
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import typer
 
 from deltaconvert.atomic import check_place, written_whole
+from deltaconvert.checking.report import jsonable
 from deltaconvert.errors import ClipError, WriteError
-from deltaconvert.report import jsonable
 
 Item = TypeVar("Item")
 

@@ -10,7 +10,7 @@ import torch
 import typer
 from torch import nn
 
-from deltaconvert.bisect import bisect as find_first
+from deltaconvert.checking.bisect import bisect as find_first
 from deltaconvert.cli.frames import ModelFrames, dtype_of
 from deltaconvert.cli.options import (
     JsonFile,

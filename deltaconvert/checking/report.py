@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltaconvert.law import Breach
+from deltaconvert.checking.law import Breach
 
 # Below this an output that never changes is nearly right, and a small error says little.
 SMALL_CHANGE = 0.01
