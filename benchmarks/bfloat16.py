@@ -22,10 +22,10 @@ from torch import Tensor
 import deltaconvert
 from deltaconvert.bench.outputs import relative_rms
 from deltaconvert.calibrate import random_model
-from deltaconvert.checking.report import text_table
 from deltaconvert.cli.options import parse_size
 from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import synthetic
+from deltaconvert.words import text_table
 
 
 def measure(clip: list[Tensor], every: int, threshold: float) -> Iterator[dict[str, Any]]:

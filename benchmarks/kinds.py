@@ -41,11 +41,11 @@ from deltaconvert.bench.outputs import relative_rms
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.bench.timing import Turn, flat, take_turns
 from deltaconvert.calibrate import batch_norm_statistics
-from deltaconvert.checking.report import text_table
 from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import synthetic
 from deltaconvert.model_specs import build_model
 from deltaconvert.outputs import tensors
+from deltaconvert.words import text_table
 from deltaconvert.work import Work
 
 SPECS = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from deltaconvert.fallbacks import fallbacks
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import NodeStats
+from deltaconvert.words import text_table
 
 if TYPE_CHECKING:
     from deltaconvert.module import DeltaModule
@@ -26,10 +27,7 @@ def summarize(module: DeltaModule, stream: Stream | None = None) -> str:
     rows: list[tuple[str, ...]] = [("node", "operator", "rule", "runs by", "threshold", "output",
                                     "in", "out")]
     rows += [_row(node, last.get(node.about.name, NodeStats())) for node in program.nodes]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-             for row in rows]
-    return "\n".join([*table, "", *_footer(program, last)])
+    return "\n".join([text_table(rows, align="l"), "", *_footer(program, last)])
 
 
 def operator_name(node: DeltaNode) -> str:

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.calibrate import batch_norm_statistics
 from deltaconvert.checking.law import LawChecker
-from deltaconvert.checking.report import text_table
 from deltaconvert.clips import synthetic
 from deltaconvert.validate import StoredModel, slope
+from deltaconvert.words import text_table
 
 SIZE = (96, 128)
 CHECK_EVERY = 50  # frames

@@ -10,10 +10,10 @@ from torch import nn
 import deltaconvert
 from deltaconvert.backends.reference import ReferenceBackend
 from deltaconvert.checking.law import LawChecker, check_law
-from deltaconvert.checking.report import text_table
 from deltaconvert.clips import synthetic
 from deltaconvert.errors import FrameError, InputError
 from deltaconvert.validate import StoredModel, slope, validate
+from deltaconvert.words import text_table
 from deltaconvert.work import scales
 
 

@@ -17,7 +17,7 @@ from deltaconvert.bench.peers import EAGER, OPENVINO_BF16, Peer, Peers, allowed_
 from deltaconvert.bench.profile import Kind, profile
 from deltaconvert.bench.timing import Spread, Turn, flat, ratios, take_turns
 from deltaconvert.checking.fidelity import Judge
-from deltaconvert.checking.report import Report, count
+from deltaconvert.checking.report import Report
 from deltaconvert.errors import CheckError, InputError
 from deltaconvert.module import DeltaModule
 from deltaconvert.outputs import tensors
@@ -25,6 +25,7 @@ from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 from deltaconvert.tune import Tuning, tune
 from deltaconvert.validate import validate
+from deltaconvert.words import count
 
 Say = Callable[[str], None]
 

@@ -11,7 +11,6 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.checking.report import count
 from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import (
     JsonFile,
@@ -32,6 +31,7 @@ from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
+from deltaconvert.words import count
 
 USUAL_SIZE = 224, 224  # where nothing says another
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends.base import backend_names, create
-from deltaconvert.checking.report import text_table
 from deltaconvert.cli.options import JsonFile
 from deltaconvert.cli.output import check_writable, say, write_json
 from deltaconvert.config import Config
+from deltaconvert.words import text_table
 
 GOOD, MISSING, BROKEN = "ok", "missing", "broken"
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from deltaconvert.checking.report import text_table
 from deltaconvert.cli.frames import ModelFrames, dtype_of, example_frame
 from deltaconvert.cli.inspect_parts import (
     add_work,
@@ -28,6 +27,7 @@ from deltaconvert.pages.graph import IN_PLACE, as_dot, graph_page
 from deltaconvert.pages.page import write_page
 from deltaconvert.program import Program
 from deltaconvert.summary import operator_name
+from deltaconvert.words import text_table
 
 # What of each rule is told, most work first.
 TITLES = {"unknown": "unknown operators, run whole and densely",
