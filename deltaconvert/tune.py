@@ -24,6 +24,7 @@ from typing import Any, get_args
 
 from torch import nn
 
+from deltaconvert.checking.dense import StoredModel, evaluating
 from deltaconvert.checking.fidelity import Frame, Judge, Truth
 from deltaconvert.checking.law import as_inputs
 from deltaconvert.checking.report import jsonable
@@ -31,7 +32,6 @@ from deltaconvert.config import Config, InputTest, NodeConfig
 from deltaconvert.errors import InputError
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.validate import StoredModel, evaluating
 from deltaconvert.words import count, text_table
 from deltaconvert.work import Work, ratio, scale_order, scales
 

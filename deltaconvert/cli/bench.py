@@ -16,6 +16,7 @@ from deltaconvert.atomic import written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
+from deltaconvert.checking.dense import StoredModel
 from deltaconvert.checking.fidelity import Truth
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
@@ -37,7 +38,6 @@ from deltaconvert.files import load
 from deltaconvert.model_specs import build_model, parse_model_args
 from deltaconvert.pages.benchmark import benchmark_page
 from deltaconvert.pages.page import write_page
-from deltaconvert.validate import StoredModel
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Config))
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.bench import networks, peers
+from deltaconvert.checking.dense import StoredModel
 from deltaconvert.cli.inspect import as_text, describe
 from deltaconvert.clips import synthetic
 from deltaconvert.errors import WriteError
@@ -21,7 +22,6 @@ from deltaconvert.pages.validation import validation_page
 from deltaconvert.running.batches import Sources
 from deltaconvert.running.session import Session
 from deltaconvert.running.summary import ClipSummary
-from deltaconvert.validate import StoredModel
 from tests.pages.browser import assert_reads_on_a_phone
 
 
