@@ -214,7 +214,7 @@ class _Run:
         return all(node.about.threshold == 0 for node in self.program.nodes)
 
     @property
-    def stored_model(self) -> torch.dtype | None:
+    def _stored(self) -> torch.dtype | None:
         """The precision that the settings ask for, where it is not the model's own."""
         name = self.delta.config.dtype
         return None if name is None else getattr(torch, name)
