@@ -12,7 +12,7 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.atomic import written_whole
+from deltaconvert.atomic import write_text, written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
@@ -37,7 +37,6 @@ from deltaconvert.errors import InputError
 from deltaconvert.files import load
 from deltaconvert.model_specs import build_model, parse_model_args
 from deltaconvert.pages.benchmark import benchmark_page
-from deltaconvert.pages.page import write_page
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Config))
 
@@ -138,7 +137,7 @@ def _tell(data: dict[str, Any], settings: str, plot: Path | None, json: Path | N
         with written_whole(plot) as partial:
             figure.savefig(partial, format="png", dpi=110)
     write_json(json, data)
-    write_page(report, benchmark_page(data, "; ".join(said)) if report else "")
+    write_text(report, benchmark_page(data, "; ".join(said)) if report else "")
 
 
 def _say(line: str) -> None:
