@@ -22,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError, UnsupportedError
 from deltaconvert.operators.conv2d import conv2d
+from deltaconvert.operators.registry import Call
+from deltaconvert.passes.emit import emit
 from deltaconvert.passes.find_writes import settle_writes, versions
 
 QUANTISED = frozenset({torch.quint8, torch.qint8, torch.qint32})
@@ -44,19 +46,18 @@ class NeedsNumbers(Exception):
 
 
 @torch.no_grad()
-def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None) -> None:
+def annotate(graph_module: GraphModule, node: fx.Node) -> None:
     """Give a call its value, whether that is constant, and the multiply-adds it took.
 
     Args:
         graph_module: of the node, for its weights.
         node: whose inputs have theirs.
-        mode: that of the fake frames; nothing where the frames are real.
     """
     asked = _asked_for_shape(node)
     constant = all(n.meta["constant"] for n in node.all_input_nodes if n is not asked)
     written = versions(node)
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-        value = _run(graph_module, node, None if constant else mode, asked)
+        value = _run(graph_module, node, None if constant else _mode(graph_module), asked)
     value = settle_writes(node, written, value)
     if isinstance(value, Tensor) and value.dtype in QUANTISED:
         raise UnsupportedError(
@@ -69,6 +70,21 @@ def annotate(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | No
     constant = constant or not has_tensor(value)
     node.meta.update(value=value, constant=constant,
                      multiply_adds=counter.get_total_flops() // 2)
+
+
+def write(graph_module: GraphModule, meaning: Call, before: fx.Node, like: fx.Node) -> fx.Node:
+    """Write a call in front of a node with the metadata of another, and annotate it."""
+    made: list[fx.Node] = []
+    written: fx.Node = emit(graph_module.graph, before, meaning, like.meta, made)
+    for node in made:
+        annotate(graph_module, node)
+    return written
+
+
+def _mode(graph_module: GraphModule) -> FakeTensorMode | None:
+    """Return that of the fake frames; nothing where the frames are real."""
+    frame = next(n.meta["value"] for n in graph_module.graph.nodes if n.op == "placeholder")
+    return frame.fake_mode if isinstance(frame, FakeTensor) else None
 
 
 def _asked_for_shape(node: fx.Node) -> fx.Node | None:

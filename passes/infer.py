@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 from deltaconvert.nodes import Layout
@@ -71,14 +71,13 @@ def _fake_frames(frames: Sequence[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def _annotate(graph_module: GraphModule, frames: list[Tensor]) -> None:
     waiting = list(frames)
-    mode = frames[0].fake_mode if isinstance(frames[0], FakeTensor) else None
     for node in graph_module.graph.nodes:
         if node.op == "placeholder":
             node.meta.update(value=waiting.pop(0), constant=False)
         elif node.op == "get_attr":
             node.meta.update(value=attribute(graph_module, str(node.target)), constant=True)
         elif node.op != "output":
-            annotate(graph_module, node, mode)
+            annotate(graph_module, node)
 
 
 def _inline_numbers(graph: fx.Graph) -> None:
