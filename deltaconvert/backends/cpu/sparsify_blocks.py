@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from deltaconvert.backends.cpu.jit import loop
-from deltaconvert.backends.cpu.sparsify_pixels import compare_line
+from deltaconvert.backends.cpu.sparsify_pixels import compare_line, not_finite
 from deltaconvert.backends.cpu.storage import load
 
 BLOCK = 8
@@ -154,7 +154,7 @@ def add_flat(new, old, cap, over, sums):
     for i in range(sums.shape[0]):
         number = load(new, i)
         difference = number - load(old, i)
-        bad |= np.uint8(not (abs(number) <= _LARGEST))
+        bad |= not_finite(number)
         over[i] |= np.uint8(not (abs(difference) <= cap))
         sums[i] += difference
     return bad == 0
@@ -165,7 +165,7 @@ def all_finite(numbers):
     """Return whether none is infinite or NaN."""
     bad = np.uint8(0)
     for i in range(numbers.shape[0]):
-        bad |= np.uint8(not (abs(load(numbers, i)) <= _LARGEST))
+        bad |= not_finite(load(numbers, i))
     return bad == 0
 
 

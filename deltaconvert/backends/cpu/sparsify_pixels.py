@@ -17,6 +17,7 @@ from deltaconvert.backends.cpu.storage import load
 
 _ZERO = np.float32(0)
 _LARGEST = np.finfo(np.float32).max
+_THREE = np.float32(3)
 
 
 @loop
@@ -81,7 +82,7 @@ def compare_line(frame, start, channel_step, pixel_step, value, value_start, val
         for c in range(channels):
             v = load(frame, start + c * channel_step + x * pixel_step)
             d = v - load(value, value_start + x * value_step + c)
-            bad |= np.uint8(not (abs(v) <= _LARGEST))
+            bad |= not_finite(v)
             sums[c, x] += d
             size = size + d * d if rms else max(size, abs(d))
         size = np.sqrt(size / np.float32(channels)) if rms else size
@@ -94,19 +95,11 @@ def compare_line(frame, start, channel_step, pixel_step, value, value_start, val
 def compare_three(red, green, blue, old, threshold, rms, marks):
     """Compare one line of three planes with an interleaved one, for the pixel test."""
     bad = np.uint8(0)
-    width = marks.shape[0]
-    third = np.float32(3)
-    for x in range(width):
+    for x in range(marks.shape[0]):
         r, g, b = load(red, x), load(green, x), load(blue, x)
-        u, v = abs(r - load(old, 3 * x)), abs(g - load(old, 3 * x + 1))
-        w = abs(b - load(old, 3 * x + 2))
-        bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
-            not (abs(b) <= _LARGEST))
-        if rms:
-            marks[x] = np.uint8(not (np.sqrt((u * u + v * v + w * w) / third) <= threshold))
-        else:
-            marks[x] = np.uint8(not (u <= threshold)) | np.uint8(not (v <= threshold)) | np.uint8(
-                not (w <= threshold))
+        u, v, w = r - load(old, 3 * x), g - load(old, 3 * x + 1), b - load(old, 3 * x + 2)
+        bad |= not_finite(r) | not_finite(g) | not_finite(b)
+        marks[x] = exceeds(u, v, w, threshold, rms)
     return bad == 0
 
 
@@ -114,17 +107,24 @@ def compare_three(red, green, blue, old, threshold, rms, marks):
 def compare_interleaved(new, old, threshold, rms, marks):
     """Compare one interleaved line of three channels with another, for the pixel test."""
     bad = np.uint8(0)
-    width = marks.shape[0]
-    third = np.float32(3)
-    for x in range(width):
+    for x in range(marks.shape[0]):
         r, g, b = load(new, 3 * x), load(new, 3 * x + 1), load(new, 3 * x + 2)
-        u, v = abs(r - load(old, 3 * x)), abs(g - load(old, 3 * x + 1))
-        w = abs(b - load(old, 3 * x + 2))
-        bad |= np.uint8(not (abs(r) <= _LARGEST)) | np.uint8(not (abs(g) <= _LARGEST)) | np.uint8(
-            not (abs(b) <= _LARGEST))
-        if rms:
-            marks[x] = np.uint8(not (np.sqrt((u * u + v * v + w * w) / third) <= threshold))
-        else:
-            marks[x] = np.uint8(not (u <= threshold)) | np.uint8(not (v <= threshold)) | np.uint8(
-                not (w <= threshold))
+        u, v, w = r - load(old, 3 * x), g - load(old, 3 * x + 1), b - load(old, 3 * x + 2)
+        bad |= not_finite(r) | not_finite(g) | not_finite(b)
+        marks[x] = exceeds(u, v, w, threshold, rms)
     return bad == 0
+
+
+@loop
+def exceeds(u, v, w, threshold, rms):
+    """Return 1 where a pixel of three channels differs by more than the threshold, else 0."""
+    if rms:
+        return np.uint8(not (np.sqrt((u * u + v * v + w * w) / _THREE) <= threshold))
+    return np.uint8(not (abs(u) <= threshold)) | np.uint8(not (abs(v) <= threshold)) | np.uint8(
+        not (abs(w) <= threshold))
+
+
+@loop
+def not_finite(number):
+    """Return 1 for infinity and NaN, else 0."""
+    return np.uint8(not (abs(number) <= _LARGEST))
