@@ -64,7 +64,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def own_roundings(model: nn.Module, inputs: Sequence[Any], dense: list[tuple[str, Tensor]],
-                   stored: torch.dtype | None) -> list[float]:
+                  stored: torch.dtype | None) -> list[float]:
     """Return how far each dense output is off the same network in float64, as relative RMS.
 
     With ``stored``, the dense network's in that precision.
@@ -74,7 +74,7 @@ def own_roundings(model: nn.Module, inputs: Sequence[Any], dense: list[tuple[str
         exact = _outputs_at(torch.float64, model, inputs)
         dense = dense if stored is None else _outputs_at(stored, model, inputs)
         ratios = [ratio(math.sqrt(mean_square(difference(value, reference))),
-                         math.sqrt(mean_square(finite(reference))))
+                        math.sqrt(mean_square(finite(reference))))
                   for (_, value), (_, reference) in zip(dense, exact, strict=True)]
         return [ratio if math.isfinite(ratio) else 0.0 for ratio in ratios]
     except Exception:  # the model's own code: it may raise anything
