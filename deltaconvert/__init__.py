@@ -30,11 +30,11 @@ from deltaconvert.errors import (
     VersionError,
     WriteError,
 )
+from deltaconvert.exported.reading import read_program
 from deltaconvert.files import load, save
 from deltaconvert.islands import IslandsModule, IslandsStream
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.pt2 import read_program
 from deltaconvert.stream import Stream
 from deltaconvert.tune import Tuning, tune
 from deltaconvert.validate import validate

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError, TraceError
 from deltaconvert.exported import ExportedModel
+from deltaconvert.exported.reading import from_program
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.likely_frames import likely_frames
 from deltaconvert.model_graph import ModelGraph
@@ -20,7 +21,6 @@ from deltaconvert.passes.compiler import compile_graph
 from deltaconvert.passes.tracing.find_state import KeepsState
 from deltaconvert.passes.tracing.tracer import unwrapped
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.pt2 import from_program
 
 
 @overload
