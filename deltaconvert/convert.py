@@ -12,16 +12,16 @@ from torch.fx import GraphModule
 from deltaconvert.config import Config
 from deltaconvert.errors import FrameTypeError, InputError, TraceError
 from deltaconvert.exported import ExportedModel
+from deltaconvert.exported.reading import from_program
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.likely_frames import likely_frames
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.passes.calls import arranged
-from deltaconvert.passes.find_state import KeepsState
-from deltaconvert.passes.trace import own_forward, unwrapped
+from deltaconvert.passes.compiler import compile_graph
+from deltaconvert.passes.tracing.find_state import KeepsState
+from deltaconvert.passes.tracing.tracer import own_forward, unwrapped
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.program import compile_graph
-from deltaconvert.pt2 import from_program
 
 
 @overload

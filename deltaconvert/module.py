@@ -25,9 +25,10 @@ from deltaconvert.fallbacks import fallbacks
 from deltaconvert.model_graph import ModelGraph, autocast_of
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.calls import Call, Frames, arranged, without_gradient
-from deltaconvert.passes.trace import own_forward
+from deltaconvert.passes.compiler import recompile_graph, specialize
+from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.program import Program, recompile_graph, specialize
+from deltaconvert.program import Program
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 from deltaconvert.summary import summarize

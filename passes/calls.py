@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, FrameTypeError
-from deltaconvert.passes.input_parameters import input_parameters
+from deltaconvert.passes.tracing.input_parameters import input_parameters
 
 CONSTANTS = (bool, int, float, str, type(None))
 
