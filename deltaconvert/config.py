@@ -54,9 +54,10 @@ class Config:
             mean change of 8x8 blocks, whose pixels are held or replaced together.
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
             is eight times ``input_threshold``.
-        dense_fallback: of the ``cuda`` backend: a frame with much to do, as the device finds,
-            convolves whole maps by the library, and compares. The ``cpu`` backend has no use for
-            it: see docs/performance.md.
+        dense_fallback: where much of a map is to be done, it is convolved whole by the library, and
+            compared: on ``cuda`` in frames of which the device finds so, on ``cpu`` in lanes, where
+            this machine was found to be faster so (mostly it is not; measured once, and kept).
+            Last bits depend on the way.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
         graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """
