@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,9 +27,9 @@ from deltaconvert.bench.machine import processor
 from deltaconvert.errors import WriteError
 
 NEVER = math.inf
-# Of all measurements of a process; of them without a word; of one, once a few rounds are made.
-MOST_SECONDS, _SILENT_SECONDS, _ENOUGH_SECONDS = 2.0, 0.5, 0.05
-_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 16
+# Of all measurements of a process, behind which none begins; of one, once a few rounds are made.
+MOST_SECONDS, _ENOUGH_SECONDS = 2.0, 0.05
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 17  # in the first, memory is allocated and fetched
 # One measurement differs from the next by as much: what is nearer to ours is not worth a change.
 _PAYS = 0.8
 
@@ -47,7 +46,7 @@ class BreakEvens:
         self.path = folder / f"break-even-{_machine()}.json" if folder else None
         self._shares = self._read()
         self._lock = threading.Lock()
-        self._spent, self._said, self._new = 0.0, False, False
+        self._spent, self._new = 0.0, False
 
     def share(self, kind: str, ways: Callable[[], tuple[Callable[[], object],
                                                         Callable[[], object]]]) -> float:
@@ -63,14 +62,13 @@ class BreakEvens:
             if kind not in self._shares:
                 if self._spent > MOST_SECONDS:
                     return NEVER
-                made = ways()  # compiles, if need be, and warms up
+                made = ways()  # compiles, if need be
                 start = time.perf_counter()
                 share = break_even(*made)
                 if share < _PAYS:  # it would change what is done: once more
                     share = max(share, break_even(*made))
                 self._shares[kind], self._new = share, True
                 self._spent += time.perf_counter() - start
-                self._say()
             share = self._shares[kind]
             return share if share < _PAYS else NEVER
 
@@ -85,16 +83,10 @@ class BreakEvens:
     def _read(self) -> dict[str, float]:
         try:
             found = json.loads(self.path.read_text("utf-8")) if self.path else {}
-            return {str(kind): float(share) for kind, share in found.items() if share > 0}
-        except (OSError, ValueError, TypeError, AttributeError):
+            return {kind: share for kind, share in found.items()
+                    if isinstance(share, float) and share > 0}
+        except (OSError, ValueError, AttributeError, RecursionError):  # a file of somebody else's
             return {}
-
-    def _say(self) -> None:
-        if self._spent > _SILENT_SECONDS and not self._said:
-            self._said = True
-            print("deltaconvert: measuring from where on dense convolutions are faster on this "
-                  "processor", "(kept for the next start)" if self.path else "(at every start)",
-                  file=sys.stderr, flush=True)
 
 
 def break_even(ours: Callable[[], object], dense: Callable[[], object]) -> float:

@@ -14,10 +14,12 @@ import ctypes
 import math
 from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu import convolution
@@ -125,18 +127,15 @@ def break_even(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engi
             edge.mask.zero_()
             edge.tally[:] = 0
 
-        ours, dense = node.about.output.pixels + 1, 1
-        run(ours)  # what is compiled, allocated and fetched at the first time
-        run(dense)
-        return lambda: run(ours), lambda: run(dense)
+        return lambda: run(node.about.output.pixels + 1), lambda: run(1)
 
-    known = of_this_machine(SPLIT.folder)
+    known = of_this_machine(_split.folder)
     return known.share(_kind(node, engine.workers.threads), ways)
 
 
 def save() -> None:
     """Keep what was measured for the next start."""
-    of_this_machine(SPLIT.folder).save()
+    of_this_machine(_split.folder).save()
 
 
 def _kind(node: DeltaNode, threads: int) -> str:
@@ -164,7 +163,17 @@ def _bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine,
         np.zeros(1 + out.lanes, np.int64), beyond,
         engine.callback(_Bands(node, buffers, told, bands)), told, bands,
         prepare.address if prepare else 0, work.address, engine.keep(task).address)
-    return CompiledStep(node, engine, head, EVALUATE, whole, SPLIT, beyond)
+    return CompiledStep(node, engine, head, _evaluate, whole, _split, beyond)
+
+
+_weights: WeakKeyDictionary[DeltaNode, Tensor] = WeakKeyDictionary()
+
+
+def _laid_out(node: DeltaNode) -> Tensor:
+    """Return the weight as maps lie, in one copy for all streams."""
+    if node not in _weights:
+        _weights[node] = node.about.args[1].detach().contiguous(memory_format=torch.channels_last)
+    return _weights[node]
 
 
 class _Bands:
@@ -179,11 +188,10 @@ class _Bands:
 
     def __init__(self, node: DeltaNode, buffers: Buffers, told: np.ndarray,
                  bands: np.ndarray) -> None:
-        """Lay the weight out as the map."""
-        about, params = node.about, node.about.params
-        source = about.args[0].index
-        self.value = buffers.inputs[source].value
-        self.weight = about.args[1].detach().contiguous(memory_format=torch.channels_last)
+        """Keep what every band is convolved with."""
+        params = node.about.params
+        self.value = buffers.inputs[node.about.args[0].index].value
+        self.weight = _laid_out(node)
         self.settings = params["stride"], (0, params["padding"][1]), params["dilation"], (
             params["groups"])
         reach = params["dilation"][0] * (self.weight.shape[2] - 1) + 1
@@ -214,9 +222,6 @@ def _split(address, workers):
 @entry
 def _evaluate(address, worker):
     evaluate(read(address, _FALLBACK), worker)
-
-
-SPLIT, EVALUATE = _split, _evaluate
 
 
 @loop
