@@ -223,7 +223,8 @@ class TestBreakEven:
 
     @pytest.mark.parametrize("text", ["", "[1, 2]", '{"slow": "much"}', '{"slow": null}', "\xff",
                                       '{"slow": -1.0}', '{"slow": NaN}', '{"slow": [0.5]}',
-                                      '{"slow": 1' + 400 * "0" + "}", pytest.param(100_000 * "[", id="deep")])
+                                      '{"slow": 1' + 400 * "0" + "}",
+                                      pytest.param(100_000 * "[", id="deep")])
     def test_what_cannot_be_read_is_measured_anew(self, tmp_path: Path, text: str) -> None:
         known = BreakEvens(tmp_path)
         known.path.write_text(text, "latin-1")

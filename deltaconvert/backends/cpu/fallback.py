@@ -27,10 +27,10 @@ from deltaconvert.backends.cpu.break_even import NEVER, of_this_machine
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.filters import Filters
 from deltaconvert.backends.cpu.finish import Ending, finish_rows
-from deltaconvert.backends.cpu.frame import ROWS, TAKEN, Parts, divide, progress_of
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, ints, rows_of
 from deltaconvert.backends.cpu.native import Floats3, Longs, Longs2, call, layout, read, take
+from deltaconvert.backends.cpu.parts import ROWS, TAKEN, Parts, divide, progress_of
 from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.nodes import DeltaNode
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.law import as_inputs
+from deltaconvert.checking.law import as_inputs
 from deltaconvert.outputs import mean_square, tensors
 from deltaconvert.work import ratio
 
