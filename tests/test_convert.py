@@ -310,6 +310,26 @@ def test_what_is_converted_already_is_refused():
         deltaconvert.convert(deltaconvert.convert(net()))
 
 
+@pytest.mark.parametrize("given, what", [
+    (None, "a NoneType"), ("resnet18", "a str"), (nn.ReLU().state_dict(), "a OrderedDict"),
+    (torch.nn, "a module"), (len, "a builtin_function_or_method"),
+    (nn.ReLU, r"the class ReLU \(call it first\)")])
+@pytest.mark.parametrize("modules", [None, "auto", ["body"]])
+def test_what_is_no_model_is_refused(given, what, modules):
+    with pytest.raises(InputError, match=f"convert takes an nn.Module, not {what}. To convert a"):
+        deltaconvert.convert(given, modules=modules)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"config": {"threshold": 1}}, r"config=\{'threshold': 1\}: give a Config, or its settings by"),
+    ({"nodes": ["conv"]}, r"nodes=\['conv'\]: give a dict, as"),
+    ({"threads": "2"}, "threads='2': give at least 1"),
+])
+def test_settings_of_another_kind_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        deltaconvert.convert(net(), **settings)
+
+
 @pytest.mark.parametrize("pattern, hit", [
     ("features.0", {"features_0"}), ("features.*", {"features_0", "features_2"}),
     ("features_?", {"features_0", "features_2"}), ("head", {"head"}), ("*", {
