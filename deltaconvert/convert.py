@@ -82,8 +82,8 @@ def convert(model: nn.Module | ExportedProgram,
     """
     model = from_program(model) if isinstance(model, ExportedProgram) else model
     if not isinstance(model, nn.Module):
-        raise InputError(f"convert takes an nn.Module, not {_what(model)}. To convert a checkpoint, "
-                         "build its model and load the weights first.")
+        raise InputError(f"convert takes an nn.Module, not {_what(model)}. To convert a "
+                         "checkpoint, build its model and load the weights first.")
     model = unwrapped(model)
     if isinstance(model, (DeltaModule, IslandsModule)):
         raise InputError("this model is converted already; convert takes the dense model.")

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -239,7 +240,7 @@ class LawChecker:
         about = node.about
         excess = torch.where(sizes.isnan(), math.inf, sizes - limits)
         worst = int(excess.argmax())
-        where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))
+        where = tuple(int(i) for i in np.unravel_index(worst, tuple(excess.shape)))
         return Breach(
             about.name, about.path, about.source, operator_name(node), about.rule,
             "in place" if about.aliases else node.backend, self.frame, where,

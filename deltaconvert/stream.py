@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import FrameError, InputError, StreamBusyError
+from deltaconvert.errors import FrameError, InputError, StreamBusyError, UnsupportedError
 from deltaconvert.program import Program
 from deltaconvert.state import NodeStats, Observer, State
 
@@ -30,6 +30,26 @@ def take(lock: threading.Lock) -> None:
                               "thread at a time: give each thread its own new_stream().")
 
 
+def is_followed() -> bool:
+    """Whether PyTorch follows what is called: ``torch.compile``, an export, a trace."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def aside(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """Make a call that ``torch.compile`` leaves as it is: it is compiled by other means.
+
+    Raises:
+        UnsupportedError: under an export, which keeps no past.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise UnsupportedError(
+            "a converted model is not exported, because what a stream keeps from frame to frame is "
+            "no part of a graph. Export the dense model; deltaconvert.save(delta, path) writes a "
+            "converted one to a file.")
+    return torch.compiler.disable(call, reason="a converted model is compiled already")(
+        *args, **named)
+
+
 def _without_gradient(frame: Any) -> Any:
     needs = isinstance(frame, Tensor) and frame.requires_grad
     return frame.detach() if needs else frame
@@ -41,8 +61,8 @@ def check_lanes(lanes: Sequence[int] | None) -> None:
     Raises:
         InputError: saying so.
     """
-    if isinstance(lanes, int):
-        raise InputError(f"lanes={lanes}: give a list, [{lanes}].")
+    if isinstance(lanes, (int, str)):
+        raise InputError(f"lanes={lanes!r}: give a list, [{lanes}].")
 
 
 class Stream:
@@ -78,7 +98,10 @@ class Stream:
         Raises:
             FrameError: the frame was refused; the stream is as it was.
             StreamBusyError: another thread is inside this stream.
+            UnsupportedError: ``torch.export``, or a trace, follows the call.
         """
+        if is_followed():
+            return aside(self, *frames)
         take(self._lock)
         try:
             given = [_without_gradient(f) for f in frames]

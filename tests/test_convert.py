@@ -253,6 +253,15 @@ def test_a_copy_has_its_own_weights_and_no_past(backend):
     assert copied["delta"].config == delta.config
 
 
+def test_a_shallow_copy_shares_the_weights_and_has_no_past(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    out = delta(FRAME)
+    copied = copy.copy(delta)
+    assert next(copied.parameters()) is next(delta.parameters())
+    assert copied.stream.program is None
+    torch.testing.assert_close(copied(FRAME), out)
+
+
 def test_it_is_saved_not_pickled():
     with pytest.raises(UnsupportedError, match=r"deltaconvert\.save\(delta, path\)"):
         pickle.dumps(deltaconvert.convert(net()))

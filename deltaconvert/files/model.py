@@ -118,7 +118,7 @@ def load_structure(path: Path_) -> DeltaModule:
     """
     header = read_header(path)
     try:
-        zeros = {name: torch.zeros((), dtype=STORED_DTYPES[dtype]).expand(shape)
+        zeros = {name: torch.zeros((), dtype=STORED_DTYPES[dtype], device="cpu").expand(shape)
                  for name, (dtype, shape) in header.tensors.items()}
         entries = [entry | {"memory_format": None} for entry in header.model["tensors"]]
     except MALFORMED as error:

@@ -28,7 +28,7 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.input_parameters import input_parameters
 from deltaconvert.passes.trace import own_forward
 from deltaconvert.state import NodeStats, Observer
-from deltaconvert.stream import Stream, check_lanes, take
+from deltaconvert.stream import Stream, aside, check_lanes, is_followed, take
 from deltaconvert.summary import summarize
 
 # Of one island: calls whose batch differs from frame to frame must not fill the memory.
@@ -176,6 +176,8 @@ class IslandsStream:
                 which later frames only cost time, not correctness.
             StreamBusyError: another thread is inside this stream.
         """
+        if is_followed():
+            return aside(self, *inputs, **named)
         take(self._lock)
         self._made, self._answered = {}, []
         token = _RUNNING.set(self)
@@ -206,8 +208,6 @@ class IslandsStream:
             raise type(error)(f"{label}: {error}") from error
 
     def _stream(self, label: str, island: DeltaModule, frames: Sequence[Tensor]) -> Stream:
-        while len(island._programs) > MOST_PROGRAMS:
-            island._programs.pop(next(iter(island._programs)))
         stream = self.calls.setdefault(label, Stream(island))
         self._answered.append(label)
         observer = self._observer
