@@ -146,11 +146,14 @@ def shows_progress() -> bool:
 
 def with_progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items, with a bar on a terminal's error output that disappears at the end."""
+    if not shows_progress():
+        yield from items
+        return
     from rich.console import Console
     from rich.progress import track
 
     yield from track(items, description=what, total=total, transient=True,
-                     console=Console(stderr=True), disable=not shows_progress())
+                     console=Console(stderr=True))
 
 
 class UntilBroken:
