@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ def _upright(pixels: Tensor, frame: VideoFrame) -> Tensor:
     PyAV's own ``rotation`` takes what a front camera mirrors for half a turn.
     """
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 knows no Exif data, and tells nothing of the rest
         return torch.rot90(pixels, round(frame.rotation / 90), (1, 2))
     if matrix is None:
