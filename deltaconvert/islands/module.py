@@ -31,8 +31,6 @@ from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream, aside, check_lanes, is_followed, take
 from deltaconvert.summary import summarize
 
-# Of one island: calls whose batch differs from frame to frame must not fill the memory.
-MOST_PROGRAMS = 32
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
          "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
