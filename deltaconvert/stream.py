@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,14 +56,18 @@ def _without_gradient(frame: Any) -> Any:
     return frame.detach() if needs else frame
 
 
-def check_lanes(lanes: Sequence[int] | None) -> None:
-    """Refuse a number in the place of a list.
+def checked_lanes(lanes: Iterable[int] | None) -> list[int] | None:
+    """Return the numbers of lanes, of whatever holds them.
 
     Raises:
-        InputError: saying so.
+        InputError: for one number, or for what are no whole numbers.
     """
-    if isinstance(lanes, (int, str)):
+    if isinstance(lanes, int):
         raise InputError(f"lanes={lanes!r}: give a list, [{lanes}].")
+    try:
+        return None if lanes is None else [operator.index(lane) for lane in lanes]
+    except TypeError:
+        raise InputError(f"lanes={lanes!r}: give a list of whole numbers, as [0, 2].") from None
 
 
 class Stream:
@@ -122,12 +127,12 @@ class Stream:
         Raises:
             FrameError: for a lane that is not there.
             StreamBusyError: a frame is running.
-            InputError: for a number in place of a list.
+            InputError: for what is no list of whole numbers.
         """
-        check_lanes(lanes)
+        chosen = checked_lanes(lanes)
         take(self._lock)
         try:
-            self._reset(lanes)
+            self._reset(chosen)
         finally:
             self._lock.release()
 
@@ -136,7 +141,7 @@ class Stream:
             self._module.follow_weights()
         if self._state is None:
             return
-        chosen = list(range(self._state.lanes) if lanes is None else lanes)
+        chosen = range(self._state.lanes) if lanes is None else lanes
         for lane in chosen:
             if not 0 <= lane < self._state.lanes:
                 raise FrameError(f"lane {lane} is not there: the last batch had "

@@ -27,7 +27,7 @@ from torch import nn
 from deltaconvert.config import Config, InputTest, NodeConfig
 from deltaconvert.errors import InputError
 from deltaconvert.fidelity import Frame, Judge, Truth
-from deltaconvert.law import as_inputs
+from deltaconvert.law import inputs_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.report import count, jsonable, text_table
@@ -153,7 +153,7 @@ def tune(delta: DeltaModule, frames: Iterable[Frame], *, error: float = 0.01,
             in part.
         FrameError: a frame that the model does not take.
     """
-    held = [as_inputs(frame) for frame in frames]
+    held = list(inputs_of(frames))
     _check(delta, held, error, rounds)
     delta.program(delta.signature(held[0]), held[0])  # refuses frames in words
     dense = model or StoredModel(delta)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, InputError
 from deltaconvert.islands import IslandsModule, IslandsProgram
-from deltaconvert.law import Breach, LawChecker, as_inputs, check_law
+from deltaconvert.law import Breach, LawChecker, check_law, inputs_of
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
@@ -114,8 +114,8 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
                 raise InputError(f"{what}={number}: give a number that is 0 or larger.")
     run = _Run(model or _stored(delta), delta, tolerance, max_abs, law_every)
     with evaluating(run.model), torch.no_grad():
-        for frame in frames:
-            run.take(as_inputs(frame))
+        for inputs in inputs_of(frames):
+            run.take(inputs)
     return run.report()
 
 

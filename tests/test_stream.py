@@ -146,6 +146,11 @@ def test_a_lane_that_is_not_there_cannot_be_reset(lane):
     assert counts_of(delta, frame())["input_1"] == [0, 0], "a refused reset resets nothing"
     with pytest.raises(InputError, match=r"lanes=1: give a list, \[1\]"):
         delta.reset(1)
+    for wrong in ("a", ["a"], [0.0], torch.zeros(1), object()):
+        with pytest.raises(InputError, match="give a list of whole numbers"):
+            delta.reset(wrong)
+    delta.reset(torch.tensor([0]))
+    assert counts_of(delta, frame())["input_1"] == [frame()[0, 0].numel(), 0]
 
 
 # New state

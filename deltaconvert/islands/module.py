@@ -28,7 +28,7 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.input_parameters import input_parameters
 from deltaconvert.passes.trace import own_forward
 from deltaconvert.state import NodeStats, Observer
-from deltaconvert.stream import Stream, aside, check_lanes, is_followed, take
+from deltaconvert.stream import Stream, aside, checked_lanes, is_followed, take
 from deltaconvert.summary import summarize
 
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -231,10 +231,10 @@ class IslandsStream:
         batch), so all lanes are forgotten, which costs time alone, whichever are asked for.
 
         Raises:
-            InputError: for a number in place of a list.
+            InputError: for what is no list of whole numbers.
             StreamBusyError: a frame is running.
         """
-        check_lanes(lanes)
+        checked_lanes(lanes)
         take(self._lock)
         try:
             for island in self.module.islands.values():

@@ -399,6 +399,18 @@ def test_what_is_read_is_not_written_over(cli, converted, folder, words, lost):
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
+@pytest.mark.parametrize("words", [
+    ["convert", "plain.pth", "--model", SPEC, "-o", "-"], ["run", "small.delta", "-o", "-"],
+    ["run", "small.delta", "--report", "-"], ["tune", "small.delta", "-o", "-"],
+    ["inspect", "small.delta", "--dot", "-"]], ids=lambda words: words[0] + words[-2])
+def test_standard_output_is_for_json_alone(cli, converted, folder, words):
+    clip = ["--source", "synthetic:frames=3,size=32x48"] if words[0] in ("run", "tune") else []
+    done = cli(*words, *clip)
+    assert done.code == 2, done.out
+    assert "Name a f" in done.err
+    assert not (folder / "-").exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("words", [
     ["inspect", "small.delta"], ["inspect", "small.delta", "--json", "-"], ["--version"],
