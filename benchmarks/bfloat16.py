@@ -25,7 +25,7 @@ from deltaconvert.calibrate import random_model
 from deltaconvert.cli.options import parse_size
 from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import synthetic
-from deltaconvert.report import text_table
+from deltaconvert.words import text_table
 
 
 def measure(clip: list[Tensor], every: int, threshold: float) -> Iterator[dict[str, Any]]:

@@ -36,8 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import deltaconvert
 from benchmarks.coverage_cases import FRAMES, Case, cases, order
+from deltaconvert.checking.law import as_inputs
 from deltaconvert.errors import TraceError
-from deltaconvert.law import as_inputs
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.outputs import named_outputs
 from deltaconvert.validate import OWN_ROUNDINGS

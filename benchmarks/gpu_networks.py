@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,45 @@ def graphed(model: nn.Module, frame: Tensor) -> Callable[[Tensor], list[Tensor]]
     return run
 
 
+@dataclass(frozen=True)
+class Dense:
+    """A dense network with its clip.
+
+    Args:
+        model: in its precision, channels last.
+        frames: likewise.
+        exact: the first lane's outputs, in single precision.
+        figures: what the rows of all thresholds have in common.
+    """
+
+    model: nn.Module
+    frames: list[Tensor]
+    exact: list[Tensor]
+    figures: dict[str, Any]
+
+
 def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
             with_compile: bool) -> list[dict[str, Any]]:
     """Return the figures of a network at each threshold, beside its dense runtimes."""
+    dense = measure_dense(name, size, lanes, dtype, with_compile)
+    unrelated = [f + torch.randn_like(f) for f in dense.frames[:4]] * 3
+    rows = []
+    for threshold in (0.0, 0.05):
+        row = dense.figures | measure_converted(dense, threshold, unrelated)
+        if threshold == 0 and name == "hrnet_w32":  # where most of the work is needed
+            sparse = deltaconvert.convert(dense.model, backend="cuda", norm="rms",
+                                          dense_fallback=False)
+            row["sparse_only_ms"] = frame_ms(sparse, dense.frames[1:])
+            print(f"without a dense fallback {row['sparse_only_ms']:.3f} ms")
+            del sparse
+        rows.append(row)
+        print(in_words(row), flush=True)
+    return rows
+
+
+def measure_dense(name: str, size: str, lanes: int, dtype: torch.dtype,
+                  with_compile: bool) -> Dense:
+    """Build a network, and measure it by its dense runtimes."""
     multiple = MULTIPLES.get(name, 1)
     height, width = (-(-side // multiple) * multiple for side in SIZES[size])
     frames = clip(lanes, (height, width), 12)
@@ -131,59 +168,49 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
     model = NETWORKS[name]().eval().to(GPU)
     batch_norm_statistics(model, [frames[0][:1], frames[5][:1]])
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    exact = [model(f[:1]) for f in frames]  # in single precision
+    exact = [model(f[:1]) for f in frames]
     torch.backends.cudnn.allow_tf32 = tf32
     model = model.to(dtype).to(memory_format=torch.channels_last)
     frames = [f.to(dtype).contiguous(memory_format=torch.channels_last) for f in frames]
-    share = float((frames[1] != frames[0]).any(1).float().mean())
-    dense = {"eager": frame_ms(model, frames), "graph": frame_ms(graphed(model, frames[0]), frames)}
+    ms = {"eager": frame_ms(model, frames), "graph": frame_ms(graphed(model, frames[0]), frames)}
     if with_compile:
         # max-autotune tries for minutes a network; the convolutions are cuDNN's in both.
         compiled = torch.compile(copy.deepcopy(model), mode="reduce-overhead")
-        dense["compiled"] = frame_ms(compiled, frames)
-    best = min(dense.values())
-    unrelated = [f + torch.randn_like(f) for f in frames[:4]] * 3
-    dense_error = error_of([model(f) for f in frames], exact)
-    frozen = error_of([exact[0]] * len(frames), exact)
-    rows = []
-    for threshold in (0.0, 0.05):
-        start = time.monotonic()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        delta = deltaconvert.convert(model, backend="cuda", threshold=threshold, norm="rms",
-                                     threshold_unit="std")
-        outputs = [delta(f) for f in frames]
-        torch.cuda.synchronize()
-        first = time.monotonic() - start
-        error = error_of(outputs, exact)
-        ms = frame_ms(delta, frames[1:])
-        needed = sum(w.needed for w in delta.stream.last.values())
-        still_times = frame_times(delta, [frames[-1]] * 100, 5)
-        still = still_times[len(still_times) // 2]
-        total = sum(w.dense for w in delta.stream.last.values())
-        program = delta.stream.program
-        row = {"network": name, "size": size, "lanes": lanes, "dtype": str(dtype),
-               "tf32": tf32, "share": share, "threshold": threshold, "dense_ms": dense, "ms": ms,
-               "speedup": best / ms, "still_us": 1e3 * still, "still_share": still / best,
-               "still_p90_us": 1e3 * still_times[len(still_times) * 9 // 10],
-               "needed": needed / total, "error": error, "all_ms": frame_ms(delta, unrelated),
-               "dense_error": dense_error, "frozen": frozen,
-               "first_clip_s": first, "state_mb": program.plan.nbytes / 1e6,
-               "value_mb": program.plan.value_bytes / 1e6,
-               "allocated_mb": (torch.cuda.memory_allocated() - before) / 1e6,
-               "graph": delta.stream._state.runner.no_graph or "yes",
-               "whole": [n.about.name for n in program.nodes
-                         if program.weights[n.about.name] is None
-                         or getattr(program.weights[n.about.name], "kind", "") == "whole"]}
-        if threshold == 0 and name == "hrnet_w32":  # where most of the work is needed
-            sparse = deltaconvert.convert(model, backend="cuda", norm="rms", dense_fallback=False)
-            row["sparse_only_ms"] = frame_ms(sparse, frames[1:])
-            print(f"without a dense fallback {row['sparse_only_ms']:.3f} ms")
-            del sparse
-        rows.append(row)
-        print(in_words(row), flush=True)
-        del delta, outputs
-    return rows
+        ms["compiled"] = frame_ms(compiled, frames)
+    return Dense(model, frames, exact, {
+        "network": name, "size": size, "lanes": lanes, "dtype": str(dtype), "tf32": tf32,
+        "share": float((frames[1] != frames[0]).any(1).float().mean()), "dense_ms": ms,
+        "dense_error": error_of([model(f) for f in frames], exact),
+        "frozen": error_of([exact[0]] * len(frames), exact)})
+
+
+def measure_converted(dense: Dense, threshold: float, unrelated: list[Tensor]) -> dict[str, Any]:
+    """Convert a network, and measure it on its clip, a still frame and unrelated ones."""
+    start = time.monotonic()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    delta = deltaconvert.convert(dense.model, backend="cuda", threshold=threshold, norm="rms",
+                                 threshold_unit="std")
+    outputs = [delta(f) for f in dense.frames]
+    torch.cuda.synchronize()
+    first = time.monotonic() - start
+    error = error_of(outputs, dense.exact)
+    ms, best = frame_ms(delta, dense.frames[1:]), min(dense.figures["dense_ms"].values())
+    work = list(delta.stream.last.values())
+    still_times = frame_times(delta, [dense.frames[-1]] * 100, 5)
+    still = still_times[len(still_times) // 2]
+    program = delta.stream.program
+    return {"threshold": threshold, "ms": ms, "speedup": best / ms, "still_us": 1e3 * still,
+            "still_share": still / best,
+            "still_p90_us": 1e3 * still_times[len(still_times) * 9 // 10],
+            "needed": sum(w.needed for w in work) / sum(w.dense for w in work), "error": error,
+            "all_ms": frame_ms(delta, unrelated), "first_clip_s": first,
+            "state_mb": program.plan.nbytes / 1e6, "value_mb": program.plan.value_bytes / 1e6,
+            "allocated_mb": (torch.cuda.memory_allocated() - before) / 1e6,
+            "graph": delta.stream._state.runner.no_graph or "yes",
+            "whole": [n.about.name for n in program.nodes
+                      if program.weights[n.about.name] is None
+                      or getattr(program.weights[n.about.name], "kind", "") == "whole"]}
 
 
 def in_words(row: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import synthetic
 from deltaconvert.model_specs import build_model
 from deltaconvert.outputs import tensors
-from deltaconvert.report import text_table
+from deltaconvert.words import text_table
 from deltaconvert.work import Work
 
 SPECS = (

@@ -32,15 +32,15 @@ from deltaconvert.atomic import written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
+from deltaconvert.checking.fidelity import Judge, Run, Truth
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.output import check_writable, write_json
 from deltaconvert.clips import Clip, open_clip, synthetic
 from deltaconvert.config import Config, Precision
-from deltaconvert.fidelity import Judge, Run, Truth
 from deltaconvert.model_specs import build_model
 from deltaconvert.preprocessing import ChannelOrder, Preprocessing
-from deltaconvert.report import text_table
+from deltaconvert.words import text_table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # for examples/

@@ -6,6 +6,7 @@ from pathlib import Path as _Path
 if (_Path(__file__).parent.parent / "passes" / "__init__.py").is_file():
     __path__.append(str(_Path(__file__).parent.parent))
 
+from deltaconvert.checking.report import Report
 from deltaconvert.config import Config, NodeConfig
 from deltaconvert.convert import convert
 from deltaconvert.errors import (
@@ -29,12 +30,11 @@ from deltaconvert.errors import (
     VersionError,
     WriteError,
 )
+from deltaconvert.exported.reading import read_program
 from deltaconvert.files import load, save
 from deltaconvert.islands import IslandsModule, IslandsStream
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.pt2 import read_program
-from deltaconvert.report import Report
 from deltaconvert.stream import Stream
 from deltaconvert.tune import Tuning, tune
 from deltaconvert.validate import validate

@@ -45,6 +45,18 @@ def written_whole(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def write_text(path: Path | None, text: str) -> None:
+    """Write a text, where a path is given.
+
+    Raises:
+        WriteError: where it cannot be written.
+    """
+    if path is not None:
+        with written_whole(path) as partial:
+            # Names of files may have bytes that are no text.
+            partial.write_text(text, encoding="utf-8", errors="replace")
+
+
 def check_place(path: Path) -> None:
     """Refuse what is no file: in the place of ``/dev/null`` a file would stay for everybody.
 

@@ -12,15 +12,15 @@ from torch.fx import GraphModule
 from deltaconvert.config import Config
 from deltaconvert.errors import ConfigError, InputError, TraceError
 from deltaconvert.exported import ExportedModel
+from deltaconvert.exported.reading import from_program
 from deltaconvert.islands import IslandsModule, convert_islands
 from deltaconvert.likely_frames import likely_frames
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
-from deltaconvert.passes.find_state import KeepsState
-from deltaconvert.passes.trace import unwrapped
+from deltaconvert.passes.compiler import compile_graph
+from deltaconvert.passes.tracing.find_state import KeepsState
+from deltaconvert.passes.tracing.tracer import unwrapped
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.program import compile_graph
-from deltaconvert.pt2 import from_program
 
 
 @overload

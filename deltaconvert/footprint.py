@@ -52,11 +52,6 @@ class Footprint:
             for t in (self.rows, self.cols)
         )
 
-    @property
-    def is_single(self) -> bool:
-        """Whether each output pixel reads exactly one input pixel."""
-        return self.taps == (1, 1) and bool((self.rows >= 0).all() and (self.cols >= 0).all())
-
     def key(self) -> tuple[object, ...]:
         """Return what is equal for footprints that derive the same candidates."""
         return self.size_in, self.taps, self.rows.tobytes(), self.cols.tobytes()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.passes.input_parameters import input_parameters
+from deltaconvert.passes.tracing.input_parameters import input_parameters
 
 LIKELY_SIZES = ((256, 256), (224, 224))  # the second of those that take no other
 NAMES_OF_SIZES = ("image_size", "img_size")

@@ -23,8 +23,9 @@ from deltaconvert.errors import (
 from deltaconvert.fallbacks import fallbacks
 from deltaconvert.model_graph import ModelGraph, autocast_of
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.passes.compiler import recompile_graph, specialize
 from deltaconvert.preprocessing import Preprocessing
-from deltaconvert.program import Program, recompile_graph, specialize
+from deltaconvert.program import Program
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 from deltaconvert.summary import summarize

@@ -1,4 +1,4 @@
-"""The table of a converted model's nodes."""
+"""A converted model in words: the table of its nodes, and its settings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from deltaconvert.fallbacks import fallbacks
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import NodeStats
+from deltaconvert.words import text_table
 
 if TYPE_CHECKING:
+    from deltaconvert.islands import IslandsProgram
     from deltaconvert.module import DeltaModule
     from deltaconvert.program import Program
     from deltaconvert.stream import Stream
@@ -26,10 +28,7 @@ def summarize(module: DeltaModule, stream: Stream | None = None) -> str:
     rows: list[tuple[str, ...]] = [("node", "operator", "rule", "runs by", "threshold", "output",
                                     "in", "out")]
     rows += [_row(node, last.get(node.about.name, NodeStats())) for node in program.nodes]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-             for row in rows]
-    return "\n".join([*table, "", *_footer(program, last)])
+    return "\n".join([text_table(rows, align="l"), "", *_footer(program, last)])
 
 
 def operator_name(node: DeltaNode) -> str:
@@ -74,3 +73,22 @@ def multiply_add_shares(nodes: list[DeltaNode]) -> dict[str, float]:
             sums[node.about.rule] += node.dense_multiply_adds
     total = sum(sums.values()) or 1
     return {rule: amount / total for rule, amount in sums.items()}
+
+
+def settings_in_words(program: Program | IslandsProgram) -> str:
+    """Say which thresholds and backends a program has."""
+    config = program.config
+    thresholds = sorted({n.about.threshold for n in program.nodes if n.about.rule != "sparsify"
+                         and n.about.threshold > 0})
+    unit = " std" if config.threshold_unit == "std" else ""
+    said = "exact" if not thresholds else (
+        f"thresholds {thresholds[0]:g}" + (f" to {thresholds[-1]:g}" if thresholds[1:] else "")
+        + f"{unit} ({config.norm})")
+    if config.input_threshold:
+        said += f", input {config.input_threshold:g} ({config.input_test} test)"
+    runs: dict[str, int] = {}
+    for node in program.nodes:
+        by = "in place" if node.about.aliases else node.backend
+        runs[by] = runs.get(by, 0) + 1
+    return said + "; nodes run by " + ", ".join(
+        f"{name} {number}" for name, number in sorted(runs.items(), key=lambda r: -r[1]))

@@ -24,14 +24,15 @@ from typing import Any, get_args
 
 from torch import nn
 
+from deltaconvert.checking.dense import StoredModel, evaluating
+from deltaconvert.checking.fidelity import Frame, Judge, Truth
+from deltaconvert.checking.law import inputs_of
+from deltaconvert.checking.report import jsonable
 from deltaconvert.config import Config, InputTest, NodeConfig
 from deltaconvert.errors import InputError
-from deltaconvert.fidelity import Frame, Judge, Truth
-from deltaconvert.law import inputs_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.report import count, jsonable, text_table
-from deltaconvert.validate import StoredModel, evaluating
+from deltaconvert.words import count, text_table
 from deltaconvert.work import Work, ratio, scale_order, scales
 
 # Standard deviations. The lowest is far under what any network notices; each step of the

@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from deltaconvert.checking.report import StageReport
 from deltaconvert.islands import IslandsStream
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.report import StageReport
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 

@@ -1,5 +1,6 @@
-"""The compiler: one file a pass, and the one list of them.
+"""The compiler: one file a pass, and the one list of them, in `compiler`.
 
-``compile_graph`` is free of shapes and happens once a model; ``specialize`` happens once
-an input signature. Each constraint on the order stands beside the pass it binds.
+What a pass has apart from it says so in its first lines (`functionalize` and the ``find_`` files);
+passes share `annotate`, `emit` and `result`. `tracing` is what `trace` is made of, and `from_aten`
+stands in its place for exported programs.
 """

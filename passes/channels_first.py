@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 
 from deltaconvert.operators import registry
@@ -23,8 +22,7 @@ from deltaconvert.operators.layer_norm import layer_norm, rms_norm
 from deltaconvert.operators.linear import linear
 from deltaconvert.operators.permute import CHANNELS_FIRST, CHANNELS_LAST, permute
 from deltaconvert.operators.registry import Call, Refusal, call
-from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate
+from deltaconvert.passes.annotate import write
 from deltaconvert.passes.partition import WEIGHTS, bound
 from deltaconvert.passes.result import PassResult
 
@@ -53,8 +51,6 @@ class _Rewriting:
     def __init__(self, graph_module: GraphModule, lanes: int) -> None:
         self.module, self.graph, self.lanes = graph_module, graph_module.graph, lanes
         self.result = PassResult("channels_first")
-        values = [n.meta["value"] for n in self.graph.nodes if n.op == "placeholder"]
-        self.mode = values[0].fake_mode if isinstance(values[0], FakeTensor) else None
         self.twins: dict[fx.Node, fx.Node] = {}
 
     def take(self, node: fx.Node) -> None:
@@ -103,26 +99,18 @@ class _Rewriting:
                 made = call(constant_first, node) if value.dim() else None
             else:
                 made = call(permute, node, dims=CHANNELS_FIRST)
-            self.twins[node] = self._write(made, node.next, node) if made else node
+            self.twins[node] = write(self.module, made, node.next, node) if made else node
         return self.twins[node]
 
     def _replace(self, node: fx.Node, meaning: Call) -> None:
         """Write the call; the old node becomes its permutation back."""
         name = node.name
-        new = self._write(meaning, node, node)
+        new = write(self.module, meaning, node, node)
         node.op, node.target, node.args = "call_function", permute, (new,)
         node.kwargs, node.name = {"dims": CHANNELS_LAST}, f"{name}_channels_last"
         new.name = name
         node.meta["multiply_adds"] = 0
         self.result.changed.append(f"{name}: {meaning.function.__name__}")
-
-    def _write(self, meaning: Call, before: fx.Node, like: fx.Node) -> fx.Node:
-        """Write a call with the metadata of another node, and find out its value."""
-        made: list[fx.Node] = []
-        written: fx.Node = emit(self.graph, before, meaning, like.meta, made)
-        for node in made:
-            annotate(self.module, node, self.mode)
-        return written
 
 
 def _is_permute(node: Any, dims: tuple[int, ...]) -> bool:

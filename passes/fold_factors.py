@@ -22,8 +22,7 @@ from deltaconvert.operators.conv_transpose2d import conv_transpose2d
 from deltaconvert.operators.div import div
 from deltaconvert.operators.mul import mul
 from deltaconvert.operators.registry import call
-from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate, computed
+from deltaconvert.passes.annotate import computed, write
 from deltaconvert.passes.result import PassResult
 
 
@@ -121,11 +120,7 @@ def _fold(graph_module: GraphModule, convolution: fx.Node, node: fx.Node) -> Non
     factor, divides = _factor(node, convolution), node.target is div
 
     def derived(function: Any, *arguments: Any) -> fx.Node:
-        made: list[fx.Node] = []
-        written: fx.Node = emit(graph_module.graph, node, call(function, *arguments),
-                                convolution.meta, made)
-        for each in made:
-            annotate(graph_module, each, None)
+        written = write(graph_module, call(function, *arguments), node, convolution)
         value = written.meta["value"]
         if value.dtype.itemsize < torch.float32.itemsize:
             written.meta["value"] = computed(graph_module, written).to(value.dtype)

@@ -23,8 +23,7 @@ from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.operators.pixel_unshuffle import pixel_unshuffle
 from deltaconvert.operators.registry import call
 from deltaconvert.operators.select import select
-from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate, computed
+from deltaconvert.passes.annotate import computed, write
 from deltaconvert.passes.result import PassResult
 
 # A channel's place in the map it was picked from: channel, row and column of a square.
@@ -117,10 +116,7 @@ def _fold(graph_module: GraphModule, node: fx.Node, source: fx.Node, factor: int
           order: tuple[int, ...]) -> None:
     settings: dict[str, Any] = dict(node.kwargs)
     weight: Any = node.args[1]
-    made: list[fx.Node] = []
-    spread: fx.Node = emit(graph_module.graph, node, call(spread_filter, weight, order, factor),
-                           node.meta, made)
-    annotate(graph_module, spread, None)
+    spread = write(graph_module, call(spread_filter, weight, order, factor), node, node)
     dtype = weight.meta["value"].dtype
     if spread.meta["value"].dtype != dtype:
         spread.meta["value"] = computed(graph_module, spread).to(dtype)

@@ -30,9 +30,9 @@ from deltaconvert.nodes import (
     slots,
 )
 from deltaconvert.operators import registry
+from deltaconvert.passes.annotate import with_values
 from deltaconvert.passes.find_selects import moves_a_tensor
 from deltaconvert.passes.find_writes import on_copies
-from deltaconvert.passes.infer import with_values
 from deltaconvert.passes.join_whole import inputs_of, is_unknown
 from deltaconvert.passes.partition import edges
 from deltaconvert.passes.store_as import floating_dtype

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 
 from deltaconvert.operators import registry
@@ -30,8 +29,7 @@ from deltaconvert.operators.linear import linear
 from deltaconvert.operators.permute import CHANNELS_FIRST, CHANNELS_LAST, permute
 from deltaconvert.operators.registry import Call, call
 from deltaconvert.operators.reshape import flatten, reshape
-from deltaconvert.passes.emit import emit
-from deltaconvert.passes.infer import annotate
+from deltaconvert.passes.annotate import write
 from deltaconvert.passes.partition import WEIGHTS, bound
 from deltaconvert.passes.result import PassResult
 
@@ -88,8 +86,6 @@ class _Rewriting:
     def __init__(self, graph_module: GraphModule, lanes: int) -> None:
         self.module, self.graph, self.lanes = graph_module, graph_module.graph, lanes
         self.result = PassResult("rejoin_maps")
-        values = [n.meta["value"] for n in self.graph.nodes if n.op == "placeholder"]
-        self.mode = values[0].fake_mode if isinstance(values[0], FakeTensor) else None
 
     def name_channels(self, node: fx.Node) -> None:
         """Write tokens of a map, and a map of tokens, as one move and a permutation of the map.
@@ -161,7 +157,7 @@ class _Rewriting:
 
     def _move(self, node: fx.Node, args: tuple[Any, ...], moves: list[Move]) -> None:
         """Write a call on maps in front of a node, which becomes what the moves make of it."""
-        new = self._write(Call(node.target, args, dict(node.kwargs)), node, node)  # type: ignore[arg-type]
+        new = write(self.module, Call(node.target, args, dict(node.kwargs)), node, node)  # type: ignore[arg-type]
         moved = self._through(moves, new, node)
         name = node.name
         node.replace_all_uses_with(moved)
@@ -170,22 +166,15 @@ class _Rewriting:
         self.result.changed.append(f"{name}: computed on the map")
 
     def _become(self, node: fx.Node, meaning: Call, like: fx.Node | None = None) -> None:
-        new = self._write(meaning, node, like or node)
+        new = write(self.module, meaning, node, like or node)
         node.replace_all_uses_with(new)
         if like:
             self.result.changed.append(f"{like.name}: computed on the map")
 
     def _through(self, moves: list[Move], node: fx.Node, before: fx.Node) -> fx.Node:
         for move in moves:
-            node = self._write(move.on(node, _shape(node)[-1]), before, before)
+            node = write(self.module, move.on(node, _shape(node)[-1]), before, before)
         return node
-
-    def _write(self, meaning: Call, before: fx.Node, like: fx.Node) -> fx.Node:
-        made: list[fx.Node] = []
-        written: fx.Node = emit(self.graph, before, meaning, like.meta, made)
-        for node in made:
-            annotate(self.module, node, self.mode)
-        return written
 
     def _is_map(self, node: Any) -> bool:
         return _is_tensor(node) and len(_shape(node)) == 4 and _shape(node)[0] == self.lanes

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import ConfigError, FrameError
-from deltaconvert.passes.infer import NeedsNumbers, annotate
+from deltaconvert.passes.annotate import NeedsNumbers, annotate
 from deltaconvert.passes.result import PassResult
 
 
@@ -71,14 +70,9 @@ def _differs(value: Any, dtype: torch.dtype) -> bool:
     return any(_floats(v) and v.dtype != dtype for v in pytree.tree_leaves(value))
 
 
-def _mode(graph_module: GraphModule) -> Any:
-    first = next(n.meta["value"] for n in graph_module.graph.nodes if n.op == "placeholder")
-    return first.fake_mode if isinstance(first, FakeTensor) else None
-
-
 def _annotate(graph_module: GraphModule, node: fx.Node, name: str) -> None:
     try:
-        annotate(graph_module, node, _mode(graph_module))
+        annotate(graph_module, node)
     except (FrameError, NeedsNumbers) as error:
         raise ConfigError(
             f"dtype={name}: {node.name} does not take it ({error.__cause__ or error}; "

@@ -8,141 +8,31 @@ with the user's own line in ``stack_trace``.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import inspect
-import itertools
-import linecache
-import logging
 import pickle
 import threading
-import traceback
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import GraphModule, Proxy
-from torch.fx._symbolic_trace import _orig_module_call
-from torch.utils import _pytree as pytree
+from torch.fx import GraphModule
 
 from deltaconvert.errors import TraceError, lacks_memory
 from deltaconvert.model_graph import autocast_of
-from deltaconvert.passes.attributes import Attributes
-from deltaconvert.passes.find_state import KeepsState, find_state, with_numbers
-from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
-from deltaconvert.passes.input_parameters import input_parameters
-from deltaconvert.passes.proxies import MutableProxy, NeedsShapes, answering
-from deltaconvert.passes.result_types import result_type
+from deltaconvert.passes.annotate import without_logging
+from deltaconvert.passes.tracing.attributes import Attributes
+from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal, source_line
+from deltaconvert.passes.tracing.find_numbers import with_numbers
+from deltaconvert.passes.tracing.find_state import KeepsState, find_state
+from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
+from deltaconvert.passes.tracing.shape_tracer import ShapeTracer
+from deltaconvert.passes.tracing.tracer import NotSupported, Tracer
 
 # Methods that take numbers out of a tensor.
 TAKEN = frozenset({"item", "tolist", "numpy", "__array__"})
 
 # FX takes the place of nn.Module.__call__ while it traces, for all threads.
 TRACING = threading.Lock()
-
-
-class NotSupported(Exception):
-    """Raised for what can be traced, but means something that no graph says."""
-
-
-class Tracer(fx.Tracer):
-    """FX's tracer, keeping lines, in-place operators, and what kind of thing was returned."""
-
-    def __init__(self, given: int = 0) -> None:
-        """Keep the stack of each call; ``given`` is how many inputs are given, if that is known."""
-        super().__init__()
-        self.given = given
-        self.record_stack_traces = True
-        self.autocast: str | None = None
-        self.hooks, self.hooks_failed = True, False
-        self.out_spec: pytree.TreeSpec | None = None
-        self.thread = threading.get_ident()
-
-    def proxy(self, node: fx.Node) -> Proxy:
-        node.meta["result_type"] = result_type(self.root, node)  # type: ignore[arg-type]
-        return MutableProxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep TorchScript as a call: there is no Python in it to follow.
-
-        A layer of PyTorch's with somebody's own method in it is no leaf: it is not what its type
-        says.
-        """
-        return isinstance(m, torch.jit.ScriptModule) or (
-            super().is_leaf_module(m, module_qualified_name) and not _is_patched(m))
-
-    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Call what a wrapper wraps in its place; leave the modules of other threads alone."""
-        if threading.get_ident() != self.thread:
-            return forward(*args, **kwargs)
-        inner = unwrapped(m)
-        if inner is not m:
-            return inner(*args, **kwargs)
-        if not self._holds(m):  # `nn.Softmax(1)(x)`
-            return forward(*args, **kwargs)
-        made = super().call_module(m, forward, args, kwargs)
-        if self.is_leaf_module(m, self.path_of_module(m)):
-            try:
-                _tell_hooks(m, args, kwargs, made)
-            except Exception:  # it may be one that logs numbers, and keeps nothing for the model
-                self.hooks_failed = True
-        return made
-
-    def _holds(self, m: nn.Module) -> bool:
-        """Whether a module is one of the model's, or one with weights, which had to be."""
-        try:
-            self.path_of_module(m)
-        except NameError:
-            return bool([*m.parameters(), *m.buffers()])
-        return True
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        """Record the reading of a weight, but not another thread's."""
-        return attr_val if threading.get_ident() != self.thread else super().getattr(
-            attr, attr_val, parameter_proxy_cache)
-
-    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool,
-                             concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Make a placeholder of each input; other arguments keep their default.
-
-        FX would make a proxy of ``mask=None`` too, and ``mask is None`` would be false.
-        The result is flattened, so that an ``OrderedDict`` or a named tuple is one again.
-        """
-        bound = own_forward(self.root)
-        inputs = input_parameters(bound, self.given)
-        if not inputs:
-            raise TypeError(f"forward{inspect.signature(root_fn)} names no input; wrap the model "
-                            "in one whose forward names each")
-        proxies = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in inputs}
-        by_place = [proxies.pop(p.name) for p in _leading(bound, inputs)]
-
-        def flat(root: nn.Module) -> list[Any]:
-            # FX calls a root's forward; its hooks are run by `nn.Module.__call__` itself.
-            hooked = is_module and self.hooks and (root._forward_hooks or root._forward_pre_hooks)
-            made = (partial(_orig_module_call, root) if hooked else bound)(*by_place, **proxies)
-            leaves, self.out_spec = pytree.tree_flatten(made)
-            for leaf in leaves:
-                if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-                    raise NotSupported(
-                        f"it returns a {type(leaf).__name__}, of which PyTorch does not know the "
-                        f"parts. Say torch.export.register_dataclass({type(leaf).__name__}) before")
-            return leaves
-        return flat, [self.root]
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record a call, unless it would be computed in another precision than the graph's."""
-        device = next((k for k in ("cuda", "cpu") if torch.is_autocast_enabled(k)), "")
-        if self.autocast is None:
-            self.autocast = device  # what the caller has on is not of the model
-        if device != self.autocast:
-            raise NotSupported(
-                "its forward switches autocast on, which a graph does not keep. Switch it off "
-                "there (enabled=False), and say convert(model, dtype='bfloat16') for speed")
-        return super().create_node(*args, **kwargs)
 
 
 def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -> GraphModule:
@@ -174,10 +64,10 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
     try:
         return _traced(lambda: Tracer(len(frames)), copied, (), hooks)
     except (KeepsState, NotSupported) as reason:
-        raise TraceError(_explain_refusal(model, reason)) from reason
+        raise TraceError(explain_refusal(model, reason)) from reason
     except Exception as error:
         if not frames:
-            raise TraceError(_explain(model, error, SHAPES_HELP)) from error
+            raise TraceError(explain(model, error, SHAPES_HELP)) from error
     return trace_copy(copied, frames, hooks)
 
 
@@ -188,11 +78,11 @@ def trace_copy(copied: nn.Module, frames: Sequence[Tensor], hooks: bool = True) 
         TraceError: as `trace` does.
     """
     try:
-        return _traced(lambda: _with_shapes(frames), copied, frames, hooks)
+        return _traced(lambda: ShapeTracer(frames), copied, frames, hooks)
     except (KeepsState, NotSupported) as reason:
-        raise TraceError(_explain_refusal(copied, reason)) from reason
+        raise TraceError(explain_refusal(copied, reason)) from reason
     except Exception as error:
-        raise TraceError(_explain(copied, error)) from error
+        raise TraceError(explain(copied, error)) from error
 
 
 def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
@@ -212,64 +102,6 @@ def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
         node.meta.pop("fake", None)
         node.meta.pop("result_type", None)
     return traced
-
-
-def _is_patched(module: nn.Module) -> bool:
-    """Whether a module of PyTorch's has a method of somebody's own in it."""
-    kind = type(module)
-    return not kind.forward.__module__.startswith("torch.") or any(
-        inspect.isfunction(getattr(kind, name, None)) for name in vars(module))
-
-
-def _tell_hooks(module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
-    """Run the hooks of a leaf, so that what they keep of a call is a proxy of this trace.
-
-    What they return is the call's own, which runs them.
-    """
-    for hooks, named, given in (
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, ()),
-            (module._forward_hooks, module._forward_hooks_with_kwargs, (made,))):
-        for key, hook in hooks.items():
-            if not isinstance(hook, (WeightNorm, SpectralNorm)):
-                hook(module, args, *((kwargs,) if key in named else ()), *given)
-
-
-def own_forward(module: nn.Module) -> Callable[..., Any]:
-    """Return a module's dense ``forward``, which somebody may have put into it, not its class."""
-    forward = vars(module).get("forward") or types.MethodType(type(module).forward, module)
-    return getattr(forward, "dense", forward)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model in ``torch.compile``, ``DataParallel``, ``AveragedModel`` and the like."""
-    while (type(model).__module__.startswith("torch.") and isinstance(model, nn.Module)
-           and not isinstance(model, torch.jit.ScriptModule)
-           and list(model._modules) in (["_orig_mod"], ["module"])):
-        model, = model.children()
-    return model
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """Copy a model, with what ``torch.nn.utils.weight_norm`` leaves in it.
-
-    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient. A
-    function of TorchScript is not copied either, and need not be: it holds no weights.
-
-    Raises:
-        TraceError: where something in it cannot be copied.
-    """
-    held = [value for module in model.modules() for value in vars(module).values()]
-    copies: dict[int, Any] = {id(value): value.detach().clone() for value in held
-                              if isinstance(value, Tensor) and not value.is_leaf}
-    copies |= {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
-    try:
-        return copy.deepcopy(model, copies)
-    except (TypeError, RuntimeError, AttributeError, pickle.PickleError) as error:
-        if lacks_memory(error):
-            raise
-        raise TraceError(f"{type(model).__name__} cannot be copied ({error}), and the original is "
-                         "to stay as it is. Make what cannot be copied where it is used, or take "
-                         "it out of the model's attributes before.") from error
 
 
 def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
@@ -347,31 +179,27 @@ def _reads_constants(model: nn.Module, graph: fx.Graph) -> bool:
     return any(node.op == "get_attr" and node.target not in known for node in graph.nodes)
 
 
-@contextmanager
-def without_logging() -> Iterator[None]:
-    """Keep PyTorch from printing the stack of what fails on fake tensors: it is tried again."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+def private_copy(model: nn.Module) -> nn.Module:
+    """Copy a model, with what ``torch.nn.utils.weight_norm`` leaves in it.
+
+    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient. A
+    function of TorchScript is not copied either, and need not be: it holds no weights.
+
+    Raises:
+        TraceError: where something in it cannot be copied.
+    """
+    held = [value for module in model.modules() for value in vars(module).values()]
+    copies: dict[int, Any] = {id(value): value.detach().clone() for value in held
+                              if isinstance(value, Tensor) and not value.is_leaf}
+    copies |= {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
     try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _with_shapes(frames: Sequence[Tensor]) -> Tracer:
-    from deltaconvert.passes.trace_shapes import ShapeTracer  # builds on this file
-
-    return ShapeTracer(frames)
-
-
-def _leading(forward: Callable[..., Any], inputs: list[inspect.Parameter]
-             ) -> list[inspect.Parameter]:
-    """Return the inputs that are given by their place: all before the first that is not one."""
-    parameters = inspect.signature(forward).parameters.values()
-    return [p for p, chosen in itertools.takewhile(
-        lambda pair: pair[0].name == pair[1].name and pair[0].kind is not pair[0].KEYWORD_ONLY,
-        zip(parameters, inputs, strict=False))]
+        return copy.deepcopy(model, copies)
+    except (TypeError, RuntimeError, AttributeError, pickle.PickleError) as error:
+        if lacks_memory(error):
+            raise
+        raise TraceError(f"{type(model).__name__} cannot be copied ({error}), and the original is "
+                         "to stay as it is. Make what cannot be copied where it is used, or take "
+                         "it out of the model's attributes before.") from error
 
 
 def _path(node: fx.Node) -> str:
@@ -380,49 +208,3 @@ def _path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] if isinstance(entry, tuple) else str(entry) for entry in stack.values()]
     return paths[-1] if paths else ""
-
-
-def source_line(stack_trace: str | None) -> str:
-    """Return the innermost line of a stack trace that is the user's, as ``file:line: code``."""
-    lines = [line.strip() for line in (stack_trace or "").splitlines() if line.strip()]
-    found = ""
-    for position, line in enumerate(lines):
-        file, _, rest = line[6:].partition('", line ')
-        if line.startswith('File "') and not _is_ours(file):
-            code = lines[position + 1] if position + 1 < len(lines) else ""
-            found = f"{file}:{rest.partition(',')[0]}: {code}"
-    return found
-
-
-def _is_ours(file: str) -> bool:
-    return Path(file).parent == Path(__file__).parent or "/torch/" in file
-
-
-SHAPES_HELP = (" If it branches on shapes alone, give convert its example_inputs (on the command "
-               "line --size).")
-
-
-def _explain_refusal(model: nn.Module, reason: Exception) -> str:
-    whole = f"{type(model).__name__} cannot be converted whole: {reason}"
-    if isinstance(reason, KeepsState):
-        return (f"{whole}, and a converted model has only a past of its own. Take that as an input "
-                "and return it, forward(x, state), or convert the parts that have none: "
-                "modules='auto', or their paths.")
-    return f"{whole}; or convert its parts: modules='auto', or their paths."
-
-
-def _explain(model: nn.Module, error: Exception, more: str = "") -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
-    place = ""
-    if frames:
-        last = frames[-1]
-        code = last.line or linecache.getline(last.filename, last.lineno or 0).strip()
-        place = f" at {last.filename}:{last.lineno}: {code}"
-    children = [name for name, child in model.named_children()
-                if next(child.parameters(), None) is not None]
-    advice = (f"convert its parts, modules='auto', or a submodule instead, for instance "
-              f"model.{children[0]} (of {', '.join(children[:8])})" if children
-              else "rewrite that line")
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (f"{type(model).__name__} cannot be traced{place}: {reason}. Its forward depends on the "
-            f"numbers in a tensor, or on code that tracing cannot follow; {advice}.{more}")

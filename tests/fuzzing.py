@@ -36,12 +36,12 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert import files
+from deltaconvert.checking.dense import StoredModel
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.errors import DeltaConvertError
 from deltaconvert.files import container
 from deltaconvert.graph_json import allowed
 from deltaconvert.operators import registry
-from deltaconvert.validate import StoredModel
 
 ROOT = Path(__file__).resolve().parents[1]
 HANG_S = 60

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.calibrate import batch_norm_statistics
+from deltaconvert.checking.dense import StoredModel
+from deltaconvert.checking.law import LawChecker
+from deltaconvert.checking.output_errors import slope
 from deltaconvert.clips import synthetic
-from deltaconvert.law import LawChecker
-from deltaconvert.report import text_table
-from deltaconvert.validate import StoredModel, slope
+from deltaconvert.words import text_table
 
 SIZE = (96, 128)
 CHECK_EVERY = 50  # frames

@@ -61,13 +61,9 @@ def test_gather_and_identity():
 def test_what_it_says_of_itself():
     plain = footprint.identity((3, 4))
     assert plain.is_identity
-    assert plain.is_single
     assert (plain.size_in, plain.size_out, plain.taps) == ((3, 4), (3, 4), (1, 1))
     flipped = footprint.gather((3, 4), [0, 1, 2], [3, 2, 1, 0])
     assert not flipped.is_identity
-    assert flipped.is_single
-    padded = footprint.gather((3, 4), [-1, 0, 1, 2], range(4))
-    assert not padded.is_single
     cut = footprint.gather((3, 4), [0, 1, 2], [0, 1, 2])
     assert not cut.is_identity
     window = footprint.window((3, 4), (3, 4), (3, 1), (1, 1), (1, 0))

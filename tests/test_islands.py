@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert import IslandsModule
+from deltaconvert.checking.law import LawChecker, check_law
 from deltaconvert.errors import (
     ConfigError,
     FrameError,
@@ -21,7 +22,6 @@ from deltaconvert.errors import (
     TraceError,
     UnsupportedError,
 )
-from deltaconvert.law import LawChecker, check_law
 from tests.passes.graphs import frames_like, trained_norm
 
 

@@ -102,11 +102,12 @@ def test_imports_when_installed_in_place(tmp_path):
 
 
 def test_every_pass_imports_under_the_name_of_the_package(tmp_path):
-    files = sorted(p for p in (ROOT / "passes").glob("*.py") if p.stem != "__init__")
+    files = sorted(p for p in (ROOT / "passes").rglob("*.py") if p.stem != "__init__")
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files]
     code = f"""
 import importlib
-for name in {[p.stem for p in files]}:
-    print(importlib.import_module("deltaconvert.passes." + name).__file__)
+for name in {names}:
+    print(importlib.import_module("deltaconvert." + name).__file__)
 """
     assert run_python(code, cwd=tmp_path, search=[ROOT]) == [str(p) for p in files]
 

@@ -6,10 +6,10 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.calibrate import batch_norm_statistics
+from deltaconvert.checking.fidelity import Truth
 from deltaconvert.clips import synthetic
 from deltaconvert.config import NodeConfig
 from deltaconvert.errors import FrameError, InputError
-from deltaconvert.fidelity import Truth
 from deltaconvert.tune import DOORS, MOST, tune
 
 ERROR = 0.02

@@ -9,12 +9,14 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.backends.reference import ReferenceBackend
-from deltaconvert.bisect import bisect
+from deltaconvert.checking.bisect import bisect
+from deltaconvert.checking.dense import StoredModel
+from deltaconvert.checking.law import LawChecker, check_law
+from deltaconvert.checking.output_errors import slope
 from deltaconvert.clips import synthetic
 from deltaconvert.errors import FrameError, InputError
-from deltaconvert.law import LawChecker, check_law
-from deltaconvert.report import text_table
-from deltaconvert.validate import StoredModel, slope, validate
+from deltaconvert.validate import validate
+from deltaconvert.words import text_table
 from deltaconvert.work import scales
 
 

@@ -16,15 +16,16 @@ from deltaconvert.bench.outputs import relative_rms, rounding_error
 from deltaconvert.bench.peers import EAGER, OPENVINO_BF16, Peer, Peers, allowed_rounding
 from deltaconvert.bench.profile import Kind, profile
 from deltaconvert.bench.timing import Spread, Turn, flat, ratios, take_turns
+from deltaconvert.checking.fidelity import Judge
+from deltaconvert.checking.report import Report
 from deltaconvert.errors import CheckError, InputError
-from deltaconvert.fidelity import Judge
 from deltaconvert.module import DeltaModule
 from deltaconvert.outputs import tensors
-from deltaconvert.report import Report, count
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import Stream
 from deltaconvert.tune import Tuning, tune
 from deltaconvert.validate import validate
+from deltaconvert.words import count
 
 Say = Callable[[str], None]
 

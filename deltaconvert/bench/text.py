@@ -8,7 +8,7 @@ from typing import Any
 from deltaconvert.bench import machine
 from deltaconvert.bench.layers import SHARES, LayerResult, mean_efficiency
 from deltaconvert.bench.networks import CONVERTED
-from deltaconvert.report import count, text_table
+from deltaconvert.words import count, text_table
 
 
 def network(data: dict[str, Any]) -> str:

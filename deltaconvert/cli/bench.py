@@ -12,10 +12,12 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.atomic import written_whole
+from deltaconvert.atomic import write_text, written_whole
 from deltaconvert.bench import machine, networks, peers, plots, text
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import random_model
+from deltaconvert.checking.dense import StoredModel
+from deltaconvert.checking.fidelity import Truth
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.options import (
@@ -32,12 +34,9 @@ from deltaconvert.cli.pictures import CLIP_HELP, Channels
 from deltaconvert.clips import Clip, open_clip
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
-from deltaconvert.fidelity import Truth
 from deltaconvert.files import load
 from deltaconvert.model_specs import build_model, parse_model_args
 from deltaconvert.pages.benchmark import benchmark_page
-from deltaconvert.pages.page import write_page
-from deltaconvert.validate import StoredModel
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Config))
 
@@ -138,7 +137,7 @@ def _tell(data: dict[str, Any], settings: str, plot: Path | None, json: Path | N
         with written_whole(plot) as partial:
             figure.savefig(partial, format="png", dpi=110)
     write_json(json, data)
-    write_page(report, benchmark_page(data, "; ".join(said)) if report else "")
+    write_text(report, benchmark_page(data, "; ".join(said)) if report else "")
 
 
 def _say(line: str) -> None:

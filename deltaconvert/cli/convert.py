@@ -31,7 +31,7 @@ from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
-from deltaconvert.report import count
+from deltaconvert.words import count
 
 USUAL_SIZE = 224, 224  # where nothing says another
 

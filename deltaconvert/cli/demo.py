@@ -10,14 +10,15 @@ import typer
 
 import deltaconvert
 from deltaconvert.calibrate import random_model
+from deltaconvert.checking.report import Report
 from deltaconvert.cli.options import JsonFile, parse_size, settings_as_flags
 from deltaconvert.cli.output import check_writable, say, with_progress, write_json
 from deltaconvert.cli.picture import Picture, watch
 from deltaconvert.clips import Clip, synthetic
 from deltaconvert.config import Config
 from deltaconvert.errors import InputError
-from deltaconvert.report import Report, text_table
 from deltaconvert.validate import validate
+from deltaconvert.words import text_table
 
 MODELS = ("resnet18", "mobilenet_v2")
 PICTURED_FRAME = 6

@@ -19,7 +19,7 @@ from deltaconvert.backends.base import backend_names, create
 from deltaconvert.cli.options import JsonFile
 from deltaconvert.cli.output import check_writable, say, write_json
 from deltaconvert.config import Config
-from deltaconvert.report import text_table
+from deltaconvert.words import text_table
 
 GOOD, MISSING, BROKEN = "ok", "missing", "broken"
 

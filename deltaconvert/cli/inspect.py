@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deltaconvert.atomic import write_text
 from deltaconvert.cli.frames import ModelFrames, dtype_of, example_frame
 from deltaconvert.cli.inspect_parts import (
     add_work,
@@ -18,16 +19,15 @@ from deltaconvert.cli.inspect_parts import (
     work_text,
 )
 from deltaconvert.cli.options import JsonFile, flags_of
-from deltaconvert.cli.output import UntilBroken, check_writable, say, write_json, write_text
+from deltaconvert.cli.output import UntilBroken, check_writable, say, write_json
 from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.fallbacks import Fallback, fallbacks
 from deltaconvert.files import load, load_structure, read_header
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.pages.graph import IN_PLACE, as_dot, graph_page
-from deltaconvert.pages.page import write_page
 from deltaconvert.program import Program
-from deltaconvert.report import text_table
 from deltaconvert.summary import operator_name
+from deltaconvert.words import text_table
 
 # What of each rule is told, most work first.
 TITLES = {"unknown": "unknown operators, run whole and densely",
@@ -74,7 +74,7 @@ def inspect(
     say(text)
     write_json(json, data)
     write_text(dot, as_dot(program, data["nodes"]) if dot else "")
-    write_page(html, graph_page(program, data, text) if html else "")
+    write_text(html, graph_page(program, data, text) if html else "")
 
 
 def describe(program: Program) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from deltaconvert.errors import InputError
 from deltaconvert.files import Header
 from deltaconvert.module import DeltaModule
-from deltaconvert.report import count, text_table
 from deltaconvert.state import NodeStats
+from deltaconvert.words import count, text_table
 from deltaconvert.work import Work, ratio
 
 MOST_LISTED = 10

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import typer
 
-from deltaconvert.atomic import check_place, written_whole
+from deltaconvert.atomic import check_place, write_text
+from deltaconvert.checking.report import jsonable
 from deltaconvert.errors import ClipError, WriteError
-from deltaconvert.report import jsonable
 
 Item = TypeVar("Item")
 
@@ -129,18 +129,6 @@ def write_json(path: Path | None, data: Any) -> None:
         _print(text)
     else:
         write_text(path, text)
-
-
-def write_text(path: Path | None, text: str) -> None:
-    """Write a text, where a path is given.
-
-    Raises:
-        WriteError: where it cannot be written.
-    """
-    if path is not None:
-        with written_whole(path) as partial:
-            # Names of files may have bytes that are no text.
-            partial.write_text(text, encoding="utf-8", errors="replace")
 
 
 def shows_progress() -> bool:

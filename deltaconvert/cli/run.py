@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deltaconvert.atomic import write_text
 from deltaconvert.cli.frames import dtype_of
 from deltaconvert.cli.options import JsonFile, ReportFile, flags_of, settings_as_flags
 from deltaconvert.cli.output import (
@@ -27,7 +28,6 @@ from deltaconvert.errors import InputError
 from deltaconvert.files import load
 from deltaconvert.model_specs import find_function
 from deltaconvert.outputs import named_outputs
-from deltaconvert.pages.page import write_page
 from deltaconvert.pages.runs import run_page
 from deltaconvert.running.batches import Batch, Sources
 from deltaconvert.running.overlay import OverlayVideo
@@ -109,7 +109,7 @@ def run(
     say(f"{said}\n\n{summary}\n\nresults: {folder}: "
         + ", ".join([*(f for c in summaries for f in c.files), "summary.json"]))
     write_json(json, data)
-    write_page(report, run_page(summary, said) if report else "")
+    write_text(report, run_page(summary, said) if report else "")
     for error in sources.broken.values():
         complain(f"error: {error}")
     raise typer.Exit(INTERRUPTED if interrupted else 2 if sources.broken else 0)

@@ -10,8 +10,8 @@ from torch import nn
 
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.errors import InputError
+from deltaconvert.exported.reading import SUFFIX, read_program
 from deltaconvert.model_specs import build_model, parse_model_args
-from deltaconvert.pt2 import SUFFIX, read_program
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 import typer
 from torch import nn
 
-from deltaconvert.bisect import bisect as find_first
+from deltaconvert.atomic import write_text
+from deltaconvert.checking.bisect import bisect as find_first
 from deltaconvert.cli.frames import ModelFrames, dtype_of
 from deltaconvert.cli.options import (
     JsonFile,
@@ -34,7 +35,6 @@ from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.cli.sources import read_source
 from deltaconvert.errors import InputError
 from deltaconvert.files import load
-from deltaconvert.pages.page import write_page
 from deltaconvert.pages.validation import validation_page
 from deltaconvert.validate import Limit
 from deltaconvert.validate import validate as compare
@@ -91,7 +91,7 @@ def validate(
         data["bisect"] = first.to_dict()
         say(f"\n{first}")
     write_json(json, data)
-    write_page(report, validation_page(found, said) if report else "")
+    write_text(report, validation_page(found, said) if report else "")
     if until_broken.error is not None:
         complain(f"error: {until_broken.error}")
     raise typer.Exit(1 if not found.passed else 2 if until_broken.error else 0)

@@ -14,7 +14,7 @@ from deltaconvert.graph_json.allowed import methods, refusal, spellings
 from deltaconvert.graph_json.arguments import Unwritable, encode
 from deltaconvert.graph_json.leaves import PREFIX, as_function
 from deltaconvert.operators import registry
-from deltaconvert.report import count
+from deltaconvert.words import count
 
 Record = dict[str, Any]
 TOLD = ("path", "source", "reason", "advice")  # what a record says of a node beside what it calls

@@ -16,9 +16,9 @@ from deltaconvert.islands.inner_hooks import InnerHooks
 from deltaconvert.islands.module import IslandsModule, check_settings, settings_of
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
-from deltaconvert.passes.attributes import Attributes
+from deltaconvert.passes.compiler import compile_graph
 from deltaconvert.passes.trace import private_copy
-from deltaconvert.program import compile_graph
+from deltaconvert.passes.tracing.attributes import Attributes
 
 
 def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequence[Any],

@@ -25,8 +25,8 @@ from deltaconvert.errors import ConfigError, FrameError, UnsupportedError
 from deltaconvert.islands.inner_hooks import InnerHooks
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.passes.input_parameters import input_parameters
-from deltaconvert.passes.trace import own_forward
+from deltaconvert.passes.tracing.input_parameters import input_parameters
+from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.state import NodeStats, Observer
 from deltaconvert.stream import Stream, aside, checked_lanes, is_followed, take
 from deltaconvert.summary import summarize

@@ -10,7 +10,7 @@ from typing import Any
 from deltaconvert.nodes import DensifyNode
 from deltaconvert.pages.page import Drawing, Lines, Section, Table, page
 from deltaconvert.program import Program
-from deltaconvert.report import count
+from deltaconvert.words import count
 
 COLOURS = {"local": "#dbeafe", "global": "#fde8c8", "unknown": "#fbd5d5", "sparsify": "#e2e8f0",
            "densify": "#e2e8f0"}

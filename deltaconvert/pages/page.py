@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
-
-from deltaconvert.atomic import written_whole
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--line:#d4d9df;--soft:#5b6570;
@@ -136,15 +133,3 @@ def page(title: str, subtitle: str, sections: Sequence[Section],
             f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
             f'<header><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p>{badge}'
             f"</header>{body}</body></html>\n")
-
-
-def write_page(path: Path | None, text: str) -> None:
-    """Write a page, where a path is given, whole or not at all.
-
-    Raises:
-        WriteError: where it cannot be written.
-    """
-    if path is not None:
-        with written_whole(path) as partial:
-            # Names of files may have bytes that are no text.
-            partial.write_text(text, encoding="utf-8", errors="replace")

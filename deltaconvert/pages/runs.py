@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from deltaconvert.checking.report import stages_rows
 from deltaconvert.pages.page import Figure, Section, Table, Text, page
 from deltaconvert.pages.plots import lines_over_frames
-from deltaconvert.report import stages_rows
 from deltaconvert.running.summary import ClipSummary, RunSummary
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from deltaconvert.checking.report import OutputReport, Report, outputs_rows, stages_rows
 from deltaconvert.pages.page import Figure, Lines, Part, Section, Table, Text, page
 from deltaconvert.pages.plots import lines_over_frames
-from deltaconvert.report import OutputReport, Report, outputs_rows, stages_rows
 
 
 def validation_page(report: Report, subtitle: str) -> str:

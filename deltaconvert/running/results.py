@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from deltaconvert.atomic import partial_name, unwritable
+from deltaconvert.checking.report import jsonable
 from deltaconvert.errors import InputError
-from deltaconvert.report import jsonable
 
 MOST_FOLDERS = 100_000
 COPY_BYTES = 1 << 20

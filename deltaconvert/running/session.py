@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deltaconvert.checking.dense import StoredModel
 from deltaconvert.errors import InputError
 from deltaconvert.module import DeltaModule
 from deltaconvert.outputs import of_lane
@@ -17,7 +18,8 @@ from deltaconvert.running.batches import Batch, Picture
 from deltaconvert.running.recomputed import Recomputed
 from deltaconvert.running.summary import ClipSummary, DenseSpeed, RunSummary, Times
 from deltaconvert.stream import Stream
-from deltaconvert.validate import StoredModel, settings_in_words, timed
+from deltaconvert.summary import settings_in_words
+from deltaconvert.validate import timed
 from deltaconvert.work import Work, ratio
 
 

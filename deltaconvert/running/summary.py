@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltaconvert.report import StageReport, count, jsonable, stages_table, text_table
+from deltaconvert.checking.report import StageReport, jsonable, stages_table
+from deltaconvert.words import count, text_table
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from deltaconvert.backends.cpu.candidates import collect
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import collect, serve
+from deltaconvert.backends.cpu.frame import serve
 from deltaconvert.backends.cpu.jit import Entry, entry
 from deltaconvert.backends.cpu.native import Ints, Kept, Longs, call, layout, read, take
 from deltaconvert.backends.cpu.workers import Workers

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 from typing import Any
@@ -15,10 +17,11 @@ import pytest
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 
+from deltaconvert.backends import cpu
 from deltaconvert.backends.cpu import jit, pooling
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.jit import Entry, entry, loop
 from deltaconvert.backends.cpu.library import Part
-from deltaconvert.backends.cpu.native import view
+from deltaconvert.backends.cpu.native import Entries, view
 
 
 @loop
@@ -77,12 +80,24 @@ def test_a_part_may_be_called_by_other_functions_and_from_python(compiled) -> No
 def test_two_entries_share_no_name_of_a_part(tmp_path, monkeypatch) -> None:
     """It may mean something else in code that another process put into the cache."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    mean: Any = entry(pooling._mean.function)
+    mean: Any = entry(pooling.MEAN.float32.function)
     assert mean.address
     names = [f.name for f in mean._compiled._library._final_module.functions
              if not f.is_declaration]
     assert any("reduce" in name for name in names)  # too large to be taken in
-    assert [name for name in names if "pooling5_mean" not in name and "NRT_" not in name] == []
+    assert [name for name in names if "7Pooling9mean_rows" not in name and "NRT_" not in name] == []
+
+
+def test_entries_have_names_of_their_own() -> None:
+    """By which Numba finds their code: with one name, one would run the other's."""
+    modules = [importlib.import_module(f"{cpu.__name__}.{m.name}")
+               for m in pkgutil.iter_modules(cpu.__path__)]
+    made = {one for module in modules for value in vars(module).values()
+            for one in (value if isinstance(value, Entries) else [value])
+            if isinstance(one, Entry)}
+    names = {(e.function.__code__.co_filename, e.function.__qualname__) for e in made}
+    assert len(made) > 40
+    assert len(names) == len(made)
 
 
 def test_what_others_compile_is_as_ever(compiled) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends.cpu.steps import CompiledStep
-from deltaconvert.law import LawChecker
+from deltaconvert.checking.law import LawChecker
 
 SHAPES = [(1, 3, 9, 13), (2, 3, 16, 24), (2, 3, 40, 52), (3, 3, 5, 1)]
 

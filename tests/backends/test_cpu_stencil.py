@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from deltaconvert.backends.cpu.lists import _windows
 from deltaconvert.backends.cpu.maps import FlatMap
 from deltaconvert.backends.cpu.reduction import PIXELS
-from deltaconvert.backends.cpu.rows import _windows
 from deltaconvert.backends.cpu.stencil import (
     COLUMN,
     COUNT,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends.cpu import team
-from deltaconvert.law import LawChecker
+from deltaconvert.checking.law import LawChecker
 
 SIZE = 64
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import deltaconvert
 from deltaconvert.backends.cpu import filters, winograd
-from deltaconvert.backends.cpu.frame import GROUPS
+from deltaconvert.backends.cpu.parts import GROUPS
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.config import Config
 from deltaconvert.nodes import Slot

@@ -8,8 +8,8 @@ import deltaconvert
 from deltaconvert.bench import networks, peers
 from deltaconvert.bench.pictures import unrelated
 from deltaconvert.calibrate import batch_norm_statistics
+from deltaconvert.checking.fidelity import Truth
 from deltaconvert.clips import synthetic
-from deltaconvert.fidelity import Truth
 
 SIZE = (32, 48)
 

@@ -11,9 +11,9 @@ from torch import nn
 import deltaconvert
 from deltaconvert.bench import networks, peers, plots, profile, text
 from deltaconvert.bench.networks import CONVERTED
+from deltaconvert.checking.fidelity import Truth
+from deltaconvert.checking.report import jsonable
 from deltaconvert.errors import CheckError, InputError
-from deltaconvert.fidelity import Truth
-from deltaconvert.report import jsonable
 
 
 def test_the_figures_have_their_names_and_agree(result):

@@ -19,7 +19,8 @@ import deltaconvert
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge
 from tests.law.checking import column, evaluate_at_double, over_channels, rounding_of
-from tests.law.networks import STEPS, clips, networks
+from tests.law.networks import clips, networks
+from tests.law.steps import STEPS
 from tests.law.test_law import runs_in, suite
 
 # What the cpu backend runs itself; the rest would compare the reference with itself.

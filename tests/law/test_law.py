@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.passes import join_whole
 from tests.law.checking import Law
-from tests.law.networks import STEPS, Frame, Generated, clips, networks
+from tests.law.networks import Frame, Generated, clips, networks
+from tests.law.steps import STEPS
 
 BACKENDS = ["reference", "cpu"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]

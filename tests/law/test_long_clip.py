@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 from tests.law.checking import Law
-from tests.law.networks import norm_layer, same_size
+from tests.law.steps import norm_layer, same_size
 
 
 class Small(nn.Module):

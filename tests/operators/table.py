@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.trace import private_copy
-from tests.law.networks import Call
+from tests.law.steps import Call
 
 __all__ = ["Call", "Cases", "Group", "Tried", "Value", "conv", "maps", "whole"]
 

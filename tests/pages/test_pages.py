@@ -8,20 +8,21 @@ import torch
 from torch import nn
 
 import deltaconvert
+from deltaconvert.atomic import write_text
 from deltaconvert.bench import networks, peers
+from deltaconvert.checking.dense import StoredModel
 from deltaconvert.cli.inspect import as_text, describe
 from deltaconvert.clips import synthetic
 from deltaconvert.errors import WriteError
 from deltaconvert.pages.benchmark import benchmark_page
 from deltaconvert.pages.graph import as_dot, as_svg, assign_lanes, boxes, graph_page
-from deltaconvert.pages.page import Section, Table, Text, page, write_page
+from deltaconvert.pages.page import Section, Table, Text, page
 from deltaconvert.pages.plots import lines_over_frames
 from deltaconvert.pages.runs import run_page
 from deltaconvert.pages.validation import validation_page
 from deltaconvert.running.batches import Sources
 from deltaconvert.running.session import Session
 from deltaconvert.running.summary import ClipSummary
-from deltaconvert.validate import StoredModel
 from tests.pages.browser import assert_reads_on_a_phone
 
 
@@ -61,11 +62,11 @@ def test_a_page_escapes_and_is_one_file(tmp_path):
         assert harmful not in text.replace("<td>&lt;", "")
     assert "empty" not in text
     assert re.search(r"(src|href)=", text) is None
-    write_page(None, text)
-    write_page(tmp_path / "a.html", text)
+    write_text(None, text)
+    write_text(tmp_path / "a.html", text)
     assert (tmp_path / "a.html").read_text() == text
     with pytest.raises(WriteError, match="cannot be written"):
-        write_page(tmp_path / "no" / "a.html", text)
+        write_text(tmp_path / "no" / "a.html", text)
 
 
 def test_plots_hold_their_numbers_and_are_the_same_each_time():

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 import deltaconvert
 from deltaconvert.operators import registry
 from deltaconvert.passes.channels_first import channels_first
+from deltaconvert.passes.compiler import compile_graph
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fold_squares import fold_squares
@@ -21,7 +22,7 @@ from deltaconvert.passes.fuse import fuse
 from deltaconvert.passes.infer import infer
 from deltaconvert.passes.partition import partition
 from deltaconvert.passes.rejoin_maps import rejoin_maps
-from deltaconvert.program import Program, compile_graph
+from deltaconvert.program import Program
 
 
 class Model(nn.Module):

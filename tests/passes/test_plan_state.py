@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import deltaconvert
-from tests.law.networks import Grow
+from tests.law.steps import Grow
 from tests.passes.graphs import Model, assert_same_outputs, frames_like, program_of
 
 

@@ -16,7 +16,8 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import TraceError
-from deltaconvert.passes.trace import Tracer, trace
+from deltaconvert.passes.trace import trace
+from deltaconvert.passes.tracing.tracer import Tracer
 from tests.passes.graphs import (
     Model,
     TwoInputs,

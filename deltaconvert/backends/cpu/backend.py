@@ -26,7 +26,7 @@ from deltaconvert.backends.cpu import (
 )
 from deltaconvert.backends.cpu.engine import Engine, engine_of
 from deltaconvert.backends.cpu.filters import NARROWEST_GROUP, fold, fold_matrix
-from deltaconvert.backends.cpu.rows import list_scratch
+from deltaconvert.backends.cpu.lists import list_scratch
 from deltaconvert.backends.cpu.runner import Runner
 from deltaconvert.backends.cpu.storage import STORED
 from deltaconvert.backends.cpu.workers import Workers

@@ -32,19 +32,10 @@ from deltaconvert.backends.cpu.filters import (
     weight_refusal,
 )
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
-from deltaconvert.backends.cpu.frame import (
-    DONE,
-    GROUPS,
-    ROWS,
-    TAKEN,
-    Head,
-    Parts,
-    divide,
-    progress_of,
-    take_pixels,
-)
+from deltaconvert.backends.cpu.frame import Head
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows
+from deltaconvert.backends.cpu.lists import footprints_of, head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat, flat_map, ints, like, longs, rows_of
 from deltaconvert.backends.cpu.native import (
     Entries,
@@ -61,7 +52,16 @@ from deltaconvert.backends.cpu.native import (
     read,
     take,
 )
-from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch
+from deltaconvert.backends.cpu.parts import (
+    DONE,
+    GROUPS,
+    ROWS,
+    TAKEN,
+    Parts,
+    divide,
+    progress_of,
+    take_pixels,
+)
 from deltaconvert.backends.cpu.stencil import rows_with_room, stencil_of
 from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.footprint import Footprint

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.activations import compiled_activation
 from deltaconvert.backends.cpu.curves import compiled_curve
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.finish import Ending, ending_of
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import footprints_of, head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, layout, read
+from deltaconvert.backends.cpu.native import Floats, Floats3
+from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.row import add_row, load_each, load_row, multiply_row
-from deltaconvert.backends.cpu.rows import footprints_of, head_of, list_scratch, whole_refusal
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.scaling import Scaling, scaling_of
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch, whole_vectors
 from deltaconvert.backends.cpu.storage import load
@@ -59,9 +59,6 @@ class Elementwise(NamedTuple):
     factor: np.float32
     scale: Floats
     new: Floats3
-
-
-_ELEMENTWISE, _ELEMENTWISE16 = layout(Elementwise), layout(Elementwise, types.uint16)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -152,37 +149,17 @@ def _operand(node: DeltaNode, buffers: Buffers, argument: Any) -> tuple[Taps, in
             np.float32(0))
 
 
-@entry
-def _combine(address, worker):
-    combine_parts(read(address, _ELEMENTWISE), worker)
-
-
-@entry
-def _combine16(address, worker):
-    combine_parts(read(address, _ELEMENTWISE16), worker)
-
-
-COMBINE = Entries(_combine, _combine16)
-
-
 @loop
-def combine_parts(task, worker):
-    """Compute and finish parts until all are taken."""
-    new = task.new[worker]
-    batch = new.shape[0]
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            last = min(first + batch, taken.shape[0])
-            load_rows(task.x, task.x_channels, task.x_constant, taken[first:last], new)
-            if task.code == _SCALE:
-                scale_rows(task.scale, last - first, new)
-            elif task.code != _COPY:
-                combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant,
-                             taken[first:last], new)
-            finish_batch(new, taken, first, last, task.ending, worker)
+def compute_rows(task, pixels, new, worker):
+    """Load the first operand, and combine it with the second."""
+    load_rows(task.x, task.x_channels, task.x_constant, pixels, new)
+    if task.code == _SCALE:
+        scale_rows(task.scale, pixels.shape[0], new)
+    elif task.code != _COPY:
+        combine_rows(task.code, task.factor, task.y, task.y_channels, task.y_constant, pixels, new)
+
+
+COMBINE = rowwise(Elementwise, compute_rows)
 
 
 @loop

@@ -9,7 +9,7 @@ from deltaconvert.backends.cpu import convolution
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.filters import weight_refusal
 from deltaconvert.backends.cpu.kernel import PANEL
-from deltaconvert.backends.cpu.rows import list_scratch, whole_refusal
+from deltaconvert.backends.cpu.lists import list_scratch, whole_refusal
 from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.nodes import DeltaNode
 

@@ -16,30 +16,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import types
 from torch import Tensor
 
 from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cpu.block import PIXELS, move_block
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import DONE, GROUPS, TAKEN, Parts
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat, flat_map
 from deltaconvert.backends.cpu.marks import any_mark
 from deltaconvert.backends.cpu.native import (
     Bytes,
-    Entries,
     Flags,
     Longs,
     Longs2,
     Numbers,
-    layout,
-    read,
+    entries,
     take,
     view,
 )
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.parts import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.config import Config
@@ -81,9 +78,6 @@ class Move(NamedTuple):
     mask: Bytes
     counts: Longs2
     changed: Longs
-
-
-_MOVE, _MOVE16 = layout(Move), layout(Move, types.uint16)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -203,31 +197,8 @@ def _groups(piece: int, part: Tensor) -> list[tuple[int, ...]]:
                                                 range(0, width, _GROUP))]
 
 
-@entry
-def _prepare(address, workers):
-    hand_out(read(address, _MOVE))
-
-
-@entry
-def _prepare16(address, workers):
-    hand_out(read(address, _MOVE16))
-
-
-@entry
-def _move(address, worker):
-    move_groups(read(address, _MOVE), worker)
-
-
-@entry
-def _move16(address, worker):
-    move_groups(read(address, _MOVE16), worker)
-
-
-PREPARE, MOVE = Entries(_prepare, _prepare16), Entries(_move, _move16)
-
-
 @loop
-def hand_out(task):
+def hand_out(task, workers):
     """Hand out groups instead of pixels."""
     task.parts.progress[GROUPS] = task.groups.shape[0]
     task.parts.progress[DONE] = 0
@@ -299,3 +270,6 @@ def mark_pixels(task, lane, first, count, differ, worker):
         if differ >> k & 1 or task.fresh[lane]:
             task.mask[lane * task.plane + first + k] = 1
             task.counts[worker, lane] += 1
+
+
+PREPARE, MOVE = entries(Move, hand_out), entries(Move, move_groups)

@@ -14,6 +14,7 @@ import ctypes
 import functools
 import platform
 import sys
+from types import FunctionType
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import llvmlite.binding
@@ -26,7 +27,7 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from deltaconvert.backends.cpu.jit import Entry
+from deltaconvert.backends.cpu.jit import Entry, entry
 
 
 class Varies(NamedTuple):
@@ -89,6 +90,35 @@ class Entries(NamedTuple):
     def of(self, data: np.ndarray) -> Entry:
         """Return the one for a map."""
         return self.bfloat16 if data.dtype == np.uint16 else self.float32
+
+
+def entries(kind: type, work: Any, name: str = "") -> Entries:
+    """Make the entries of a loop ``work(task, number)`` on tasks of a kind.
+
+    They are functions without a closure, and with names of their own. Numba finds what it has kept
+    by a function's name and by what is in its closure, and a loop there is another in each process.
+
+    Args:
+        kind: a `NamedTuple`.
+        work: what is done with a task, and a worker or the number of workers.
+        name: of the work; that of ``work`` unless given. A kind has each name once.
+    """
+    def made(stored: Any) -> Entry:
+        names = {"__name__": kind.__module__, "read": read, "_WORK": work,
+                 "_KIND": layout(kind, stored)}
+        function: Any = FunctionType(_run.__code__, names)
+        function.__qualname__ = f"{kind.__name__}.{name or work.__name__}.{stored}"
+        return entry(function)
+
+    return Entries(made(types.float32), made(types.uint16))
+
+
+def _run(address, number):
+    _WORK(read(address, _KIND), number)
+
+
+_WORK: Any = None  # of an entry, as the next
+_KIND: Any = None
 
 
 class Kept:

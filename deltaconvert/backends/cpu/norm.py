@@ -18,14 +18,15 @@ from torch import Tensor
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import elementwise
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.finish import Ending, ending_of
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of
 from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats, Floats3, Numbers, layout, read
+from deltaconvert.backends.cpu.native import Floats, Floats3, Numbers
+from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.row import Row, everywhere, load_row
-from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.nodes import DeltaNode, Slot
 
@@ -58,9 +59,6 @@ class Norm(NamedTuple):
     new: Floats3
 
 
-_NORM, _NORM16 = layout(Norm), layout(Norm, types.uint16)
-
-
 def refusal(node: DeltaNode) -> str | None:
     """Return why this node must run by its pixelwise function."""
     changes = any(isinstance(argument, Slot) for argument in node.about.args[1:])
@@ -91,37 +89,19 @@ def _numbers(constant: Tensor | None, missing: float, channels: int) -> np.ndarr
     return flat(constant.detach().float().contiguous())
 
 
-@entry
-def _normalise(address, worker):
-    normalise_parts(read(address, _NORM), worker)
-
-
-@entry
-def _normalise16(address, worker):
-    normalise_parts(read(address, _NORM16), worker)
-
-
-NORMALISE = Entries(_normalise, _normalise16)
-
-
 @loop
-def normalise_parts(task, worker):
-    """Compute and finish parts until all are taken."""
-    new, data = task.new[worker], task.data
-    batch, channels = new.shape[0], task.ending.channels
-    pixel = data.itemsize * task.step
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            last = min(first + batch, taken.shape[0])
-            for i in range(first, last):
-                row = new[i - first].ctypes.data
-                load_row(data, data.ctypes.data + pixel * np.int64(taken[i]), row, channels)
-                normalise_row(row, channels, task.weight.ctypes.data, task.bias.ctypes.data,
-                              task.eps, task.centred)
-            finish_batch(new, taken, first, last, task.ending, worker)
+def normalise_rows(task, pixels, new, worker):
+    """Load and normalise pixels."""
+    data, channels = task.data, task.ending.channels
+    for i in range(pixels.shape[0]):
+        row = new[i].ctypes.data
+        load_row(data, data.ctypes.data + data.itemsize * task.step * np.int64(pixels[i]), row,
+                 channels)
+        normalise_row(row, channels, task.weight.ctypes.data, task.bias.ctypes.data, task.eps,
+                      task.centred)
+
+
+NORMALISE = rowwise(Norm, normalise_rows)
 
 
 def _normalise_row(typing: Any, new: Any, channels: Any, weight: Any, bias: Any, eps: Any,

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import types
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
+from deltaconvert.backends.cpu.finish import Ending, ending_of
 from deltaconvert.backends.cpu.gather import Gather
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat_map, ints_at, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats3, Longs2, call, layout, read
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.native import Floats3, Longs2, call
+from deltaconvert.backends.cpu.parts import Parts
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.steps import CompiledStep, chunk_rows, row_scratch
 from deltaconvert.nodes import DeltaNode, fill
 
@@ -98,34 +98,15 @@ class Pixelwise(NamedTuple):
     new: Floats3
 
 
-_PIXELWISE, _PIXELWISE16 = layout(Pixelwise), layout(Pixelwise, types.uint16)
-
-
-@entry
-def _compute(address, worker):
-    compute_parts(read(address, _PIXELWISE), worker)
-
-
-@entry
-def _compute16(address, worker):
-    compute_parts(read(address, _PIXELWISE16), worker)
-
-
-COMPUTE = Entries(_compute, _compute16)
-
-
 @loop
-def compute_parts(task, worker):
-    """Have parts computed, and finish them, until all are taken."""
-    new = task.new[worker]
-    while True:
-        pixels = take_pixels(task.parts, worker)
-        if pixels.shape[0] == 0:
-            return
-        task.chunk[worker, 0] = pixels.ctypes.data
-        task.chunk[worker, 1] = pixels.shape[0]
-        call(task.call, 0, worker)
-        finish_rows(new, pixels, task.ending, worker)
+def compute_rows(task, pixels, new, worker):
+    """Have Python compute them."""
+    task.chunk[worker, 0] = pixels.ctypes.data
+    task.chunk[worker, 1] = pixels.shape[0]
+    call(task.call, 0, worker)
+
+
+COMPUTE = rowwise(Pixelwise, compute_rows)
 
 
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:

@@ -8,19 +8,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.finish import Ending, ending_of
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3, layout, read
+from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3
+from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.reduction import PIXELS, Largest, Summed
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.stencil import (
-    FOUND,
     Stencil,
     reducer,
     rows_with_room,
@@ -90,77 +89,22 @@ class Pooling(NamedTuple):
     new: Floats3
 
 
-_POOLING, _POOLING16 = layout(Pooling), layout(Pooling, types.uint16)
-
-
-@entry
-def _max(address, worker):
-    max_parts(read(address, _POOLING), worker)
-
-
-@entry
-def _max16(address, worker):
-    max_parts(read(address, _POOLING16), worker)
-
-
 @loop
-def max_parts(task, worker):
-    """Compute and finish maxima until all parts are taken."""
-    new = task.new[worker]
-    batch = new.shape[0] - PIXELS
-    runs = np.empty((batch, FOUND), np.int64)
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            pixels = taken[first:first + batch]
-            max_rows(task, pixels, runs, new)
-            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)
-
-
-@entry
-def _mean(address, worker):
-    mean_parts(read(address, _POOLING), worker)
-
-
-@entry
-def _mean16(address, worker):
-    mean_parts(read(address, _POOLING16), worker)
-
-
-@loop
-def mean_parts(task, worker):
-    """The same for means."""
-    new = task.new[worker]
-    batch = new.shape[0] - PIXELS
-    runs = np.empty((batch, FOUND), np.int64)
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            pixels = taken[first:first + batch]
-            mean_rows(task, pixels, runs, new)
-            finish_batch(new, taken, first, first + pixels.shape[0], task.ending, worker)
-
-
-MAX, MEAN = Entries(_max, _max16), Entries(_mean, _mean16)
-
-
-@loop
-def max_rows(task, pixels, runs, out):
+def max_rows(task, pixels, new, worker):
     """Take the maximum over taps."""
-    _maxima(task.stencil, 0, pixels, runs, out)
+    _maxima(task.stencil, 0, pixels, new)
 
 
 @loop
-def mean_rows(task, pixels, runs, out):
+def mean_rows(task, pixels, new, worker):
     """Sum over taps and divide."""
-    _sums(task.stencil, 0, pixels, runs, out)
+    _sums(task.stencil, 0, pixels, new)
     height, width = task.rows.shape[0], task.cols.shape[0]
     for i in range(pixels.shape[0]):
-        pixel, row = np.int64(pixels[i]), out[i]
+        pixel, row = np.int64(pixels[i]), new[i]
         divisor = task.rows[pixel // width % height, 0] * task.cols[pixel % width, 0]
         for c in range(row.shape[0]):
             row[c] = row[c] / divisor
+
+
+MAX, MEAN = rowwise(Pooling, max_rows, PIXELS), rowwise(Pooling, mean_rows, PIXELS)

@@ -20,14 +20,15 @@ from numba.extending import intrinsic
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu import pooling
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.finish import Ending, ending_of
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats2, Floats3, Ints2, layout, read
+from deltaconvert.backends.cpu.native import Floats2, Floats3, Ints2
+from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.row import Row, add_row, everywhere
-from deltaconvert.backends.cpu.rows import head_of, list_scratch
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, row_scratch, whole_vectors
 from deltaconvert.backends.cpu.taps import Taps, taps_of
 from deltaconvert.footprint import Footprint
@@ -66,9 +67,6 @@ class Resizing(NamedTuple):
     channels: int
     lines: Floats3
     new: Floats3
-
-
-_RESIZING, _RESIZING16 = layout(Resizing), layout(Resizing, types.uint16)
 
 
 def plan(node: DeltaNode, workers: int) -> list[Scratch]:
@@ -110,38 +108,10 @@ def _spans(footprint: Footprint) -> np.ndarray:
                      np.maximum.accumulate(footprint.cols.max(1))), 1).astype(np.int32)
 
 
-@entry
-def _resize(address, worker):
-    resize_parts(read(address, _RESIZING), worker)
-
-
-@entry
-def _resize16(address, worker):
-    resize_parts(read(address, _RESIZING16), worker)
-
-
-RESIZE = Entries(_resize, _resize16)
-
-
 @loop
-def resize_parts(task, worker):
-    """Compute and finish parts until all are taken."""
-    new, line = task.new[worker], task.lines[worker, 0]
-    batch = new.shape[0]
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            last = min(first + batch, taken.shape[0])
-            resize_rows(task, taken[first:last], line, new)
-            finish_batch(new, taken, first, last, task.ending, worker)
-
-
-@loop
-def resize_rows(task, pixels, line, new):
+def resize_rows(task, pixels, new, worker):
     """Compute pixels, neighbours in a line together."""
-    cols, channels = task.taps.cols, task.channels
+    cols, channels, line = task.taps.cols, task.channels, task.lines[worker, 0]
     height, width, count, i = task.rows.shape[0], cols.shape[0], pixels.shape[0], 0
     while i < count:
         at, j = np.int64(pixels[i]) // width, i + 1
@@ -174,6 +144,9 @@ def sum_rows(task, lane, y, first, count, line):
             for piece in range(pieces):
                 add_row(taps.data, source + size * taps.step * piece, weights[y, tap],
                         line.ctypes.data + 4 * channels * piece, numbers)
+
+
+RESIZE = rowwise(Resizing, resize_rows)
 
 
 def _sum_columns(typing: Any, line: Any, begin: Any, pixels: Any, count: Any, cols: Any,

@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import elementwise, pooling
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.finish import Ending, ending_of
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats3, Ints, layout, read
+from deltaconvert.backends.cpu.native import Floats3, Ints
+from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.row import load_each, load_other, load_row
-from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.backends.cpu.taps import Taps, taps_of
@@ -47,9 +47,6 @@ class Selection(NamedTuple):
     apart: int
     missing: np.float32
     new: Floats3
-
-
-_SELECTION, _SELECTION16 = layout(Selection), layout(Selection, types.uint16)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -83,36 +80,8 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     return CompiledStep(node, engine, head, SELECT.of(source.data), task)
 
 
-@entry
-def _select(address, worker):
-    select_parts(read(address, _SELECTION), worker)
-
-
-@entry
-def _select16(address, worker):
-    select_parts(read(address, _SELECTION16), worker)
-
-
-SELECT = Entries(_select, _select16)
-
-
 @loop
-def select_parts(task, worker):
-    """Compute and finish parts until all are taken."""
-    new = task.new[worker]
-    batch = new.shape[0]
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            last = min(first + batch, taken.shape[0])
-            select_rows(task, taken[first:last], new)
-            finish_batch(new, taken, first, last, task.ending, worker)
-
-
-@loop
-def select_rows(task, pixels, new):
+def select_rows(task, pixels, new, worker):
     """Write some channels of the pixels that are read. Divisions are slow: one a line."""
     taps, channels, count = task.taps, task.channels, task.channels.shape[0]
     data, size, same = taps.data, taps.data.itemsize, taps.same
@@ -151,3 +120,6 @@ def copy_channels(data, start, channels, row):
     """Write some channels of a pixel to a row."""
     for c in range(channels.shape[0]):
         row[c] = load(data, start + channels[c])
+
+
+SELECT = rowwise(Selection, select_rows)

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu import elementwise, pooling
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.finish import Ending, ending_of
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
-from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.native import Floats3, Numbers
+from deltaconvert.backends.cpu.parts import Parts
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
@@ -46,9 +46,6 @@ class Shuffle(NamedTuple):
     new: Floats3
 
 
-_SHUFFLE, _SHUFFLE16 = layout(Shuffle), layout(Shuffle, types.uint16)
-
-
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a pixel shuffle."""
     source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
@@ -61,38 +58,13 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     return CompiledStep(node, engine, head, SHUFFLE.of(source.data), task)
 
 
-@entry
-def _shuffle(address, worker):
-    shuffle_parts(read(address, _SHUFFLE), worker)
-
-
-@entry
-def _shuffle16(address, worker):
-    shuffle_parts(read(address, _SHUFFLE16), worker)
-
-
-SHUFFLE = Entries(_shuffle, _shuffle16)
-
-
 @loop
-def shuffle_parts(task, worker):
-    """Compute and finish parts until all are taken."""
-    new = task.new[worker]
-    while True:
-        pixels = take_pixels(task.parts, worker)
-        if pixels.shape[0] == 0:
-            return
-        shuffle_rows(task.data, task.step, task.factor, task.width, pixels, task.ending.channels,
-                     new)
-        finish_rows(new, pixels, task.ending, worker)
-
-
-@loop
-def shuffle_rows(data, step, factor, width, pixels, channels, out):
+def shuffle_rows(task, pixels, new, worker):
     """Copy channel ``c factor^2 + i factor + j`` for the pixel at ``(i, j)`` of its square.
 
     Divisions are slow: neighbours have neighbouring places.
     """
+    data, step, factor, width = task.data, task.step, task.factor, task.width
     square = factor * factor
     end, first, base, column, along = 0, 0, 0, 0, 0
     before = np.int64(-2)
@@ -111,6 +83,9 @@ def shuffle_rows(data, step, factor, width, pixels, channels, out):
             column = (pixel - first) // factor
             along = pixel - first - column * factor
         before = pixel
-        start, row = base + column * step + along, out[i]
-        for c in range(channels):
+        start, row = base + column * step + along, new[i]
+        for c in range(task.ending.channels):
             row[c] = load(data, start + c * square)
+
+
+SHUFFLE = rowwise(Shuffle, shuffle_rows)

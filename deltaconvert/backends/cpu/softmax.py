@@ -18,14 +18,15 @@ from deltaconvert.backends.cpu import elementwise, pooling
 from deltaconvert.backends.cpu.activations import Numbers as Vector
 from deltaconvert.backends.cpu.activations import exp
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_batch
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.finish import Ending, ending_of
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of
 from deltaconvert.backends.cpu.maps import flat_map, rows_of
-from deltaconvert.backends.cpu.native import Entries, Floats3, Numbers, layout, read
+from deltaconvert.backends.cpu.native import Floats3, Numbers
+from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.product import WIDTH
 from deltaconvert.backends.cpu.row import Row, first_of, load_row
-from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.rowwise import rowwise
 from deltaconvert.backends.cpu.steps import CompiledStep, cached_rows, whole_vectors
 from deltaconvert.nodes import DeltaNode
 
@@ -51,9 +52,6 @@ class Softmax(NamedTuple):
     new: Floats3
 
 
-_SOFTMAX, _SOFTMAX16 = layout(Softmax), layout(Softmax, types.uint16)
-
-
 def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a softmax."""
     source, out = flat_map(buffers.inputs[0].value), flat_map(buffers.output.value)
@@ -65,40 +63,21 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     return CompiledStep(node, engine, head, NORMALISE.of(source.data), task)
 
 
-@entry
-def _normalise(address, worker):
-    normalise_parts(read(address, _SOFTMAX), worker)
-
-
-@entry
-def _normalise16(address, worker):
-    normalise_parts(read(address, _SOFTMAX16), worker)
-
-
-NORMALISE = Entries(_normalise, _normalise16)
-
-
 @loop
-def normalise_parts(task, worker):
-    """Compute and finish parts until all are taken."""
-    new, data = task.new[worker], task.data
-    batch, channels = new.shape[0], task.ending.channels
-    pixel = data.itemsize * task.step
-    while True:
-        taken = take_pixels(task.parts, worker)
-        if taken.shape[0] == 0:
-            return
-        for first in range(0, taken.shape[0], batch):
-            last = min(first + batch, taken.shape[0])
-            for i in range(first, last):
-                row = new[i - first].ctypes.data
-                source = data.ctypes.data + pixel * np.int64(taken[i])
-                if channels <= WIDTH:
-                    softmax_vector(data, source, row, channels)
-                else:
-                    load_row(data, source, row, channels)
-                    softmax_row(row, channels)
-            finish_batch(new, taken, first, last, task.ending, worker)
+def normalise_rows(task, pixels, new, worker):
+    """Load and normalise pixels."""
+    data, channels = task.data, task.ending.channels
+    for i in range(pixels.shape[0]):
+        row = new[i].ctypes.data
+        source = data.ctypes.data + data.itemsize * task.step * np.int64(pixels[i])
+        if channels <= WIDTH:
+            softmax_vector(data, source, row, channels)
+        else:
+            load_row(data, source, row, channels)
+            softmax_row(row, channels)
+
+
+NORMALISE = rowwise(Softmax, normalise_rows)
 
 
 def _softmax_row(typing: Any, new: Any, channels: Any) -> Any:

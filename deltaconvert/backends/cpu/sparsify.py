@@ -8,33 +8,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch, Work
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.frame import LEDGER, count_work
-from deltaconvert.backends.cpu.frames import (
-    BLOCK,
-    compare_blocks,
-    compare_pixels,
-    replace_line,
-)
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.jit import loop
 from deltaconvert.backends.cpu.maps import flat, flat_map
 from deltaconvert.backends.cpu.native import (
     Bytes,
     Doubles,
-    Entries,
     Flags,
     Longs,
     Longs2,
     Numbers,
-    layout,
-    read,
+    entries,
     take,
     view,
 )
+from deltaconvert.backends.cpu.sparsify_blocks import BLOCK, compare_blocks
+from deltaconvert.backends.cpu.sparsify_pixels import compare_pixels
+from deltaconvert.backends.cpu.sparsify_replace import replace_line
 from deltaconvert.backends.reference import refuse_not_finite
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode
@@ -91,67 +85,8 @@ class Comparison(NamedTuple):
     refused: Longs
 
 
-_COMPARISON, _COMPARISON16 = layout(Comparison), layout(Comparison, types.uint16)
-
-
-@entry
-def _begin(address, workers):
-    begin(read(address, _COMPARISON))
-
-
-@entry
-def _begin16(address, workers):
-    begin(read(address, _COMPARISON16))
-
-
-@entry
-def _compare_pixels(address, worker):
-    pixel_parts(read(address, _COMPARISON), worker)
-
-
-@entry
-def _compare_pixels16(address, worker):
-    pixel_parts(read(address, _COMPARISON16), worker)
-
-
-@entry
-def _compare_blocks(address, worker):
-    block_parts(read(address, _COMPARISON), worker)
-
-
-@entry
-def _compare_blocks16(address, worker):
-    block_parts(read(address, _COMPARISON16), worker)
-
-
-@entry
-def _publish(address, workers):
-    publish(read(address, _COMPARISON))
-
-
-@entry
-def _publish16(address, workers):
-    publish(read(address, _COMPARISON16))
-
-
-@entry
-def _replace(address, worker):
-    replace_marked(read(address, _COMPARISON), worker)
-
-
-@entry
-def _replace16(address, worker):
-    replace_marked(read(address, _COMPARISON16), worker)
-
-
-BEGIN, PUBLISH = Entries(_begin, _begin16), Entries(_publish, _publish16)
-COMPARE_PIXELS = Entries(_compare_pixels, _compare_pixels16)
-COMPARE_BLOCKS = Entries(_compare_blocks, _compare_blocks16)
-REPLACE = Entries(_replace, _replace16)
-
-
 @loop
-def begin(task):
+def begin(task, workers):
     """Forget the frame before this."""
     task.taken[0] = 0
     task.finite[:] = True
@@ -159,7 +94,7 @@ def begin(task):
 
 
 @loop
-def publish(task):
+def publish(task, workers):
     """Publish how many pixels are to be replaced, of a fresh lane all; or refuse the frame."""
     for worker in range(task.finite.shape[0]):
         if not task.finite[worker]:
@@ -250,6 +185,12 @@ def replace_marked(task, worker):
                 start = lane * task.strides[0] + line % height * task.strides[2]
                 replace_line(frame, start, task.strides[1], task.strides[3], task.value,
                              line * width * task.step, task.step, task.shape[1], marks)
+
+
+BEGIN, PUBLISH = entries(Comparison, begin), entries(Comparison, publish)
+COMPARE_PIXELS = entries(Comparison, pixel_parts)
+COMPARE_BLOCKS = entries(Comparison, block_parts)
+REPLACE = entries(Comparison, replace_marked)
 
 
 class CpuSparsify:

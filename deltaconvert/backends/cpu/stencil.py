@@ -142,10 +142,10 @@ def find_runs(stencil, pixels, runs):
 
 
 def reducer(operation: Any) -> Any:
-    """Make ``reduce(stencil, filter, pixels, runs, out)`` of an operation, for compiled code.
+    """Make ``reduce(stencil, filter, pixels, out)`` of an operation, for compiled code.
 
     It computes a row of ``out``, float32 ``[rows, C]``, for each of the pixels, a group of channels
-    after the other. ``filter`` is an address, and ``runs`` memory for `find_runs`.
+    after the other. ``filter`` is an address.
     """
     some, one = kernels(PIXELS, operation), kernels(1, operation)
 
@@ -167,7 +167,8 @@ def reducer(operation: Any) -> Any:
             row += count * step
 
     @register_jitable
-    def reduce(stencil, filter, pixels, runs, out):
+    def reduce(stencil, filter, pixels, out):
+        runs = np.empty((pixels.shape[0], FOUND), np.int64)
         found, channels, first = find_runs(stencil, pixels, runs), out.shape[1], 0
         while first < channels:
             left, vectors = channels - first, 1

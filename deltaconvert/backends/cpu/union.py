@@ -11,11 +11,11 @@ import numpy as np
 
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import Parts, take_pixels
 from deltaconvert.backends.cpu.jit import entry
+from deltaconvert.backends.cpu.lists import head_of
 from deltaconvert.backends.cpu.maps import flat
 from deltaconvert.backends.cpu.native import Bytes, Longs2, layout, read
-from deltaconvert.backends.cpu.rows import head_of
+from deltaconvert.backends.cpu.parts import Parts, take_pixels
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.nodes import DeltaNode
 

@@ -8,25 +8,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cpu.engine import Engine
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
-from deltaconvert.backends.cpu.frame import DONE, GROUPS, TAKEN, Parts
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.jit import loop
+from deltaconvert.backends.cpu.lists import head_of, list_scratch, whole_refusal
 from deltaconvert.backends.cpu.maps import flat, flat_map, rows_of
 from deltaconvert.backends.cpu.native import (
     Bytes,
-    Entries,
     Floats2,
     Floats3,
     Numbers,
-    layout,
-    read,
+    entries,
     take,
 )
-from deltaconvert.backends.cpu.rows import head_of, list_scratch, whole_refusal
+from deltaconvert.backends.cpu.parts import DONE, GROUPS, TAKEN, Parts
 from deltaconvert.backends.cpu.steps import CompiledStep
 from deltaconvert.backends.cpu.storage import load
 from deltaconvert.nodes import DeltaNode
@@ -58,9 +55,6 @@ class Mean(NamedTuple):
     mask: Bytes
     lines: Floats3
     new: Floats2
-
-
-_MEAN, _MEAN16 = layout(Mean), layout(Mean, types.uint16)
 
 
 def refusal(node: DeltaNode) -> str | None:
@@ -105,31 +99,8 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
                         PREPARE.of(source.data))
 
 
-@entry
-def _prepare(address, workers):
-    hand_out(read(address, _MEAN))
-
-
-@entry
-def _prepare16(address, workers):
-    hand_out(read(address, _MEAN16))
-
-
-@entry
-def _average(address, worker):
-    average(read(address, _MEAN), worker)
-
-
-@entry
-def _average16(address, worker):
-    average(read(address, _MEAN16), worker)
-
-
-PREPARE, AVERAGE = Entries(_prepare, _prepare16), Entries(_average, _average16)
-
-
 @loop
-def hand_out(task):
+def hand_out(task, workers):
     """Hand out channels instead of lanes."""
     task.parts.progress[GROUPS] = (task.channels + _CHANNELS - 1) // _CHANNELS
     task.parts.progress[DONE] = 0
@@ -176,3 +147,6 @@ def average_channels(task, lane, first, out):
     count = np.float32(task.height * width)
     for c in range(channels):
         out[c] /= count
+
+
+PREPARE, AVERAGE = entries(Mean, hand_out), entries(Mean, average)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.fx.proxy import Attribute
 
-from deltaconvert.passes.result_types import ATTRIBUTES
+from deltaconvert.passes.tracing.result_types import ATTRIBUTES
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
             "__itruediv__": operator.itruediv, "__ifloordiv__": operator.ifloordiv,

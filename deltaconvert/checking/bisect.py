@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.law import Breach, LawChecker, inputs_of
+from deltaconvert.checking.law import Breach, LawChecker, inputs_of
+from deltaconvert.checking.report import jsonable
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.report import count, jsonable, text_table
 from deltaconvert.state import Edge
 from deltaconvert.summary import operator_name
+from deltaconvert.words import count, text_table
 from deltaconvert.work import ratio
 
 MOST_LISTED = 8

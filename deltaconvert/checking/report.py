@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltaconvert.law import Breach
+from deltaconvert.checking.law import Breach
+from deltaconvert.words import count, text_table
 
 # Below this an output that never changes is nearly right, and a small error says little.
 SMALL_CHANGE = 0.01
@@ -217,7 +218,7 @@ class Report:
         """Return the report as aligned plain text."""
         head = (f"{count(self.frames, 'frame')} of {count(self.lanes, 'lane')}, {self.dtype}; "
                 f"{self.settings}")
-        parts = [head, "", _outputs_table(self.outputs)]
+        parts = [head, "", text_table(outputs_rows(self.outputs))]
         if self.frames > 1:
             parts += ["", stages_table(self.stages)]
         parts += ["", text_table(self.lines(), align="l"), *map(str, self.breaches[:1])]
@@ -258,10 +259,6 @@ class Report:
             ("", lines[0][1]), *lines[1:]]
 
 
-def _outputs_table(outputs: Sequence[OutputReport]) -> str:
-    return text_table(outputs_rows(outputs))
-
-
 def outputs_rows(outputs: Sequence[OutputReport]) -> list[tuple[str, ...]]:
     """Return the outputs' figures as rows of a table, with its header."""
     rows: list[tuple[str, ...]] = [
@@ -293,22 +290,6 @@ def stages_rows(stages: Sequence[StageReport]) -> list[tuple[str, ...]]:
     rows += [(s.scale, str(s.nodes), f"{s.update_ratio:.1%}", f"{s.dense_share:.1%}",
               f"{s.needed:.1%}", f"{s.scheduled:.1%}") for s in stages]
     return rows
-
-
-def text_table(rows: Sequence[Sequence[str]], align: str = "r") -> str:
-    """Lay rows out in columns, the first to the left, the others as said (``l`` or ``r``)."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(w) if i == 0 or align == "l" else cell.rjust(w)
-                 for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def count(number: int, what: str) -> str:
-    """Return ``1 frame`` or ``2 frames``."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def jsonable(value: Any) -> Any:

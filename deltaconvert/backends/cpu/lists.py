@@ -12,9 +12,11 @@ import hashlib
 import numpy as np
 
 from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.cpu.candidates import Input
 from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import LEDGER, Head, Input, Parts, progress_of
+from deltaconvert.backends.cpu.frame import LEDGER, Head
 from deltaconvert.backends.cpu.maps import flat, ints
+from deltaconvert.backends.cpu.parts import Parts, progress_of
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, EdgeSpec, Slot
 from deltaconvert.state import Edge

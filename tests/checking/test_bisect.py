@@ -8,7 +8,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.backends import reference
-from deltaconvert.bisect import bisect
+from deltaconvert.checking.bisect import bisect
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import deltaconvert
+from deltaconvert.checking.law import LawChecker, TensorStats, _evaluate_in_float64, check_law
 from deltaconvert.clips import synthetic
-from deltaconvert.law import LawChecker, TensorStats, _evaluate_in_float64, check_law
 
 
 @pytest.fixture

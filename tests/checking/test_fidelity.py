@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deltaconvert.bench.outputs import relative_rms
-from deltaconvert.fidelity import Truth
+from deltaconvert.checking.fidelity import Truth
 from deltaconvert.outputs import tensors
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import deltaconvert
+from deltaconvert.checking.dense import StoredModel
 from deltaconvert.passes.trace import trace
-from deltaconvert.validate import StoredModel
 
 
 class Branching(nn.Module):

@@ -201,7 +201,7 @@ STATES = {f.__name__: (f, name) for f, name in (
     (in_turn, "number"), (decayed, "past"), (through_a_view, "past"), (by_a_parameter, "learnt"),
     (of_weights, "conv.weight"), (made_at_first_and_written, "hidden"),
     (made_of_numbers_and_written, "hidden"), (in_a_deque, "last"),
-    (in_an_object, "settings.before"), (in_a_global, "tests.passes.test_find_state.SEEN"),
+    (in_an_object, "settings.before"), (in_a_global, "tests.passes.tracing.test_find_state.SEEN"),
     (assigned, "past"), (written, "past"), (written_by_its_item, "past"), (added_to, "past"),
     (counted, "count"), (none_at_first, "hidden"), (in_a_list, "queue"),
     (in_a_submodule, "part.before"))}

@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from deltaconvert.passes.infer import attribute
-from deltaconvert.passes.proxies import MutableProxy
-from deltaconvert.passes.trace import Tracer
+from deltaconvert.passes.annotate import attribute
+from deltaconvert.passes.tracing.proxies import MutableProxy
+from deltaconvert.passes.tracing.tracer import Tracer
 
 
 class _ShapedProxy(MutableProxy):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.law import inputs_of
+from deltaconvert.checking.law import inputs_of
 from deltaconvert.outputs import mean_square, tensors
 from deltaconvert.work import ratio
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import deltaconvert
-from deltaconvert.passes.input_parameters import input_parameters
+from deltaconvert.passes.tracing.input_parameters import input_parameters
 from tests.passes.graphs import frames_like
 
 FRAMES = frames_like(1, 3, 6, 7)
