@@ -95,8 +95,10 @@ class Config:
         if self.dtype is not None:
             _check_choice("dtype", self.dtype, Precision)
         _check_choice("input_test", self.input_test, InputTest)
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads}: give at least 1, or None for PyTorch's.")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ConfigError(f"threads={self.threads!r}: give at least 1, or None for PyTorch's.")
+        if not isinstance(self.nodes, Mapping):
+            raise ConfigError(f"nodes={self.nodes!r}: give a dict, as {{'layer4.*': 0.5}}.")
         object.__setattr__(self, "nodes", {k: _node_config(k, v) for k, v in self.nodes.items()})
 
     def replace(self, **changes: Any) -> Config:
