@@ -55,9 +55,10 @@ class Config:
             mean change of 8x8 blocks, whose pixels are held or replaced together.
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
             is eight times ``input_threshold``.
-        dense_fallback: of the ``cuda`` backend: a frame with much to do, as the device finds,
-            convolves whole maps by the library, and compares. The ``cpu`` backend has no use for
-            it: see docs/performance.md.
+        dense_fallback: where much of a map is to be done, it is convolved whole by the library, and
+            compared: on ``cuda`` in frames of which the device finds so, on ``cpu`` in lanes, where
+            this machine was found to be faster so (mostly it is not; measured once, and kept).
+            Last bits depend on the way.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
         graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """
@@ -95,8 +96,10 @@ class Config:
         if self.dtype is not None:
             _check_choice("dtype", self.dtype, Precision)
         _check_choice("input_test", self.input_test, InputTest)
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads}: give at least 1, or None for PyTorch's.")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ConfigError(f"threads={self.threads!r}: give at least 1, or None for PyTorch's.")
+        if not isinstance(self.nodes, Mapping):
+            raise ConfigError(f"nodes={self.nodes!r}: give a dict, as {{'layer4.*': 0.5}}.")
         object.__setattr__(self, "nodes", {k: _node_config(k, v) for k, v in self.nodes.items()})
 
     def replace(self, **changes: Any) -> Config:

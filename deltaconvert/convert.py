@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from deltaconvert.config import Config
-from deltaconvert.errors import FrameTypeError, InputError, TraceError
+from deltaconvert.errors import ConfigError, FrameTypeError, InputError, TraceError
 from deltaconvert.exported import ExportedModel
 from deltaconvert.exported.reading import from_program
 from deltaconvert.islands import IslandsModule, convert_islands
@@ -78,13 +78,19 @@ def convert(model: nn.Module | ExportedProgram,
 
     Raises:
         TraceError: where the model cannot be traced; the message names the line.
-        InputError: for a model that is converted already, or ``modules`` that are not there.
+        InputError: for what is no model, or is converted already; ``modules`` that are not there.
         ConfigError: for a setting that makes no sense.
         UnsupportedError: under ``strict``, with every such node.
     """
-    model = unwrapped(from_program(model) if isinstance(model, ExportedProgram) else model)
+    model = from_program(model) if isinstance(model, ExportedProgram) else model
+    if not isinstance(model, nn.Module):
+        raise InputError(f"convert takes an nn.Module, not {_what(model)}. To convert a "
+                         "checkpoint, build its model and load the weights first.")
+    model = unwrapped(model)
     if isinstance(model, (DeltaModule, IslandsModule)):
         raise InputError("this model is converted already; convert takes the dense model.")
+    if not isinstance(config, Config | None):
+        raise ConfigError(f"config={config!r}: give a Config, or its settings by name.")
     settings = (config or Config()).replace(**overrides)
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
     if modules in (None, "auto"):
@@ -112,6 +118,12 @@ def _arranged(model: nn.Module, inputs: Sequence[Any]) -> Sequence[Tensor]:
     if all(isinstance(i, Tensor) for i in inputs) or isinstance(model, ExportedModel):
         return inputs
     return arranged(own_forward(model), inputs, {})
+
+
+def _what(given: Any) -> str:
+    if isinstance(given, type):
+        return f"the class {given.__name__} (call it first)"
+    return f"a {type(given).__name__}"
 
 
 def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, bool]:

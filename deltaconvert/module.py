@@ -34,6 +34,11 @@ from deltaconvert.stream import Stream
 from deltaconvert.summary import summarize
 
 NONE: Mapping[str, Any] = types.MappingProxyType({})
+# Of one module: each has weights of its own, in its own layout, so frames whose size or batch
+# differs again and again must not fill the memory. An island of a detector is called for five or
+# six sizes a frame. Streams keep theirs.
+MOST_PROGRAMS = 8
+MOST_GRAPHS = 64
 
 
 class DeltaModule(nn.Module):
@@ -147,6 +152,10 @@ class DeltaModule(nn.Module):
         """Return a module that shares these weights under other settings."""
         return self._like(self._root, config)
 
+    def __copy__(self) -> DeltaModule:
+        """Return a module that shares these weights; its streams start without a past."""
+        return self.with_config(self.config)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DeltaModule:
         """Copy the weights; streams of the copy start without a past."""
         return self._like(copy.deepcopy(self._root, memo), self.config)
@@ -254,6 +263,7 @@ class DeltaModule(nn.Module):
             return False
         return all(
             isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
+            and f.layout is torch.strided
             for f, (shape, dtype, device) in zip(frames, specs, strict=True)
         ) and autocast == autocast_of(frames)
 
@@ -287,7 +297,8 @@ class DeltaModule(nn.Module):
                     "the model's code branches on shapes, and cannot be traced for frames of "
                     f"{shapes} in {[f.dtype for f in frames]}: {error}") from error
         if found is not self.traced:
-            self.__dict__["_graphs"] = [found, *(g for g in graphs if g is not found)]
+            others = [g for g in graphs if g is not found]
+            self.__dict__["_graphs"] = [found, *others[:MOST_GRAPHS]]
         return found
 
     def _refuse_many(self, call: Call | None) -> None:
@@ -327,7 +338,7 @@ class DeltaModule(nn.Module):
             FrameError: where the model does not take such frames.
             UnsupportedError: under ``strict``, where something falls back.
         """
-        program = self._programs.get(signature)  # another thread may forget all of them
+        program = self._programs.pop(signature, None)  # another thread may forget all of them
         if program is None:
             as_known = not self._programs or self._compiled_from == self._weights()
             program = self._specialize(frames)
@@ -335,7 +346,9 @@ class DeltaModule(nn.Module):
                 _refuse_fallbacks(program.nodes)
             if as_known:  # behind it: the model's own code may write into buffers
                 self.__dict__["_compiled_from"] = self._weights()
-            self._programs[signature] = program
+        self._programs[signature] = program  # the last
+        for old in list(self._programs)[:-MOST_PROGRAMS]:
+            self._programs.pop(old, None)
         return program
 
 
@@ -355,6 +368,10 @@ def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
                                  "program of torch.export) takes tensors, one after the other.")
         raise FrameTypeError(f"{what}, not a tensor. Decode and normalise the frame as for the "
                              "dense model.")
+    if frame.layout is not torch.strided or frame.is_quantized:
+        way = "dequantize" if frame.is_quantized else "to_dense"
+        raise FrameTypeError(f"input {name!r} is {frame.layout}, {frame.dtype}: its numbers do not "
+                             f"lie there one by one. Give {name}.{way}().")
     if frame.dim() == 0 or frame.numel() == 0:
         raise FrameShapeError(f"input {name!r} has the shape {tuple(frame.shape)}: there is no "
                               "lane or no pixel in it. Give N x C x H x W, N at least 1.")

@@ -17,7 +17,8 @@ def named_outputs(outputs: Any) -> list[tuple[str, Tensor]]:
     """
     leaves, _ = pytree.tree_flatten_with_path(outputs)
     named = [(".".join(map(_key, path)) or "out", leaf) for path, leaf in leaves]
-    return [(name, torch.as_tensor(leaf)) for name, leaf in named
+    return [(name, leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, device="cpu"))
+            for name, leaf in named
             if isinstance(leaf, (Tensor, int, float))]
 
 

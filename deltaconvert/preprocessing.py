@@ -77,11 +77,11 @@ class Preprocessing:
         if self.order == "bgr":
             picture = picture.flip(0)
         elif self.order == "gray":
-            picture = torch.tensordot(torch.tensor(LUMINANCE), picture, dims=1)[None]
+            picture = torch.tensordot(picture.new_tensor(LUMINANCE), picture, dims=1)[None]
         if any(self.mean):
-            picture = picture - torch.tensor(self.mean).view(-1, 1, 1)
+            picture = picture - picture.new_tensor(self.mean).view(-1, 1, 1)
         if any(n != 1 for n in self.std):
-            picture = picture / torch.tensor(self.std).view(-1, 1, 1)
+            picture = picture / picture.new_tensor(self.std).view(-1, 1, 1)
         return picture.to(dtype)
 
     def __str__(self) -> str:

@@ -159,7 +159,7 @@ class State:
     lanes: int
     fresh: np.ndarray
     relative: bool = False
-    masks: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    masks: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8, device="cpu"))
     edges: dict[str, Edge] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
     counted: dict[str, NodeStats] = field(default_factory=dict)

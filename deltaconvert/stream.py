@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import FrameError, InputError, StreamBusyError
+from deltaconvert.errors import FrameError, InputError, StreamBusyError, UnsupportedError
 from deltaconvert.passes.calls import without_gradient
 from deltaconvert.program import Program
 from deltaconvert.state import NodeStats, Observer, State
@@ -30,14 +31,38 @@ def take(lock: threading.Lock) -> None:
                               "thread at a time: give each thread its own new_stream().")
 
 
-def check_lanes(lanes: Sequence[int] | None) -> None:
-    """Refuse a number in the place of a list.
+def is_followed() -> bool:
+    """Whether PyTorch follows what is called: ``torch.compile``, an export, a trace."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def aside(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """Make a call that ``torch.compile`` leaves as it is: it is compiled by other means.
 
     Raises:
-        InputError: saying so.
+        UnsupportedError: under an export, which keeps no past.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise UnsupportedError(
+            "a converted model is not exported, because what a stream keeps from frame to frame is "
+            "no part of a graph. Export the dense model; deltaconvert.save(delta, path) writes a "
+            "converted one to a file.")
+    return torch.compiler.disable(call, reason="a converted model is compiled already")(
+        *args, **named)
+
+
+def checked_lanes(lanes: Iterable[int] | None) -> list[int] | None:
+    """Return the numbers of lanes, of whatever holds them.
+
+    Raises:
+        InputError: for one number, or for what are no whole numbers.
     """
     if isinstance(lanes, int):
-        raise InputError(f"lanes={lanes}: give a list, [{lanes}].")
+        raise InputError(f"lanes={lanes!r}: give a list, [{lanes}].")
+    try:
+        return None if lanes is None else [operator.index(lane) for lane in lanes]
+    except TypeError:
+        raise InputError(f"lanes={lanes!r}: give a list of whole numbers, as [0, 2].") from None
 
 
 class Stream:
@@ -75,7 +100,10 @@ class Stream:
         Raises:
             FrameError: the frame was refused; the stream is as it was.
             StreamBusyError: another thread is inside this stream.
+            UnsupportedError: ``torch.export``, or a trace, follows the call.
         """
+        if is_followed():
+            return aside(self, *frames, **named)
         take(self._lock)
         try:
             given = [] if named else [without_gradient(f) for f in frames]
@@ -99,12 +127,12 @@ class Stream:
         Raises:
             FrameError: for a lane that is not there.
             StreamBusyError: a frame is running.
-            InputError: for a number in place of a list.
+            InputError: for what is no list of whole numbers.
         """
-        check_lanes(lanes)
+        chosen = checked_lanes(lanes)
         take(self._lock)
         try:
-            self._reset(lanes)
+            self._reset(chosen)
         finally:
             self._lock.release()
 
@@ -113,7 +141,7 @@ class Stream:
             self._module.follow_weights()
         if self._state is None:
             return
-        chosen = list(range(self._state.lanes) if lanes is None else lanes)
+        chosen = range(self._state.lanes) if lanes is None else lanes
         for lane in chosen:
             if not 0 <= lane < self._state.lanes:
                 raise FrameError(f"lane {lane} is not there: the last batch had "

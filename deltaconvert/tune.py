@@ -26,7 +26,7 @@ from torch import nn
 
 from deltaconvert.checking.dense import StoredModel, evaluating
 from deltaconvert.checking.fidelity import Frame, Judge, Truth
-from deltaconvert.checking.law import as_inputs
+from deltaconvert.checking.law import inputs_of
 from deltaconvert.checking.report import jsonable
 from deltaconvert.config import Config, InputTest, NodeConfig
 from deltaconvert.errors import InputError
@@ -154,7 +154,7 @@ def tune(delta: DeltaModule, frames: Iterable[Frame], *, error: float = 0.01,
             in part.
         FrameError: a frame that the model does not take.
     """
-    held = [as_inputs(frame) for frame in frames]
+    held = list(inputs_of(frames))
     _check(delta, held, error, rounds)
     delta.program(delta.signature(held[0]), held[0])  # refuses frames in words
     dense = model or StoredModel(delta)

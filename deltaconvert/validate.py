@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.checking.dense import StoredModel, evaluating, own_roundings, stored_model
-from deltaconvert.checking.law import Breach, LawChecker, as_inputs, check_law
+from deltaconvert.checking.law import Breach, LawChecker, check_law, inputs_of
 from deltaconvert.checking.output_errors import OutputErrors
 from deltaconvert.checking.report import Report, SpeedReport
 from deltaconvert.errors import FrameError, InputError
@@ -83,8 +83,8 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
                 raise InputError(f"{what}={number}: give a number that is 0 or larger.")
     run = _Run(model or stored_model(delta), delta, tolerance, max_abs, law_every)
     with evaluating(run.model), torch.no_grad():
-        for frame in frames:
-            run.take(as_inputs(frame))
+        for inputs in inputs_of(frames):
+            run.take(inputs)
     return run.report()
 
 

@@ -94,7 +94,7 @@ def _start(node: fx.Node) -> tuple[fx.Node | None, Any]:
     value = node.meta["value"]
     if not isinstance(value, Tensor) or value.dim() != 4 or value.numel() > LARGEST:
         return None, None
-    return node, torch.arange(value.numel()).view(value.shape)
+    return node, torch.arange(value.numel(), device="cpu").view(value.shape)
 
 
 def _run(node: fx.Node, numbers: Any) -> Any:
@@ -131,12 +131,12 @@ def _picks(moved: Tensor, shape: torch.Size) -> Picks | None:
     first = moved[0]
     picked = (first[:, 0, 0] // (height * width), first[0, :, 0] // width % height,
               first[0, 0, :] % width)
-    lane = torch.arange(lanes).view(-1, 1, 1, 1) * channels * height * width
+    lane = torch.arange(lanes, device="cpu").view(-1, 1, 1, 1) * channels * height * width
     expected = (lane + picked[0].view(-1, 1, 1) * height * width + picked[1].view(-1, 1) * width
                 + picked[2])
     if not torch.equal(moved, expected):
         return None
-    return tuple(None if torch.equal(p, torch.arange(size)) else tuple(p.tolist())
+    return tuple(None if torch.equal(p, torch.arange(size, device="cpu")) else tuple(p.tolist())
                  for p, size in zip(picked, (channels, height, width), strict=True))
 
 

@@ -26,7 +26,7 @@ def shuffle_steps(moved: Tensor, shape: torch.Size) -> Steps | None:
     (lanes, _, height, width), (rows, cols) = shape, moved.shape[2:]
     if moved.shape[0] != lanes or moved.numel() != shape.numel():
         return None
-    numbers = torch.arange(moved.numel()).view(shape)
+    numbers = torch.arange(moved.numel(), device="cpu").view(shape)
     up, down = rows // height, height // rows
     if up > 1 and (rows, cols) == (up * height, up * width):
         return _shuffled(moved, numbers, up)
@@ -47,13 +47,14 @@ def _shuffled(moved: Tensor, numbers: Tensor, factor: int) -> Steps | None:
 def _unshuffled(moved: Tensor, numbers: Tensor, factor: int) -> Steps | None:
     squares = F.pixel_unshuffle(numbers, factor)
     place = {int(number): c for c, number in enumerate(squares[0, :, 0, 0])}
-    order = torch.tensor([place.get(int(number), -1) for number in moved[0, :, 0, 0]])
+    order = torch.tensor([place.get(int(number), -1) for number in moved[0, :, 0, 0]],
+                         device="cpu")
     if int(order.min()) < 0 or not torch.equal(squares[:, order], moved):
         return None
     return [(pixel_unshuffle, {"factor": factor}), *_in_order(order)]
 
 
 def _in_order(order: Tensor) -> Steps:
-    if torch.equal(order, torch.arange(len(order))):
+    if torch.equal(order, torch.arange(len(order), device="cpu")):
         return []
     return [(select, {"channels": tuple(order.tolist()), "rows": None, "cols": None})]

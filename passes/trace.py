@@ -50,9 +50,6 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
         TraceError: naming the user's own line, why it cannot be traced, and what to
             convert instead.
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"convert takes an nn.Module, not a {type(model).__name__}. To convert a "
-                         "checkpoint, build its model and load the weights first.")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is TorchScript, which holds no Python to trace. "
                          "Convert the nn.Module that it was made from, or a program of "

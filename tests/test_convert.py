@@ -253,6 +253,15 @@ def test_a_copy_has_its_own_weights_and_no_past(backend):
     assert copied["delta"].config == delta.config
 
 
+def test_a_shallow_copy_shares_the_weights_and_has_no_past(backend):
+    delta = deltaconvert.convert(net(), backend=backend)
+    out = delta(FRAME)
+    copied = copy.copy(delta)
+    assert next(copied.parameters()) is next(delta.parameters())
+    assert copied.stream.program is None
+    torch.testing.assert_close(copied(FRAME), out)
+
+
 def test_it_is_saved_not_pickled():
     with pytest.raises(UnsupportedError, match=r"deltaconvert\.save\(delta, path\)"):
         pickle.dumps(deltaconvert.convert(net()))
@@ -311,6 +320,26 @@ def test_a_dict_of_frames_is_taken_and_refused_by_a_file(tmp_path):
 def test_what_is_converted_already_is_refused():
     with pytest.raises(InputError, match="converted already"):
         deltaconvert.convert(deltaconvert.convert(net()))
+
+
+@pytest.mark.parametrize("given, what", [
+    (None, "a NoneType"), ("resnet18", "a str"), (nn.ReLU().state_dict(), "a OrderedDict"),
+    (torch.nn, "a module"), (len, "a builtin_function_or_method"),
+    (nn.ReLU, r"the class ReLU \(call it first\)")])
+@pytest.mark.parametrize("modules", [None, "auto", ["body"]])
+def test_what_is_no_model_is_refused(given, what, modules):
+    with pytest.raises(InputError, match=f"convert takes an nn.Module, not {what}. To convert a"):
+        deltaconvert.convert(given, modules=modules)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"config": {"threshold": 1}}, r"config=\{'threshold': 1\}: give a Config, or its settings by"),
+    ({"nodes": ["conv"]}, r"nodes=\['conv'\]: give a dict, as"),
+    ({"threads": "2"}, "threads='2': give at least 1"),
+])
+def test_settings_of_another_kind_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        deltaconvert.convert(net(), **settings)
 
 
 @pytest.mark.parametrize("pattern, hit", [

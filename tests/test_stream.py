@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends.cpu.runner import copy
-from deltaconvert.errors import FrameError, FrameTypeError, InputError, StreamBusyError
+from deltaconvert.errors import (
+    FrameError,
+    FrameTypeError,
+    InputError,
+    StreamBusyError,
+    UnsupportedError,
+)
 from deltaconvert.nodes import copy_value
 from tests.passes.graphs import Model, TwoInputs
 
@@ -140,6 +146,11 @@ def test_a_lane_that_is_not_there_cannot_be_reset(lane):
     assert counts_of(delta, frame())["input_1"] == [0, 0], "a refused reset resets nothing"
     with pytest.raises(InputError, match=r"lanes=1: give a list, \[1\]"):
         delta.reset(1)
+    for wrong in ("a", ["a"], [0.0], torch.zeros(1), object()):
+        with pytest.raises(InputError, match="give a list of whole numbers"):
+            delta.reset(wrong)
+    delta.reset(torch.tensor([0]))
+    assert counts_of(delta, frame())["input_1"] == [frame()[0, 0].numel(), 0]
 
 
 # New state
@@ -621,3 +632,87 @@ def test_threads_that_begin_while_a_frame_runs_have_all_of_pytorchs_threads():
         assert seen == [2] * 20
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("call", ["module", "stream", "within"])
+def test_torch_compile_around_it_leaves_it_alone(call):
+    """It followed every line, down to the loops, which then got what is no number."""
+    model = net()
+    delta = deltaconvert.convert(model)
+    called = {"module": delta, "stream": delta.new_stream(),
+              "within": lambda x: delta(x.mul(1)).add(0)}[call]
+    compiled = torch.compile(called, backend="eager")
+    for seed in range(4):
+        torch.testing.assert_close(compiled(frame(seed=seed)), model(frame(seed=seed)).detach())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("modules", [None, ["0"]])
+@pytest.mark.parametrize("follow", [
+    lambda delta, frame: torch.export.export(delta, (frame,)),
+    lambda delta, frame: torch.jit.trace(delta, frame)], ids=["export", "trace"])
+def test_an_export_of_it_is_refused(follow, modules):
+    """A trace kept the first frame's answer, as a constant."""
+    delta = deltaconvert.convert(net(), modules=modules)
+    delta(frame())
+    with pytest.raises(UnsupportedError, match="is not exported, because what a stream keeps from"):
+        follow(delta, frame())
+
+
+def test_frames_of_many_sizes_do_not_fill_the_memory():
+    delta = deltaconvert.convert(net(), backend="reference")
+    first = delta.new_stream()
+    frames = [frame(1, 3, 8, 8 + extra) for extra in range(12)]
+    first(frames[0])
+    for one in frames:
+        delta(one)
+    assert len(delta._programs) == 8
+    program = delta.stream.program
+    delta(frames[-2])
+    delta(frames[-1])
+    assert delta.stream.program is program  # not compiled again
+    kept = first.program
+    first(frames[0])
+    assert first.program is kept
+
+
+class _Mixed(nn.Module):
+    """Of everything for which tensors are made on the way: tables, scales, moves, resizing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.b, self.last = nn.Conv2d(32, 32, 3, padding=1), nn.GroupNorm(1, 8)
+        self.layer, self.pad = nn.LayerNorm(32, elementwise_affine=False), nn.ReflectionPad2d(1)
+
+    def forward(self, x):
+        x = self.norm(self.a(x).tanh())
+        x = x + self.b(x).roll(1, 1)
+        x = self.layer(self.pad(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.view(x.shape[0], 2, 16, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        x = F.interpolate(x, scale_factor=1.5, mode="bilinear").mul(0.5).exp()
+        return self.last(F.pixel_shuffle(x, 2))
+
+
+@pytest.mark.parametrize("threshold", [0, 1e-6])
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, "meta"])
+def test_what_pytorch_makes_by_default_is_nobodys_concern(backend, default, threshold):
+    torch.manual_seed(0)
+    model = _Mixed().eval()
+    clip = [frame(1, 3, 8, 9)]
+    for column in range(3):
+        clip.append(clip[-1].clone())
+        clip[-1][..., column] += 1
+    expected = [model(f).detach() for f in clip]
+    before = torch.get_default_dtype()
+    torch.set_default_device(default) if default == "meta" else torch.set_default_dtype(default)
+    try:
+        delta = deltaconvert.convert(model, backend=backend, threshold=threshold,
+                                     threshold_unit="std" if threshold else "absolute")
+        answers = [delta(f) for f in clip]
+        assert deltaconvert.validate(model, delta, clip).passed
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+    for answer, one in zip(answers, expected, strict=True):
+        torch.testing.assert_close(answer, one, rtol=1e-4, atol=1e-4)

@@ -9,6 +9,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.backends.reference import ReferenceBackend
+from deltaconvert.checking.bisect import bisect
 from deltaconvert.checking.dense import StoredModel
 from deltaconvert.checking.law import LawChecker, check_law
 from deltaconvert.checking.output_errors import slope
@@ -396,3 +397,13 @@ def test_scales_of_odd_sizes(frames):
 def test_checker_and_check_law_are_at_hand(model, frames):
     assert check_law(converted(model), frames) == []
     assert LawChecker(converted(model)).breaches == []
+
+
+@pytest.mark.parametrize("given, what", [(None, "frames is a NoneType: give a clip"),
+                                         ([None], "a frame is a NoneType, not a tensor")])
+@pytest.mark.parametrize("look", [
+    check_law, bisect, deltaconvert.tune, lambda delta, clip: validate(None, delta, clip)],
+    ids=["check_law", "bisect", "tune", "validate"])
+def test_what_is_no_clip_is_refused(model, look, given, what):
+    with pytest.raises(InputError, match=what):
+        look(converted(model), given)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.checking.law import Breach, LawChecker, as_inputs
+from deltaconvert.checking.law import Breach, LawChecker, inputs_of
 from deltaconvert.checking.report import jsonable
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
@@ -99,8 +99,7 @@ def bisect(delta: DeltaModule, frames: Iterable[Tensor | Sequence[Tensor]]) -> B
 
     stream.observe(observe)
     number = 0
-    for frame in frames:
-        inputs = as_inputs(frame)
+    for inputs in inputs_of(frames):
         checker.begin(*inputs)
         watcher.begin(number, delta.named_inputs(inputs))
         stream(*inputs)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.checking.law import as_inputs
+from deltaconvert.checking.law import inputs_of
 from deltaconvert.outputs import mean_square, tensors
 from deltaconvert.work import ratio
 
@@ -76,7 +76,7 @@ class Truth:
             of_frozen: the same, of what an output is off that stays as in frame 0: where next
                 to nothing moves, nothing is no answer.
         """
-        self.frames = [as_inputs(frame) for frame in frames]
+        self.frames = list(inputs_of(frames))
         with torch.inference_mode():
             answers = [tensors(model(*frame)) for frame in self.frames]
         self.outputs = [_Output(list(clip), *_sizes(clip)) for clip in zip(*answers, strict=True)]

@@ -14,16 +14,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.rule import change_norm
+from deltaconvert.errors import FrameTypeError, InputError
 from deltaconvert.nodes import DeltaNode, fill
 from deltaconvert.state import Edge
 from deltaconvert.summary import operator_name
@@ -239,7 +241,7 @@ class LawChecker:
         about = node.about
         excess = torch.where(sizes.isnan(), math.inf, sizes - limits)
         worst = int(excess.argmax())
-        where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))
+        where = tuple(int(i) for i in np.unravel_index(worst, tuple(excess.shape)))
         return Breach(
             about.name, about.path, about.source, operator_name(node), about.rule,
             "in place" if about.aliases else node.backend, self.frame, where,
@@ -261,8 +263,7 @@ def check_law(delta: DeltaModule | IslandsModule,
     """
     stream, checker = delta.new_stream(), LawChecker(delta)
     stream.observe(checker)
-    for frame in frames:
-        inputs = as_inputs(frame)
+    for inputs in inputs_of(frames):
         checker.begin(*inputs)
         stream(*inputs)
         if checker.breaches:
@@ -270,8 +271,30 @@ def check_law(delta: DeltaModule | IslandsModule,
     return checker.breaches
 
 
+def inputs_of(frames: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the inputs of each call for the frames of a clip.
+
+    Raises:
+        InputError: what is given is no clip.
+        FrameTypeError: see `as_inputs`.
+    """
+    try:
+        clip = iter(frames)
+    except TypeError:
+        raise InputError(f"frames is a {type(frames).__name__}: give a clip, or a list of what "
+                         "the model takes.") from None
+    yield from map(as_inputs, clip)
+
+
 def as_inputs(frame: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the inputs of one call: a frame is one tensor, or several."""
+    """Return the inputs of one call: a frame is one tensor, or several.
+
+    Raises:
+        FrameTypeError: it is neither.
+    """
+    if not isinstance(frame, Iterable):
+        raise FrameTypeError(f"a frame is a {type(frame).__name__}, not a tensor, nor a tuple of "
+                             "the model's inputs.")
     return (frame,) if isinstance(frame, Tensor) else tuple(frame)
 
 

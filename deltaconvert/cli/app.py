@@ -27,7 +27,9 @@ from deltaconvert.cli.tune import tune
 from deltaconvert.cli.validate import validate
 from deltaconvert.errors import DeltaConvertError, lacks_memory
 
-INTERRUPTED = 130
+OF_A_SIGNAL = 128  # and its number, as shells say it
+INTERRUPTED = OF_A_SIGNAL + signal.SIGINT
+ENDINGS = {INTERRUPTED: "interrupted", OF_A_SIGNAL + signal.SIGTERM: "terminated"}
 
 
 class Telling:
@@ -82,38 +84,43 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def _reported() -> Iterator[None]:
     """Print the package's own errors as one message, and exit so."""
-    with _noting_interrupts() as interrupted:
+    with _noting_signals() as signalled:
         try:
             yield
         except typer.Exit:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            code = INTERRUPTED if interrupted() else _exit_code(error)
+            code = OF_A_SIGNAL + signalled() if signalled() else _exit_code(error)
             if not code:
                 raise
-            complain("interrupted" if code == INTERRUPTED else f"error: {_in_words(error)}")
+            complain(ENDINGS.get(code) or f"error: {_in_words(error)}")
             raise typer.Exit(code) from None
 
 
 @contextmanager
-def _noting_interrupts() -> Iterator[Callable[[], bool]]:
-    """Tell whether Ctrl-C came: a library that it stops in an import may swallow it, and fail."""
-    seen = False
+def _noting_signals() -> Iterator[Callable[[], int]]:
+    """Tell which signal came: a library that Ctrl-C stops in an import may swallow it, and fail.
+
+    What `kill` sends ends a command as Ctrl-C does, so that files that are not whole are removed.
+    """
+    seen = 0
 
     def note(number: int, frame: Any) -> None:
         nonlocal seen
-        seen = True
+        seen = number
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    mine = before is signal.default_int_handler and current_thread() is main_thread()
-    if mine:
-        signal.signal(signal.SIGINT, note)
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler,
+                                        signal.SIGTERM: signal.SIG_DFL}
+    mine = [number for number, handler in usual.items()
+            if current_thread() is main_thread() and signal.getsignal(number) == handler]
+    for number in mine:
+        signal.signal(number, note)
     try:
         yield lambda: seen
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, before)
+        for number in mine:
+            signal.signal(number, usual[number])
 
 
 def _exit_code(error: BaseException) -> int:

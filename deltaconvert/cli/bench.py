@@ -95,7 +95,7 @@ def bench(
     report: ReportFile = None,
 ) -> None:
     """Time a converted network beside the dense runtimes, after checking that it is right."""
-    check_writable(json, plot, report, read=[model, timed.source, checkpoint])
+    check_writable(plot, report, json=json, read=[model, timed.source, checkpoint])
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot {plot}: the picture is a PNG; give it a name that ends in .png.")
     clip = timed.open()

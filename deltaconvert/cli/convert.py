@@ -62,7 +62,7 @@ def convert(
     if strict and size is None:
         raise InputError("--strict needs --size HxW: what runs how is known for a size.")
     extent = None if size is None else parse_size(size)
-    check_writable(out, json, read=[checkpoint])
+    check_writable(out, json=json, read=[checkpoint])
     source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle)
     _warn_of_nan(source.model, checkpoint)
     preprocessing, whose = _preprocessing(channels, model, source.model)

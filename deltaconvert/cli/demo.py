@@ -47,7 +47,7 @@ def demo(
     json: JsonFile = None,
 ) -> None:
     """Make a clip, convert networks, compare them with the dense ones, and draw what changed."""
-    check_writable(out, json)
+    check_writable(out, json=json)
     if out.suffix != ".png":
         raise InputError(f"--out {out}: the picture is a PNG; give it a name that ends in .png.")
     clip = synthetic(parse_size(size), frames, active_share=active, noise=noise, seed=seed)

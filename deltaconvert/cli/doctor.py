@@ -50,7 +50,7 @@ PACKAGES = (
 
 def doctor(json: JsonFile = None) -> None:
     """Say what is installed, which backends work here, what is missing and how to get it."""
-    check_writable(json)
+    check_writable(json=json)
     data: dict[str, Any] = {
         "system": system(), "packages": [_examine(p) for p in PACKAGES],
         "backends": [_try_backend(name) for name in backend_names()]}

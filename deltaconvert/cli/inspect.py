@@ -51,7 +51,7 @@ def inspect(
     json: JsonFile = None,
 ) -> None:
     """Show every node with its rule, threshold, shape, share of the work and bytes of state."""
-    check_writable(json, dot, html, read=[converted, source])
+    check_writable(dot, html, json=json, read=[converted, source])
     if header:
         told = describe_header(read_header(converted)) | {"file": str(converted)}
         say(header_text(told))

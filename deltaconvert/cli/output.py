@@ -85,18 +85,22 @@ def coloured(text: str, colour: str, stream: Any) -> str:
     return text if plain else typer.style(text, fg=colour, bold=True)
 
 
-def check_writable(*paths: Path | None, read: Iterable[str | Path | None] = ()) -> None:
+def check_writable(*paths: Path | None, json: Path | None = None,
+                   read: Iterable[str | Path | None] = ()) -> None:
     """Refuse a file that could not be written, before the work that it is to hold.
 
     Args:
         *paths: what a command writes, each of its own name.
+        json: and its JSON, which alone may go to standard output, by the name ``-``.
         read: what it reads, which must not be lost.
 
     Raises:
         WriteError: the folder is missing, the path is a folder, or another one of these.
     """
     taken = {os.path.realpath(path) for path in read if path is not None}
-    for path in paths:
+    if STDOUT in paths:
+        raise WriteError("- is standard output, which is for --json alone. Name a file.")
+    for path in (*paths, json):
         if path is None or path == STDOUT:
             continue
         if (place := os.path.realpath(path)) in taken:
@@ -134,11 +138,14 @@ def shows_progress() -> bool:
 
 def with_progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items, with a bar on a terminal's error output that disappears at the end."""
+    if not shows_progress():
+        yield from items
+        return
     from rich.console import Console
     from rich.progress import track
 
     yield from track(items, description=what, total=total, transient=True,
-                     console=Console(stderr=True), disable=not shows_progress())
+                     console=Console(stderr=True))
 
 
 class UntilBroken:

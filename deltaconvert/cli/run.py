@@ -14,7 +14,14 @@ import typer
 from deltaconvert.atomic import write_text
 from deltaconvert.cli.frames import dtype_of
 from deltaconvert.cli.options import JsonFile, ReportFile, flags_of, settings_as_flags
-from deltaconvert.cli.output import check_writable, complain, say, shows_progress, write_json
+from deltaconvert.cli.output import (
+    STDOUT,
+    check_writable,
+    complain,
+    say,
+    shows_progress,
+    write_json,
+)
 from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.clips import Clip
 from deltaconvert.errors import InputError
@@ -69,7 +76,9 @@ def run(
     report: ReportFile = None,
 ) -> None:
     """Run a converted network over videos or pictures."""
-    check_writable(json, report, read=[converted, *source])
+    check_writable(report, json=json, read=[converted, *source])
+    if out == STDOUT:
+        raise InputError("--out -: results are files. Name a folder.")
     _check_choice("--together", together, TOGETHER)
     saved = save or ("none" if postprocess else "npz")
     _check_choice("--save", saved, SAVED)

@@ -38,8 +38,8 @@ def tune(
 
     The first 24 frames are taken unless --frames says otherwise.
     """
-    check_writable(out, json, read=[source])
-    check_writable(json, read=[converted])
+    check_writable(out, json=json, read=[source])
+    check_writable(json=json, read=[converted])
     stored = load(converted)
     pictures = dataclasses.replace(pictures, frames=pictures.frames or MOST_FRAMES)
     clip = pictures.open(source, stored.preprocessing)

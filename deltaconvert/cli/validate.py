@@ -66,7 +66,7 @@ def validate(
     report: ReportFile = None,
 ) -> None:
     """Run the dense and the converted network side by side over a clip; exit 1 if they differ."""
-    check_writable(json, report, read=[converted, source, baseline])
+    check_writable(report, json=json, read=[converted, source, baseline])
     allowed = parse_limits("--tolerance", tolerance)
     allowed_abs = parse_limits("--max-abs", max_abs)
     delta = load(converted)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +61,24 @@ def _source_for_av(path: Path, kind: str) -> io.BytesIO | str:
 def to_tensor(frame: VideoFrame) -> Tensor:
     """A decoded frame as `[3, H, W]`, upright: cameras store a turn beside the picture."""
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    upright = torch.rot90(pixels, round(frame.rotation / 90), (1, 2))
-    return upright.contiguous().float().div_(255)
+    return _upright(pixels, frame).contiguous().float().div_(255)
+
+
+def _upright(pixels: Tensor, frame: VideoFrame) -> Tensor:
+    """Turn and mirror a picture as its display matrix says: ``x' = ax + cy``, ``y' = bx + dy``.
+
+    PyAV's own ``rotation`` takes what a front camera mirrors for half a turn.
+    """
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 knows no Exif data, and tells nothing of the rest
+        return torch.rot90(pixels, round(frame.rotation / 90), (1, 2))
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.transpose(1, 2), c, b
+    return pixels.flip([side for side, sign in ((2, a), (1, d)) if sign < 0])
 
 
 Fit = Literal["stretch", "pad", "crop"]

@@ -54,6 +54,8 @@ def open_clip(
             argument makes no sense; an option of `synthetic` is given for a file.
     """
     source = os.fspath(source)
+    if not source:  # an empty path would be the current folder
+        raise ClipError(f"the name of the source is empty. {NOT_A_SOURCE}")
     own = _without_none(active_share=active_share, objects=objects, noise=noise)
     word, _, options = source.partition(":")
     if word == "synthetic":
@@ -64,10 +66,11 @@ def open_clip(
     resize = Resize(None if size is None else checked_size(size), fit, shorter_side,
                     interpolation)
     selection = Selection(start, stride, frames)
-    return _open_files(Path(source).expanduser(), resize, selection)
+    return _open_files(source, resize, selection)
 
 
-def _open_files(path: Path, resize: Resize, selection: Selection) -> Clip:
+def _open_files(source: str, resize: Resize, selection: Selection) -> Clip:
+    path = Path(source).expanduser()
     if path.is_dir():
         return picture_clip(path, pictures_in(path), resize, selection)
     if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
@@ -76,6 +79,10 @@ def _open_files(path: Path, resize: Resize, selection: Selection) -> Clip:
         return video_clip(path, resize, selection)
     if glob.has_magic(str(path)):
         return picture_clip(path, pictures_like(str(path)), resize, selection)
+    if "://" in source or path.exists():
+        raise ClipError(f"{source} is a stream or a device, and a clip is a file, which can be "
+                        "read again. Save it first, or call the converted model from Python on "
+                        "each frame as it comes: see 'A camera' in the README")
     raise ClipError(f"no such file or folder: {path}. {NOT_A_SOURCE}")
 
 

@@ -14,7 +14,13 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from deltaconvert.errors import CheckpointError, DamagedError, UnsupportedError, VersionError
+from deltaconvert.errors import (
+    CheckpointError,
+    DamagedError,
+    InputError,
+    UnsupportedError,
+    VersionError,
+)
 
 KEY = "deltaconvert"
 VERSION = 1
@@ -25,6 +31,18 @@ LARGEST_HEADER = 16_000_000
 MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError,
              AssertionError, RecursionError)
 Path_ = str | os.PathLike[str]
+
+
+def as_path(path: Path_) -> Path:
+    """Return a path as such.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return Path(path)
+    except TypeError:
+        raise InputError(f"the path is a {type(path).__name__}: give the name of a file.") from None
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ def read_header(path: Path_) -> Header:
     Raises:
         CheckpointError: as `load`, but for what only the weights can tell.
     """
-    path = Path(path)
+    path = as_path(path)
     with opened(path) as (file, head, size):
         text = head[8:] + file.read(int.from_bytes(head[:8], "little") - 1)
     header, told, end = _parse_header(text, path)

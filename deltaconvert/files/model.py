@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from deltaconvert.errors import (
 from deltaconvert.files.container import (
     MALFORMED,
     Path_,
+    as_path,
     damaged,
     opened,
     pack,
@@ -53,7 +53,7 @@ def save(delta: DeltaModule, path: Path_) -> None:
         UnsupportedError: where parts of the model have no form in a file; all are listed. The
             code between islands has none.
         WriteError: where the file cannot be written.
-        InputError: where ``delta`` is no converted model.
+        InputError: where ``delta`` is no converted model, or ``path`` no path.
     """
     if isinstance(delta, IslandsModule):
         raise UnsupportedError(
@@ -82,7 +82,7 @@ def save(delta: DeltaModule, path: Path_) -> None:
     # What load would refuse is not written.
     decode_graph(model["graph"], [entry.name for entry in entries])  # type: ignore[arg-type]
     data = pack(model, tensors)
-    with written_whole(Path(path)) as partial:
+    with written_whole(as_path(path)) as partial:
         partial.write_bytes(data)
 
 
@@ -102,7 +102,7 @@ def load(path: Path_) -> DeltaModule:
         CheckpointError: the file is missing, damaged, cut off, of another kind or a newer
             version, or names something it may not.
     """
-    with opened(Path(path)) as (file, head, _):
+    with opened(as_path(path)) as (file, head, _):
         data = head + file.read()
     model, tensors = unpack(data, path)
     del data  # the tensors are copies: a large model is in memory twice no longer than needed
@@ -121,7 +121,7 @@ def load_structure(path: Path_) -> DeltaModule:
     """
     header = read_header(path)
     try:
-        zeros = {name: torch.zeros((), dtype=STORED_DTYPES[dtype]).expand(shape)
+        zeros = {name: torch.zeros((), dtype=STORED_DTYPES[dtype], device="cpu").expand(shape)
                  for name, (dtype, shape) in header.tensors.items()}
         entries = [entry | {"memory_format": None} for entry in header.model["tensors"]]
     except MALFORMED as error:

@@ -28,11 +28,9 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.state import NodeStats, Observer
-from deltaconvert.stream import Stream, check_lanes, take
+from deltaconvert.stream import Stream, aside, checked_lanes, is_followed, take
 from deltaconvert.summary import summarize
 
-# Of one island: calls whose batch differs from frame to frame must not fill the memory.
-MOST_PROGRAMS = 32
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
          "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
@@ -180,6 +178,8 @@ class IslandsStream:
                 which later frames only cost time, not correctness.
             StreamBusyError: another thread is inside this stream.
         """
+        if is_followed():
+            return aside(self, *inputs, **named)
         take(self._lock)
         self._made, self._answered = {}, []
         token = _RUNNING.set(self)
@@ -210,8 +210,6 @@ class IslandsStream:
             raise type(error)(f"{label}: {error}") from error
 
     def _stream(self, label: str, island: DeltaModule, frames: Sequence[Tensor]) -> Stream:
-        while len(island._programs) > MOST_PROGRAMS:
-            island._programs.pop(next(iter(island._programs)))
         stream = self.calls.setdefault(label, Stream(island))
         self._answered.append(label)
         observer = self._observer
@@ -237,10 +235,10 @@ class IslandsStream:
         batch), so all lanes are forgotten, which costs time alone, whichever are asked for.
 
         Raises:
-            InputError: for a number in place of a list.
+            InputError: for what is no list of whole numbers.
             StreamBusyError: a frame is running.
         """
-        check_lanes(lanes)
+        checked_lanes(lanes)
         take(self._lock)
         try:
             for island in self.module.islands.values():

@@ -36,7 +36,7 @@ def _footprints(shapes: Shapes) -> list[Footprint]:
 
 def _indices(size: int, ends: tuple[int, int], mode: str) -> np.ndarray:
     """Ask PyTorch itself which index it reads; -1 where that is none."""
-    ruler = torch.arange(size, dtype=torch.float64).view(1, 1, size, 1)
+    ruler = torch.arange(size, dtype=torch.float64, device="cpu").view(1, 1, size, 1)
     value = -1.0 if mode == "constant" else None
     return F.pad(ruler, (0, 0, *ends), mode, value).flatten().long().numpy()
 

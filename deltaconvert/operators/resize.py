@@ -37,12 +37,12 @@ def _taps(shapes: Shapes, side: int) -> tuple[np.ndarray, np.ndarray]:
     single, double = (_matrix(shapes, side, size, dtype)
                       for dtype in (torch.float32, torch.float64))
     keys = torch.unique(torch.cat([single.indices(), double.indices()], 1), dim=1)
-    values = torch.zeros(keys.shape[1])
+    values = torch.zeros(keys.shape[1], dtype=torch.float32, device="cpu")
     where = torch.searchsorted(keys[0] * size + keys[1],
                                single.indices()[0] * size + single.indices()[1])
     values[where] = single.values()
     counts = torch.bincount(keys[0], minlength=out)
-    place = torch.arange(keys.shape[1]) - (counts.cumsum(0) - counts)[keys[0]]
+    place = torch.arange(keys.shape[1], device="cpu") - (counts.cumsum(0) - counts)[keys[0]]
     taps = np.full((out, int(counts.max())), -1, np.int32)
     weights = np.zeros(taps.shape, np.float32)
     at = keys[0].numpy(), place.numpy()
@@ -57,7 +57,7 @@ def _matrix(shapes: Shapes, side: int, size: int, dtype: torch.dtype) -> Tensor:
         params |= {name: params[name] and params[name][::-1] for name in ("size", "scale_factor")}
     parts = []
     for first in range(0, size, ROWS_AT_ONCE):
-        ones = torch.eye(size, dtype=dtype)[first:first + ROWS_AT_ONCE]
+        ones = torch.eye(size, dtype=dtype, device="cpu")[first:first + ROWS_AT_ONCE]
         parts.append(resize(ones[None, :, None, :], **params)[0, :, 0].to_sparse())
     return torch.cat(parts).t().coalesce()
 

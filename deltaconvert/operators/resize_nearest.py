@@ -28,7 +28,7 @@ def _footprints(shapes: Shapes) -> list[Footprint]:
 def _ruler(length: int, dim: int) -> Tensor:
     shape = [1, 1, 1, 1]
     shape[dim] = length
-    return torch.arange(length, dtype=torch.float64).view(shape)
+    return torch.arange(length, dtype=torch.float64, device="cpu").view(shape)
 
 
 def one_side(params: dict[str, Any], side: int) -> dict[str, Any]:

@@ -69,6 +69,8 @@ FRAMES = {
                  "there is no lane or no pixel in it"),
     "too small": (torch.zeros(1, 3, 4, 4), errors.FrameShapeError,
                   r"fails on inputs of the shapes \[\(1, 4, 2, 2\)\].*Check the size"),
+    "sparse": (torch.zeros(1, 3, 16, 16).to_sparse(), errors.FrameTypeError,
+               r"is torch.sparse_coo, torch.float32: .* Give input_1.to_dense\(\)"),
     "no tensor": ([[1.0]], errors.FrameTypeError, "is a list, not a tensor. Decode and normalise"),
 }
 
@@ -395,6 +397,18 @@ def test_what_is_read_is_not_written_over(cli, converted, folder, words, lost):
         f"error: {lost} cannot be written: this command reads it, or writes something else there. "
         "Give another name.\n"))
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize("words", [
+    ["convert", "plain.pth", "--model", SPEC, "-o", "-"], ["run", "small.delta", "-o", "-"],
+    ["run", "small.delta", "--report", "-"], ["tune", "small.delta", "-o", "-"],
+    ["inspect", "small.delta", "--dot", "-"]], ids=lambda words: words[0] + words[-2])
+def test_standard_output_is_for_json_alone(cli, converted, folder, words):
+    clip = ["--source", "synthetic:frames=3,size=32x48"] if words[0] in ("run", "tune") else []
+    done = cli(*words, *clip)
+    assert done.code == 2, done.out
+    assert "Name a f" in done.err
+    assert not (folder / "-").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

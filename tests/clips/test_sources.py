@@ -1,12 +1,13 @@
 """What holds for every source: arguments that are refused, and what PyAV is needed for."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from deltaconvert.clips import open_clip
-from deltaconvert.errors import InputError
+from deltaconvert.errors import ClipError, InputError
 from tests.clips.files import grey, write_picture
 
 
@@ -26,6 +27,22 @@ def test_arguments_that_make_no_sense(tmp_path, options, message):
     write_picture(tmp_path / "f1.png", grey(1))
     with pytest.raises(InputError, match=message):
         open_clip(tmp_path, **options)
+
+
+@pytest.mark.parametrize("source", ["rtsp://127.0.0.1/live", "http://127.0.0.1/a.mp4", "/dev/null",
+                                    "fifo"])
+def test_what_cannot_be_read_again_is_told_from_what_is_not_there(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    with pytest.raises(ClipError, match=f"^{source} is a stream or a device, and a clip is a file"):
+        open_clip(source)
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_picture(tmp_path / "a.png", grey(1))
+    with pytest.raises(ClipError, match="the name of the source is empty"):
+        open_clip("")
 
 
 def test_importing_needs_no_pyav():

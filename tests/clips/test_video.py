@@ -1,5 +1,7 @@
 """Video files, whole and broken: written here, then read back."""
 
+import struct
+
 import av
 import numpy as np
 import pytest
@@ -68,6 +70,21 @@ class TestVideo:
         expected = F.interpolate(whole[None], (20, 24), mode="bilinear", antialias=True)[0]
         assert clip.size == (20, 24)
         torch.testing.assert_close(small, expected, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("matrix, dims, flips", [
+        ((1, 0, 0, 1), (1, 2), []), ((-1, 0, 0, 1), (1, 2), [2]), ((1, 0, 0, -1), (1, 2), [1]),
+        ((-1, 0, 0, -1), (1, 2), [1, 2]), ((0, 1, -1, 0), (2, 1), [2]),
+        ((0, -1, 1, 0), (2, 1), [1]), ((0, 1, 1, 0), (2, 1), []), ((0, -1, -1, 0), (2, 1), [1, 2])])
+    def test_a_phone_may_turn_and_mirror_its_pictures(self, tmp_path, matrix, dims, flips):
+        path = write_video(tmp_path / "a.mp4", [noise_picture(1)])
+        stored, = open_clip(path)
+        data = bytearray(path.read_bytes())
+        at = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8  # version, times, reserved, layer ...
+        a, b, c, d = (n << 16 for n in matrix)
+        data[at:at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        path.write_bytes(data)
+        shown, = open_clip(path)
+        assert torch.equal(shown, stored.permute(0, *dims).flip(flips))
 
     def test_a_colon_in_a_relative_name_is_no_protocol(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

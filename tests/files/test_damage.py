@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deltaconvert import CheckpointError, InputError
-from deltaconvert.files import container, load, save
+from deltaconvert.files import container, load, load_structure, read_header, save
 
 
 def test_a_file_that_is_cut_off(path):
@@ -83,6 +83,9 @@ def test_what_cannot_be_written(path, tmp_path):
             save(delta, target)
     with pytest.raises(InputError, match="save takes a converted model, not a Conv2d"):
         save(nn.Conv2d(3, 4, 3), path)  # type: ignore[arg-type]
+    for act in (load, load_structure, read_header, lambda none: save(delta, none)):
+        with pytest.raises(InputError, match="the path is a NoneType: give the name of a file"):
+            act(None)
 
 
 def test_a_pipe_or_a_device_is_not_replaced(path, tmp_path):

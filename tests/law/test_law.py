@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.backends.cpu import fallback
 from deltaconvert.passes import join_whole
 from tests.law.checking import Law
 from tests.law.networks import Frame, Generated, clips, networks
@@ -126,6 +127,22 @@ def test_nodes_that_run_as_one_obey_the_law(backend, data):
         run(network, clip, data.draw(st.sampled_from(DTYPES)), backend=backend,
             threshold=data.draw(amounts), norm=data.draw(st.sampled_from(["max", "rms"])),
             threshold_unit=data.draw(st.sampled_from(["absolute", "std"])))
+
+
+@suite(60)
+@given(data=st.data())
+def test_lanes_that_are_dense_obey_the_law(data):
+    """Of maps as small as these none would be; here all are, or those with a share to do."""
+    network = data.draw(networks(using=data.draw(st.lists(
+        st.sampled_from(["conv2d", "conv2d_same", "conv_norm_activation"]), min_size=1,
+        max_size=3)), most_steps=3))
+    clip, share = data.draw(clips(network.shape)), data.draw(st.sampled_from([0.0, 0.3, 0.9]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fallback, "LEAST_NS", 0)
+        patch.setattr(fallback, "BAND_NUMBERS", data.draw(st.sampled_from([1, 64, 1 << 17])))
+        patch.setattr(fallback, "break_even", lambda *_: share)
+        run(network, clip, data.draw(st.sampled_from(DTYPES)), backend="cpu",
+            threshold=data.draw(amounts), norm=data.draw(st.sampled_from(["max", "rms"])))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

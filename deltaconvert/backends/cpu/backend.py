@@ -11,6 +11,7 @@ from deltaconvert.backends.base import Backend, Buffers, Scratch, Step
 from deltaconvert.backends.cpu import (
     convolution,
     elementwise,
+    fallback,
     linear,
     moves,
     norm,
@@ -118,16 +119,22 @@ class CpuBackend(Backend):
             return list_scratch(node)
         kind = _kind(node)
         assert kind is not None
-        return kind.plan(node, self.workers.threads)
+        scratch = kind.plan(node, self.workers.threads)
+        more = fallback.plan(node, self.workers.threads) if self._falls_back(node) else []
+        return scratch + more
 
     def bind(self, node: DeltaNode, weights: Any, buffers: Buffers) -> Step:
         """Return the step of a node."""
         engine = engine_of(buffers.state, self.workers)
         if node.about.rule == "sparsify":
             return sparsify.CpuSparsify(node, self.config, buffers, engine)
-        kind = _kind(node)
+        kind = fallback if self._falls_back(node) else _kind(node)
         assert kind is not None
         return kind.bind(node, weights, buffers, engine)
+
+    def _falls_back(self, node: DeltaNode) -> bool:
+        return (self.config.dense_fallback and node.about.rule == "local"
+                and fallback.is_offered(node))
 
     def bind_union(self, node: DeltaNode, buffers: Buffers) -> Step:
         """Return the step of a concatenation written in place."""
@@ -135,7 +142,9 @@ class CpuBackend(Backend):
 
     def runner(self, graph_module: GraphModule, nodes: list[DeltaNode],
                state: State) -> FrameRunner:
-        """Return what runs a stream's frames."""
+        """Return what runs a stream's frames; what was measured while it was bound is kept."""
+        if any(map(self._falls_back, nodes)):
+            fallback.save()
         return Runner(graph_module, nodes, state)
 
 

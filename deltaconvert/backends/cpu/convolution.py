@@ -1,7 +1,7 @@
 """Convolutions, grouped and transposed ones too: rows of neighbourhoods times a filter.
 
-There is no dense fallback: where all of a lane changes, its rows take no longer than the
-library's own convolution of the whole lane and the passes behind it (docs/performance.md).
+Where all of a lane changes, its rows mostly take no longer than the library's own convolution of
+the whole lane and the passes behind it (docs/performance.md); where they do, see `fallback`.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -33,7 +33,7 @@ from deltaconvert.backends.cpu.filters import (
 )
 from deltaconvert.backends.cpu.finish import Ending, ending_of, finish_rows
 from deltaconvert.backends.cpu.frame import Head
-from deltaconvert.backends.cpu.jit import entry, loop
+from deltaconvert.backends.cpu.jit import Entry, entry, loop
 from deltaconvert.backends.cpu.kernel import BLOCK, PANEL, multiply_rows
 from deltaconvert.backends.cpu.lists import footprints_of, head_of, list_scratch
 from deltaconvert.backends.cpu.maps import flat, flat_map, ints, like, longs, rows_of
@@ -182,12 +182,26 @@ _CONVOLUTION, _CONVOLUTION16 = layout(Convolution), layout(Convolution, types.ui
 
 def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> CompiledStep:
     """Return the step of a convolution."""
+    begin = head(node, filters, buffers, engine)
+    return CompiledStep(node, engine, begin, *way(node, filters, buffers, engine, begin))
+
+
+def head(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) -> Head:
+    """Return the head of its step."""
     if filters.depthwise is not None:
-        return _bind_depthwise(node, filters.depthwise, filters.bias, buffers, engine)
-    out = flat_map(buffers.output.value)
-    head = head_of(node, buffers, engine, node.about.multiply_adds / MULTIPLY_ADDS_A_NS + 20,
-                   product_rows(out.channels), BLOCK,
+        return head_of(node, buffers, engine, 0.02 * filters.depthwise.numel() + 20,
+                       buffers.output.mask.numel())
+    return head_of(node, buffers, engine, node.about.multiply_adds / MULTIPLY_ADDS_A_NS + 20,
+                   product_rows(flat_map(buffers.output.value).channels), BLOCK,
                    sum(phase.filters.nbytes for phase in filters.phases) / _FILTER_BYTES_A_NS)
+
+
+def way(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine, head: Head
+        ) -> tuple[Entry, Depthwise | Convolution, Entry | None]:
+    """Return what computes the candidates of a head's parts: work, task and preparation."""
+    if filters.depthwise is not None:
+        return _depthwise(node, filters.depthwise, filters.bias, buffers, engine, head)
+    out = flat_map(buffers.output.value)
     several = len(filters.phases) > 1
     order = ints(buffers.scratch["cpu.phases"], out.lanes * out.pixels) if several else _NONE
     phases = [engine.keep(_product(node, phase, buffers, engine, head.parts, order)).address
@@ -203,22 +217,20 @@ def bind(node: DeltaNode, filters: Filters, buffers: Buffers, engine: Engine) ->
         head.parts, _ending(node, filters.bias, buffers, head, engine),
         np.array(phases, np.int64), np.array(filters.period, np.int64), out.height, out.width,
         order, tilings, PREPARE.of(out.data).address, other.address)
-    return CompiledStep(node, engine, head, work, task, prepare)
+    return work, task, prepare
 
 
-def _bind_depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffers: Buffers,
-                    engine: Engine) -> CompiledStep:
+def _depthwise(node: DeltaNode, weight: Tensor, bias: Tensor | None, buffers: Buffers,
+               engine: Engine, head: Head) -> tuple[Entry, Depthwise, None]:
     source, channels = node.about.args[0].index, weight.shape[1]
     footprint = node.about.footprints[source]
     stencil = stencil_of(flat_map(buffers.inputs[source].value), footprint,
                          4 * channels * footprint.taps[1], 4 * channels)
-    head = head_of(node, buffers, engine, 0.02 * weight.numel() + 20,
-                   buffers.output.mask.numel())
     new = rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows_with_room(channels),
                   channels)
     task = Depthwise(head.parts, _ending(node, bias, buffers, head, engine), stencil, flat(weight),
                      new)
-    return CompiledStep(node, engine, head, FILTER.of(stencil.data), task)
+    return FILTER.of(stencil.data), task, None
 
 
 def _ending(node: DeltaNode, bias: Tensor | None, buffers: Buffers, head: Head,

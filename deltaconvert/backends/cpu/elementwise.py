@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
@@ -97,12 +96,13 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
     code, (x, y), factor, activation, scaling = _formula(node, residual is not None)
     x, x_channels, x_constant = _operand(node, buffers, x)
     y, y_channels, y_constant = _operand(node, buffers, y)
-    scale, shift = (scaling.scale, scaling.shift) if scaling else (torch.empty(0), None)
+    scale, shift = (scaling.scale, scaling.shift) if scaling else (None, None)
     task = Elementwise(
         head.parts, ending_of(node, buffers, head, engine, bias=shift, residual=residual,
                               activation=activation),
         code, x, y, x_channels, y_channels, x_constant, y_constant, np.float32(factor),
-        flat(scale), rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
+        np.empty(0, np.float32) if scale is None else flat(scale),
+        rows_of(buffers.scratch["cpu.new"], engine.workers.threads, rows, channels))
     return CompiledStep(node, engine, head, COMBINE.of(out.data), task)
 
 

@@ -86,17 +86,19 @@ class Engine:
 
     def callback(self, function: Callable[[int], None]) -> int:
         """Return the address of an entry that calls Python with the number of the worker."""
+        errors = self.errors  # not the engine: it would keep itself, and a stream's memory
+
         def call(_: int, worker: int) -> None:
             try:
                 with torch.inference_mode():
                     function(worker)
             except BaseException as error:  # an interrupt too: it must not end in compiled code
-                self.errors.append(error)
+                errors.append(error)
 
         entry = SIGNATURE(call)
         self._kept.append(entry)
         self.calls_python = True
-        return ctypes.cast(entry, ctypes.c_void_p).value or 0
+        return ctypes.c_void_p.from_buffer(entry).value or 0  # `cast` would have it keep itself
 
     def run(self, first: int, last: int, share: bool = True) -> None:
         """Run the steps from ``first`` up to ``last``, exclusive.

@@ -186,7 +186,7 @@ def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:
 
 def _tile(taps: Tensor) -> Tiled | None:
     """Transform ``[groups, taps, taps, channels_in, channels_out]``, rounding once."""
-    side = torch.tensor(_TRANSFORMS[taps.shape[1]], dtype=torch.float64)
+    side = taps.new_tensor(_TRANSFORMS[taps.shape[1]], dtype=torch.float64)
     places = torch.einsum("ya,gabio,xb->gyxio", side, taps.double(), side).float()
     if not bool(places.isfinite().all()):
         return None  # no tile's result would be

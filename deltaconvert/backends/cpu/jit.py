@@ -77,10 +77,8 @@ class Entry:
         """Where it is; compiled, or read from the cache folder, when first asked."""
         with self._lock:
             if self._compiled is None:
-                signature = normalize_signature(types.void(types.intp, types.intp))
-                compiled: Any = _EntryFunction(self.function, signature, locals={},
-                                               options={"error_model": "numpy"})
-                with _said_if_slow(_keep(compiled)), _no_garbage_collected():
+                compiled, kept = self._uncompiled()
+                with _said_if_slow(kept), _no_garbage_collected():
                     try:
                         compiled.compile()
                     except OSError:  # a full disk
@@ -89,6 +87,19 @@ class Entry:
                 self._compiled = compiled
             address: int = self._compiled.address
             return address
+
+    @functools.cached_property
+    def folder(self) -> Path | None:
+        """Where its code is kept; nothing where no folder can be written to."""
+        compiled, kept = self._uncompiled()
+        return Path(compiled._cache.cache_path) if kept else None
+
+    def _uncompiled(self) -> tuple[Any, bool]:
+        """Return what is to be compiled, and whether it can be kept."""
+        signature = normalize_signature(types.void(types.intp, types.intp))
+        function: Any = _EntryFunction(self.function, signature, locals={},
+                                       options={"error_model": "numpy"})
+        return function, _keep(function)
 
     def __call__(self, address: int, number: int) -> None:
         """Call it from Python; the GIL is released meanwhile."""
@@ -144,7 +155,7 @@ def _stamp() -> tuple[tuple[str, float, int], ...]:
     return tuple((f.name, f.stat().st_mtime, f.stat().st_size) for f in files)
 
 
-_STAMP = _stamp()
+STAMP = _stamp()
 
 
 def _keep(compiled: Any) -> bool:
@@ -157,5 +168,5 @@ def _keep(compiled: Any) -> bool:
         compiled.enable_caching()
     except RuntimeError:  # neither the package nor a home is there to write to
         return False
-    compiled._cache._cache_file._source_stamp = _STAMP
+    compiled._cache._cache_file._source_stamp = STAMP
     return True

@@ -84,8 +84,9 @@ def bind(node: DeltaNode, weights: None, buffers: Buffers, engine: Engine) -> Co
 
 
 def _numbers(constant: Tensor | None, missing: float, channels: int) -> np.ndarray:
-    found = torch.full((channels,), missing) if constant is None else constant.detach().float()
-    return flat(found.contiguous())
+    if constant is None:
+        return np.full(channels, missing, np.float32)
+    return flat(constant.detach().float().contiguous())
 
 
 @loop

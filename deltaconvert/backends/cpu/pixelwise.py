@@ -35,7 +35,8 @@ def refusal(node: DeltaNode) -> str | None:
     sizes = [(spec.shape[1], *footprint.taps) for spec, footprint in
              zip(about.inputs, about.footprints, strict=True) if spec.shape is not None]
     try:
-        result = apply(node, [torch.zeros(pixels, *size) for size in sizes])
+        result = apply(node, [torch.zeros(pixels, *size, dtype=torch.float32, device="cpu")
+                              for size in sizes])
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return f"does not work on single pixels ({str(error).splitlines()[0]})"
     assert about.output.shape is not None

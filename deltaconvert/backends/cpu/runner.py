@@ -131,10 +131,14 @@ class Runner:
                       for e in sources)
             dense = count * self.state.lanes * node.dense_multiply_adds
             work = found * node.about.multiply_adds
+            scheduled = work
+            if isinstance(step, CompiledStep) and found:
+                beyond = int(step.beyond[0 if frames is None else 1])
+                scheduled += beyond * node.about.multiply_adds
             stats[name] = NodeStats(
                 count, sum(b.pixels_out for b in before),
                 count * sum(e.mask.numel() for e in sources), found, written,
-                count * self.state.edges[name].mask.numel(), work, work, dense)
+                count * self.state.edges[name].mask.numel(), work, scheduled, dense)
         return stats
 
 

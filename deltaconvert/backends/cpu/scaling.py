@@ -48,7 +48,7 @@ def scaling_of(node: DeltaNode) -> Scaling | None:
 def _of_channels(constant: Any, channels: int) -> Tensor | None:
     """Return float64 ``[C]`` where a constant is one number for each channel, or for all."""
     if isinstance(constant, int | float):
-        return torch.full((channels,), constant, dtype=torch.float64)
+        return torch.full((channels,), constant, dtype=torch.float64, device="cpu")
     if not isinstance(constant, Tensor):
         return None
     by_channel = constant.shape[-3:] == (channels, 1, 1) and constant.numel() == channels

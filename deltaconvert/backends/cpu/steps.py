@@ -28,12 +28,15 @@ class CompiledStep:
         engine: of the stream.
         head: of the step.
         work, task, prepare: see `Engine.add`.
+        beyond: int64 ``[2]``: pixels that were computed and are no candidates, in the last frame
+            that had any and in all.
     """
 
     def __init__(self, node: DeltaNode, engine: Engine, head: Head, work: Entry, task: Any,
-                 prepare: Entry | None = None) -> None:
+                 prepare: Entry | None = None, beyond: np.ndarray | None = None) -> None:
         """Add it to the stream's table."""
         self.node, self.engine, self.head, self.task = node, engine, head, task
+        self.beyond = np.zeros(2, np.int64) if beyond is None else beyond
         self.place = engine.add(head, work, task, prepare)
 
     @property
@@ -46,7 +49,8 @@ class CompiledStep:
         """Apply the rule at this frame's candidates."""
         self.engine.run(self.place, self.place + 1)
         found = int(self.ledger[FOUND])
-        return Work(found, found * self.node.about.multiply_adds)
+        computed = found + int(self.beyond[0]) if found else 0
+        return Work(found, computed * self.node.about.multiply_adds)
 
 
 def chunk_rows(numbers: int) -> int:

@@ -75,7 +75,8 @@ def _cores_of_others() -> set[int]:
     """
     if not any(map(os.environ.get, _BINDING)) or not hasattr(os, "sched_getaffinity"):
         return set()
-    torch.zeros(TEAM_NUMBERS * torch.get_num_threads()).neg_()  # the team starts, and is bound
+    numbers = torch.zeros(TEAM_NUMBERS * torch.get_num_threads(), device="cpu")
+    numbers.neg_()  # the team starts, and is bound
     team: set[int] = set()
     for thread in os.listdir("/proc/self/task"):
         try:

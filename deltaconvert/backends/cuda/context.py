@@ -98,7 +98,7 @@ class Context:
         self.fresh, self.pending, self.bad = self._ints(lanes + 2), self._ints(lanes), (
             self._ints(lanes))
         # Read by the host at any time, without asking the device.
-        self.told = torch.zeros(lanes, dtype=torch.int32)
+        self.told = torch.zeros(lanes, dtype=torch.int32, device="cpu")
         if self.device.type == "cuda":
             self.told = self.told.pin_memory()
         self.one = torch.ones(1, dtype=torch.int32, device=self.device)
@@ -161,7 +161,7 @@ class Context:
 
     def upload_thresholds(self, edges: Mapping[str, Edge]) -> None:
         """Copy the edges' thresholds to the device."""
-        table = torch.zeros(self.thresholds.shape)
+        table = torch.zeros(self.thresholds.shape, dtype=torch.float32, device="cpu")
         for name, row in self._rows.items():
             threshold = torch.from_numpy(edges[name].threshold)
             table[row, :len(threshold)] = threshold

@@ -98,7 +98,7 @@ def channel_order(width: int, few: int) -> Tensor:
     In this order they are neighbours ``few * q ... few * q + few - 1`` of every ``4 * few``
     channels, where ``few`` of them are 16 bytes.
     """
-    columns = torch.arange(width)
+    columns = torch.arange(width, device="cpu")
     block, j = columns // (4 * few), columns % (4 * few) // 8
     q, pair = columns % 8 // 2, columns % 2
     return 4 * few * block + few * q + 2 * j + pair
@@ -114,8 +114,8 @@ def rounded_to_tf32(x: Tensor) -> Tensor:
 def swizzled(rows: Tensor) -> Tensor:
     """Permute the 8 packs of each of ``[..., rows, bk]`` as in shared memory, by the row."""
     packs = rows.unflatten(-1, (8, -1))
-    order = torch.arange(8) ^ torch.arange(rows.shape[-2])[:, None] % 8
-    order = order.to(rows.device)[..., None].expand(packs.shape)
+    down = torch.arange(rows.shape[-2], device=rows.device)[:, None]
+    order = (torch.arange(8, device=rows.device) ^ down % 8)[..., None].expand(packs.shape)
     return packs.gather(-2, order).flatten(-2)
 
 

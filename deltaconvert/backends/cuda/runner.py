@@ -100,7 +100,7 @@ class Runner:
         """Run a frame that was examined; return the outputs, as copies."""
         fresh, context = any_set(self.state.fresh), self.context
         if fresh:
-            wanted = torch.tensor(self.state.fresh, dtype=torch.int32)
+            wanted = torch.tensor(self.state.fresh, dtype=torch.int32, device="cpu")
             context.pending.copy_(torch.maximum(context.pending, wanted.to(context.device)))
         if self.frames == 0:
             context.upload_thresholds(self.state.edges)
