@@ -31,8 +31,6 @@ OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", 
                 "max pool", "mean pool without padding", "gate", "cat", "softmax", "bilinear"]
 CONVOLUTIONS = ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu", "grouped",
                 "transposed", "transposed with gaps"]
-DENSE = ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels", "conv + residual + relu",
-         "grouped"]
 
 
 @pytest.fixture(autouse=True)
@@ -113,19 +111,11 @@ def test_candidates_that_blocks_find_themselves(width: int, told: dict[str, Any]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", CASES)
 def test_the_dense_way(name: str, dtype: torch.dtype) -> None:
-    stream = KernelStream(at(make_node(scaled(CASES[name]), threshold=0.2), dtype), dense=True)
-    stream.run()
-    stream.change(0.3, [0], size=1e-3)
-    assert stream.check() > 0
-    assert stream.output.counts == [0, 0, 0]
-    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "compute_pixels"}
-
-
-def test_there_is_no_dense_way_among_other_channels_or_where_it_is_not_wanted() -> None:
-    assert KernelStream(make_node(CASES["conv 3x3"]), beside=8).step.dense is None
-    assert KernelStream(make_node(CASES["transposed"])).step.dense is None
+    """What lies beside the output's channels stays as it is."""
+    node = at(make_node(scaled(CASES[name]), threshold=0.2), dtype)
+    KernelStream(node, dense=True, beside=8 if node.about.output.is_map else 0).run()
 
 
 # Lanes of a warp that share a pixel, and packs of each: one, some, and more than are kept.

@@ -176,8 +176,7 @@ class CudaBackend(Backend):
         if node.about.aliases or self._too_many(node):
             return []
         if prepared.kind == "convolution":
-            scratch = convolution.plan(node, prepared.data, self.launcher, self.tables,
-                                       self.config.dense_fallback)
+            scratch = convolution.plan(node, prepared.data, self.launcher, self.tables)
         elif prepared.kind == "sparsify":
             scratch = sparsify.plan(node)
         elif prepared.kind == "pooling":

@@ -20,9 +20,7 @@ from deltaconvert.backends.cuda.candidates import (
     Tables,
     candidates,
     list_name,
-    list_of,
     list_scratch,
-    own_list,
     windows,
 )
 from deltaconvert.backends.cuda.context import (
@@ -35,7 +33,7 @@ from deltaconvert.backends.cuda.context import (
     size_of,
     widest,
 )
-from deltaconvert.backends.cuda.dense import DenseStep, cost_of_pixel, suits
+from deltaconvert.backends.cuda.dense import DenseStep
 from deltaconvert.backends.cuda.filters import (
     FilterPhase,
     argument,
@@ -184,13 +182,12 @@ def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
     return tiles.contiguous()
 
 
-def plan(node: DeltaNode, folded: Folded, launcher: Launcher, tables: Tables,
-         dense: bool) -> list[Scratch]:
+def plan(node: DeltaNode, folded: Folded, launcher: Launcher, tables: Tables) -> list[Scratch]:
     """Settle how candidates are found; return the memory for a list, and for unfinished sums."""
     folded.scans = scans(node, folded.tile, folded.period[0] * folded.period[1], tables)
     if folded.scans:
         tables.bits.update((edge.name, words_of(edge)) for edge in node.about.inputs)
-        return [own_list(node)] if dense else []
+        return []
     scratch = [list_scratch(node, tables, folded.period)]
     if not folded.tile.fused:
         rows, columns = _part_size(node, folded, launcher)
@@ -210,16 +207,14 @@ def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int
 
 def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, tables: Tables,
          dense: bool = False) -> tuple[Lists, list[Launch], DenseStep | None]:
-    """Return what counts candidates, the launches, and the dense way, if asked for and there."""
+    """Return what counts candidates, the launches, and the dense way, if asked for."""
     args = _arguments(node, folded, buffers, context)
     if folded.scans:
-        made, before = _scanned(node, buffers, context, tables, dense)
+        made, launches = _scanned(node, context), []
         for name, source in zip(("bits", "more_bits"), buffers.inputs, strict=False):
             setattr(args, name, context.bits_of(source))
-        launches = []
     else:
-        made, before = candidates(node, buffers, context, tables, folded.period)
-        launches = [*before]
+        made, launches = candidates(node, buffers, context, tables, folded.period)
     args.list, args.counts = made.pixels, context.counter(made.counts)
     tile, edge = folded.tile, buffers.output
     itemsize = edge.value.element_size()
@@ -232,23 +227,15 @@ def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, ta
     if not tile.fused:
         launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
     context.grains[made.counts:made.counts + made.phases] = tile.bm
-    if not dense or made.phases > 1 or not suits(buffers):
-        return made, launches, None
-    context.weigh(made.counts, cost_of_pixel(node, buffers), edge.mask.numel())
-    return made, launches, DenseStep(node, folded, buffers, context, before, made)
+    return made, launches, DenseStep(node, folded, buffers, context) if dense else None
 
 
-def _scanned(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
-             dense: bool) -> tuple[Lists, list[Launch]]:
-    """Return where candidates are counted, and what lists them for the dense way, each once."""
+def _scanned(node: DeltaNode, context: Context) -> Lists:
+    """Return where candidates are counted."""
     name = list_name(node)
-    if name in context.scans:
-        return context.scans[name], []
-    if dense:
-        context.scans[name], launch = list_of(node, buffers, context, tables)
-        return context.scans[name], [launch]
-    context.scans[name] = Lists(0, context.count(), 1)
-    return context.scans[name], []
+    if name not in context.scans:
+        context.scans[name] = Lists(0, context.count(), 1)
+    return context.scans[name]
 
 
 def _kernel(node: DeltaNode, folded: Folded, args: ConvArgs) -> Kernel:

@@ -344,11 +344,14 @@ def _activation_defines(node: DeltaNode) -> dict[str, str]:
     return (applied(activation_of(node)) or NOTHING).defines
 
 
-def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers, context: Context,
-                 made: Lists) -> Launch:
-    """Return the launch that finishes what PyTorch convolved, once its source's data is set."""
+def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers,
+                 context: Context) -> Launch:
+    """Return the launch that finishes what PyTorch convolved, once its source's data is set.
+
+    It has no list: only what `dense.everywhere` makes of it can run.
+    """
     edge, residual = buffers.output, argument(node, 3)
-    args = _arguments(node, buffers, context, made)
+    args = _arguments(node, buffers, context, Lists(0, 0, 1))
     args.source[0] = Source(step=channels_of(edge), channels=channels_of(edge))
     if bias is not None:
         args.bias = bias.data_ptr()
@@ -383,7 +386,7 @@ def _arguments(node: DeltaNode, buffers: Buffers, context: Context, made: Lists)
     return PixelArgs(rule=context.rule(node, buffers), output=edge.value.data_ptr(),
                      list=made.pixels, counts=context.counter(made.counts),
                      step_out=pixel_step(edge), height=height, width=width,
-                     phase_count=made.phases)
+                     phase_count=made.phases, pixels=math.prod(edge.mask.shape))
 
 
 def _source(node: DeltaNode, entry: Slot | Tensor, buffers: Buffers, tables: Tables) -> Source:
