@@ -74,8 +74,8 @@ class ConditionArgs(ctypes.Structure):
     """Of ``decide``; ``condition.cu``."""
 
     _fields_ = (("condition", c_longlong), ("fresh", c_void_p), ("bad", c_void_p),
-                ("work", c_void_p), ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int), ("doors", c_int),
-                ("break_even", c_float), ("ways", c_int))
+                ("work", c_void_p), ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int),
+                ("doors", c_int), ("break_even", c_float), ("ways", c_int))
 
 
 class FrameArgs(ctypes.Structure):
@@ -189,6 +189,14 @@ class WindowArgs(ctypes.Structure):
                 ("step", c_int), ("channels", c_int), ("heads", c_int), ("rows", c_int),
                 ("cols", c_int), ("down", c_int), ("across", c_int), ("shift_y", c_int),
                 ("shift_x", c_int), ("cosines", c_int), ("unused", c_int))
+
+
+class FinishArgs(ctypes.Structure):
+    """Of ``finish_all``; ``finish.cu``."""
+
+    _fields_ = (("rule", Rule), ("given", c_void_p), ("bias", c_void_p), ("residual", c_void_p),
+                ("output", c_void_p), ("step_out", c_int), ("step_residual", c_int),
+                ("pixels", c_int), ("packs", c_int))
 
 
 class PixelArgs(ctypes.Structure):

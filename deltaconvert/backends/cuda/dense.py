@@ -17,12 +17,19 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Step
-from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.context import Context, channels_of, pixel_step
+from deltaconvert.backends.cuda.context import (
+    Context,
+    activation_of,
+    channels_of,
+    pixel_step,
+    widest,
+)
 from deltaconvert.backends.cuda.filters import argument
-from deltaconvert.cuda.arguments import PixelArgs
+from deltaconvert.backends.cuda.functions import NOTHING, applied
+from deltaconvert.cuda.arguments import FinishArgs
 from deltaconvert.cuda.launcher import Launch, launch_all
-from deltaconvert.nodes import DeltaNode
+from deltaconvert.cuda.loader import kernel
+from deltaconvert.nodes import DeltaNode, Slot
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda.convolution import Folded
@@ -36,6 +43,7 @@ OF_LISTS = "compute_pixels", "depthwise"
 BREAK_EVEN, LAST = 0.4, 0.8
 OPERATIONS_A_BYTE = 100
 BYTES_A_NODE = 4e6
+THREADS, PIXELS_TOGETHER = 256, 4  # as in finish.cu
 
 
 class DenseStep:
@@ -47,7 +55,7 @@ class DenseStep:
         self.node, self.buffers, self.launcher = node, buffers, context.launcher
         self.weight = folded.whole
         self.in_place = _writes_in_place(node, buffers)
-        self.launches = everywhere([pixels.finish_given(node, folded.bias, buffers, context)])
+        self.launches = [_finish(node, folded.bias, buffers, context)]
         if self.in_place and folded.bias is None and argument(node, 3) is None and (
                 node.about.params.get("activation") is None):
             self.launches = []
@@ -74,8 +82,8 @@ class DenseStep:
         """Run once."""
         given = self.convolve()  # of memory that is the graph's own, or the value's
         for launch in self.launches:
-            assert isinstance(launch.args, PixelArgs)
-            launch.args.source[0].data = given.data_ptr()
+            assert isinstance(launch.args, FinishArgs)
+            launch.args.given = given.data_ptr()
         launch_all(self.launcher, self.launches)
 
 
@@ -86,6 +94,25 @@ def _writes_in_place(node: DeltaNode, buffers: Buffers) -> bool:
     return (about.operator.name == "conv2d" and pixel_step(buffers.output) == channels_of(
         buffers.output) and torch.backends.cudnn.is_acceptable(value)
         and "out" in torch.ops.aten.cudnn_convolution.overloads())
+
+
+def _finish(node: DeltaNode, bias: Tensor | None, buffers: Buffers, context: Context) -> Launch:
+    """Return the launch that adds and activates, once it knows where the convolution is."""
+    edge, residual = buffers.output, argument(node, 3)
+    channels, size = channels_of(edge), edge.value.element_size()
+    args = FinishArgs(
+        rule=context.rule(node, buffers), bias=None if bias is None else bias.data_ptr(),
+        output=edge.value.data_ptr(), step_out=pixel_step(edge), pixels=edge.mask.numel())
+    if isinstance(residual, Slot):
+        added = buffers.inputs[residual.index]
+        args.residual, args.step_residual = added.value.data_ptr(), pixel_step(added)
+    wide = widest(size, channels, args.step_out, args.step_residual or 0,
+                  addresses=(args.output, args.residual or 0))
+    args.packs = channels // wide
+    rows = PIXELS_TOGETHER * (THREADS // min(args.packs, THREADS))
+    which = kernel("finish.cu", "finish_all", edge.value.dtype, VEC=wide,
+                   **(applied(activation_of(node)) or NOTHING).defines)
+    return Launch(which, args, (-(-args.pixels // rows), -(-args.packs // THREADS)), THREADS)
 
 
 def everywhere(launches: Iterable[Launch]) -> list[Launch]:

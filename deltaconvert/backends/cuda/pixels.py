@@ -344,25 +344,6 @@ def _activation_defines(node: DeltaNode) -> dict[str, str]:
     return (applied(activation_of(node)) or NOTHING).defines
 
 
-def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers,
-                 context: Context) -> Launch:
-    """Return the launch that finishes what PyTorch convolved, once its source's data is set.
-
-    It has no list: only what `dense.everywhere` makes of it can run.
-    """
-    edge, residual = buffers.output, argument(node, 3)
-    args = _arguments(node, buffers, context, Lists(0, 0, 1))
-    args.source[0] = Source(step=channels_of(edge), channels=channels_of(edge))
-    if bias is not None:
-        args.bias = bias.data_ptr()
-    if isinstance(residual, Slot):
-        added = buffers.inputs[residual.index]
-        args.residual, args.step_residual = added.value.data_ptr(), pixel_step(added)
-    wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
-                  args.step_residual or 0, addresses=(args.output, args.residual or 0))
-    return pixel_launch(GIVEN, args, edge, context, wide, _activation_defines(node))
-
-
 def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
                  conv: ConvArgs, made: Lists) -> Launch:
     """Return the launch that finishes what `convolution.cu` left as sums."""
