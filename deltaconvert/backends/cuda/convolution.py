@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,18 +33,20 @@ from deltaconvert.backends.cuda.context import (
     size_of,
     widest,
 )
-from deltaconvert.backends.cuda.dense import DenseStep, cost_of_pixel, suits
+from deltaconvert.backends.cuda.dense import DenseStep, cost_of_pixel, lies_whole
 from deltaconvert.backends.cuda.filters import (
     FilterPhase,
     argument,
     bias_of,
     channel_order,
     filter_phases,
+    is_convolution,
     period_of,
     rounded_to_tf32,
     swizzled,
 )
 from deltaconvert.backends.cuda.functions import NOTHING, applied
+from deltaconvert.backends.cuda.kinds import Bound, CudaStep, Program, Unfit, at_candidates
 from deltaconvert.backends.cuda.scan import scan_bytes, scans, words_of
 from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of
 from deltaconvert.cuda.arguments import ConvArgs, Phase, Window
@@ -91,33 +91,14 @@ class Folded:
         return self.given.contiguous(memory_format=torch.channels_last)
 
 
-def refusal(node: DeltaNode) -> str | None:
-    """Return why this convolution has no kernel."""
-    x, weight, bias, residual = (argument(node, index) for index in range(4))
-    if not isinstance(x, Slot) or isinstance(weight, Slot) or isinstance(bias, Slot):
-        return "the filter changes from frame to frame"
-    if weight.dtype != node.about.output.dtype:
-        return f"the filter is {weight.dtype}, the map {node.about.output.dtype}"
-    if isinstance(residual, Tensor):
-        return "the residual is a constant"
-    if isinstance(residual, Slot) and (
-            node.about.inputs[residual.index].shape != node.about.output.shape):
-        return "the residual has another shape than the output"
-    return None
-
-
-def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -> Folded:
-    """Derive the kernel's layout from a node's weight and bias.
-
-    Args:
-        node: a convolution.
-        launcher: of the device.
-        told: fields of the tile that are settled already.
-    """
+def prepare(node: DeltaNode, program: Program) -> Folded:
+    """Derive the kernel's layout from a node's weight and bias."""
+    if not at_candidates(node) or not is_convolution(node):
+        raise Unfit
     phases = filter_phases(node)
     width = phases[0].matrices[0].shape[1]
     groups = len(phases[0].matrices)
-    tile = choose_tile(node, groups, width, launcher, told)
+    tile = choose_tile(node, groups, width, program.launcher, program.told)
     source = node.about.inputs[argument(node, 0).index].shape
     assert source is not None
     group_in = source[1] // groups
@@ -184,18 +165,18 @@ def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
     return tiles.contiguous()
 
 
-def plan(node: DeltaNode, folded: Folded, launcher: Launcher, tables: Tables,
-         dense: bool) -> list[Scratch]:
+def plan(node: DeltaNode, folded: Folded, program: Program) -> tuple[list[Scratch], int]:
     """Settle how candidates are found; return the memory for a list, and for unfinished sums."""
-    folded.scans = scans(node, folded.tile, folded.period[0] * folded.period[1], tables)
+    tables, phases = program.tables, folded.period[0] * folded.period[1]
+    folded.scans = scans(node, folded.tile, phases, tables)
     if folded.scans:
         tables.bits.update((edge.name, words_of(edge)) for edge in node.about.inputs)
-        return [own_list(node)] if dense else []
+        return [own_list(node)] if program.config.dense_fallback else [], 1
     scratch = [list_scratch(node, tables, folded.period)]
     if not folded.tile.fused:
-        rows, columns = _part_size(node, folded, launcher)
+        rows, columns = _part_size(node, folded, program.launcher)
         scratch.append(Scratch("cuda.parts", 4 * rows * columns))
-    return scratch
+    return scratch, phases
 
 
 def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int, int]:
@@ -208,18 +189,19 @@ def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int
     return max(pixels + phases * tile.bm, -(-blocks // across) * tile.bm), across * tile.bn
 
 
-def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, tables: Tables,
-         dense: bool = False) -> tuple[Lists, list[Launch], DenseStep | None]:
-    """Return what counts candidates, the launches, and the dense way, if asked for and there."""
+def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
+         program: Program) -> Bound:
+    """Return the step, with the dense way, if asked for and there."""
+    tables, dense = program.tables, program.config.dense_fallback
     args = _arguments(node, folded, buffers, context)
+    launches: list[Launch] = []
     if folded.scans:
         made, before = _scanned(node, buffers, context, tables, dense)
         for name, source in zip(("bits", "more_bits"), buffers.inputs, strict=False):
             setattr(args, name, context.bits_of(source))
-        launches = []
     else:
         made, before = candidates(node, buffers, context, tables, folded.period)
-        launches = [*before]
+        launches += before
     args.list, args.counts = made.pixels, context.counter(made.counts)
     tile, edge = folded.tile, buffers.output
     itemsize = edge.value.element_size()
@@ -232,10 +214,11 @@ def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, ta
     if not tile.fused:
         launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
     context.grains[made.counts:made.counts + made.phases] = tile.bm
-    if not dense or made.phases > 1 or not suits(buffers):
-        return made, launches, None
-    context.weigh(made.counts, cost_of_pixel(node, buffers), edge.mask.numel())
-    return made, launches, DenseStep(node, folded, buffers, context, before, made)
+    step = CudaStep(context.launcher, launches, buffers)
+    if dense and made.phases == 1 and lies_whole(buffers):
+        context.weigh(made.counts, cost_of_pixel(node, buffers), edge.mask.numel())
+        step.dense = DenseStep(node, folded, buffers, context, before, made)
+    return Bound(step, made.counters)
 
 
 def _scanned(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,

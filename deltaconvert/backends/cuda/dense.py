@@ -70,7 +70,7 @@ class DenseStep:
         self.launcher.launch(self.behind)
 
 
-def suits(buffers: Buffers) -> bool:
+def lies_whole(buffers: Buffers) -> bool:
     """Whether the maps lie as the library wants them: not between others of a concatenation."""
     return all(pixel_step(edge) == channels_of(edge) for edge in buffers.inputs)
 
