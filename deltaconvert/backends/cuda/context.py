@@ -57,6 +57,11 @@ class Lists:
     counts: int
     phases: int
 
+    @property
+    def counters(self) -> list[int]:
+        """Indices of its counters."""
+        return list(range(self.counts, self.counts + self.phases))
+
 
 @dataclass
 class Context:

@@ -15,7 +15,8 @@ from deltaconvert.backends.base import Step
 from deltaconvert.backends.cuda.branches import Turn, needs_of, run_branches, turns_of
 from deltaconvert.backends.cuda.candidates import THREADS, WARP, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
-from deltaconvert.backends.cuda.dense import DenseStep, break_even, dense_of, foresee
+from deltaconvert.backends.cuda.dense import break_even, dense_of, foresee
+from deltaconvert.backends.cuda.library import LibraryStep
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
 from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, DenseArgs, EndArgs
@@ -170,7 +171,7 @@ class Runner:
                 if self.dense:
                     dense = [self.dense[n.about.name] for n in nodes]
                     for step in dense:
-                        if isinstance(step, DenseStep):
+                        if isinstance(step, LibraryStep):
                             step.prepare()
                     bodies.append(captured(partial(self._run_dense, dense, turns), bodies[0]))
                 self.graph = self._graph_of(before, bodies)
