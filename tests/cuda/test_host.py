@@ -94,7 +94,7 @@ MISTAKES_OF_WARPGROUPS = {
         "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;",
         "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
     "a store that is not masked": (
-        "if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;",
+        "if (pixel < 0 || (!ALL && !exceeds(total[half], args.rule, threshold[half]))) continue;",
         "if (pixel < 0) continue;"),
     "parts of a norm that are read too early": (
         "        if (threadIdx.x % 4 == 0) shared.total[first + half * 8] = total[half];\n"

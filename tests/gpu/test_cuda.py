@@ -246,8 +246,9 @@ def test_dense_frames_are_counted_as_such(launcher, monkeypatch):
     monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
     monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
     delta = deltaconvert.convert(mobile(), backend="cuda")
+    like = clip(1)[0]
     for _ in range(6):
-        delta(torch.rand_like(clip(1)[0]))
+        delta(torch.rand_like(like))
     assert float(delta.stream._state.context.work[2]) == 1.0
     last, edges = delta.stream.last, delta.stream._state.edges
     for name, work in last.items():
@@ -277,7 +278,8 @@ def test_a_lane_that_is_refused_among_dense_frames_keeps_its_values(launcher, mo
     monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
     model = network()
     delta = deltaconvert.convert(model, backend="cuda")
-    frames = [torch.rand_like(clip(1)[0]) for _ in range(6)]
+    like = clip(1)[0]
+    frames = [torch.rand_like(like) for _ in range(6)]
     for frame in frames[:4]:
         before = delta(frame)
     assert float(delta.stream._state.context.work[2]) == 1.0

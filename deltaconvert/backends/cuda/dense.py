@@ -37,8 +37,8 @@ BYTES_A_NODE = 4e6
 
 def everywhere(launches: Iterable[Launch]) -> list[Launch]:
     """Return what does the same for all pixels, without lists or comparing where it would."""
-    return [replace(launch, kernel=replace(launch.kernel, defines=(*launch.kernel.defines,
-                                                                   ("ALL", 1))))
+    return [replace(launch, cluster=1, kernel=replace(
+                launch.kernel, defines=(*launch.kernel.defines, ("ALL", 1))))  # nothing is shared
             if launch.kernel.entry in OF_LISTS else launch
             for launch in launches if launch.kernel.entry not in NEEDLESS]
 
