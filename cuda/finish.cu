@@ -18,7 +18,7 @@ struct FinishArgs {
 typedef Pack<Number, VEC> OutPack;
 
 // blockIdx.y is the slice of channels, where a pixel has more packs than a block threads.
-extern "C" __global__ void __launch_bounds__(THREADS, 3) finish_all(FinishArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) finish_all(FinishArgs args) {
     wait_for_earlier_kernels();
     let_next_kernel_begin();
     const int across = min(args.packs, THREADS), rows = THREADS / across;

@@ -28,7 +28,7 @@ ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
 MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 168,
-                  "attend_windows": 168, "depthwise": 128, "examine_pixels": 80, "finish_all": 80,
+                  "attend_windows": 168, "depthwise": 128, "examine_pixels": 80, "finish_all": 96,
                   "find_candidates": 96, "normalize_pixels": 128}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
@@ -137,8 +137,8 @@ def kernels(capability: int) -> list[Kernel]:
                      for code in range(13) if code not in MANY_LANES for moved in (1, 2)]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
-            made += [kernel("finish.cu", "finish_all", dtype, VEC=wide, ACTIVATE=ACTIVATIONS["silu"])
-                     for wide in (1, 16 // dtype.itemsize)]
+            made += [kernel("finish.cu", "finish_all", dtype, VEC=wide,
+                            ACTIVATE=ACTIVATIONS["silu"]) for wide in (1, 16 // dtype.itemsize)]
     made += [everywhere(one) for one in made if one.file in ("depthwise.cu", "pixels.cu")
              and ("NUMBER", "f16") in one.defines]
     if capability == 90:
