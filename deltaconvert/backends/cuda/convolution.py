@@ -203,8 +203,9 @@ def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
     """Return the step, with the dense way, if asked for."""
     tables = program.tables
     args = _arguments(node, folded, buffers, context)
+    launches: list[Launch] = []
     if folded.scans:
-        made, launches = _scanned(node, context), []
+        made = _scanned(node, context)
         for name, source in zip(("bits", "more_bits"), buffers.inputs, strict=False):
             setattr(args, name, context.bits_of(source))
     else:
