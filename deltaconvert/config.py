@@ -55,8 +55,8 @@ class Config:
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
             is eight times ``input_threshold``.
         dense_fallback: of the ``cuda`` backend: a frame with much to do, as the device finds,
-            convolves whole maps by the library, and compares. The ``cpu`` backend has no use for
-            it: see docs/performance.md.
+            evaluates all nodes at all pixels, and compares none. The ``cpu`` backend has no use
+            for it: see docs/performance.md.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
         graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """
