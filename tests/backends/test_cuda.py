@@ -119,9 +119,12 @@ def test_the_dense_way(name: str, dtype: torch.dtype) -> None:
     KernelStream(node, dense=True, beside=8 if node.about.output.is_map else 0).run()
 
 
+@pytest.mark.parametrize("most_bytes", [0, 1e9], ids=["large", "small"])
 @pytest.mark.parametrize("channels", [16, 72, 264])
-def test_all_pixels_by_warpgroups(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the library would leave a large map to another kernel."""
+def test_all_pixels_by_warpgroups(channels: int, most_bytes: float,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library would leave a map to another kernel."""
+    monkeypatch.setattr(tiles, "MOST_BYTES_OF_FEW", most_bytes)
     monkeypatch.setattr(tiles, "FEWEST_BYTES_OF_ALL", 0)
     case = (conv(weights(channels, 24, 1, 1), padding=(0, 0), residual=Slot(1),
                  activation=("relu",)), [(3, 24, 9, 20), (3, channels, 9, 20)])

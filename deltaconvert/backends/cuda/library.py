@@ -57,7 +57,7 @@ class LibraryStep:
         into = self.buffers.output.value if into is None else into
         params = about.params
         if self.product:
-            multiply = (torch.ops.aten._addmm_activation if params["activation"]
+            multiply = (torch.ops.aten._addmm_activation if params.get("activation")
                         else torch.ops.aten.addmm)
             multiply.out(self.bias, rows_of(x), self.weight.flatten(1).t(), out=rows_of(into))
             return into
@@ -111,7 +111,7 @@ def _is_product(node: DeltaNode, buffers: Buffers) -> bool:
     return (about.operator.name == "conv2d" and not others and _lies_whole(buffers)
             and weight.shape[2:] == (1, 1) and about.footprints[0].is_identity
             and about.params["groups"] == 1 and argument(node, 2) is not None
-            and about.params["activation"] in (None, ("relu",))
+            and about.params.get("activation") in (None, ("relu",))
             and pixel_step(source) == channels_of(source)
             and source.value.is_cuda and weight.dtype in HALVES)
 
