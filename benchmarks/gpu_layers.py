@@ -275,8 +275,7 @@ def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshol
     other = {}
     if dtype == torch.float16:
         bench.check_fallback(bench.dense())
-        other = {"fallback_ms": time_ms(bench.fallback, REPEATS),
-                 "convolution_ms": time_ms(bench.steps[0].dense.convolve)}
+        other = {"fallback_ms": time_ms(bench.fallback, REPEATS)}
     return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
             "share": share, "candidates": needed, "fused": bench.tile.fused,
             "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, **other,
