@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda.convolution import Folded
 
 THREADS, PIXELS_TOGETHER = 256, 4  # as in finish.cu
+ALIGNMENT = 64  # bytes, the most that cuDNN tells apart
 HALVES = torch.float16, torch.bfloat16
 
 
@@ -88,8 +89,13 @@ def rows_of(value: Tensor) -> Tensor:
 
 
 def _lies_whole(buffers: Buffers) -> bool:
-    """Whether the value has no gaps: it lies not between others of a concatenation."""
-    return pixel_step(buffers.output) == channels_of(buffers.output)
+    """Whether the value lies as the library's own results do: without gaps, and aligned.
+
+    In a concatenation it may not; and for another alignment cuDNN may search anew, which it cannot
+    in a graph.
+    """
+    edge = buffers.output
+    return pixel_step(edge) == channels_of(edge) and edge.value.data_ptr() % ALIGNMENT == 0
 
 
 def _writes_in_place(node: DeltaNode, buffers: Buffers) -> bool:
