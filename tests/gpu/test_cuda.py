@@ -247,16 +247,20 @@ def test_dense_frames_are_counted_as_such(launcher, monkeypatch):
     monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
     delta = deltaconvert.convert(mobile(), backend="cuda")
     like = clip(1)[0]
+    totals = []
     for _ in range(6):
         delta(torch.rand_like(like))
+        totals.append(delta.stream.totals)
     assert float(delta.stream._state.context.work[2]) == 1.0
     last, edges = delta.stream.last, delta.stream._state.edges
     for name, work in last.items():
         assert work.pixels_out == work.total_out, name
         assert work.scheduled == work.dense, name
     assert all(e.mask.all() for e in edges.values() if e.spec.is_map)
-    totals = delta.stream.totals
-    assert all(work.pixels_out == work.total_out for work in totals.values())
+    for name, work in totals[-1].items():  # of the last frame
+        before = totals[-2][name]
+        assert work.pixels_out - before.pixels_out == work.total_out - before.total_out, name
+        assert work.scheduled - before.scheduled == work.dense - before.dense, name
 
 
 def test_now_and_then_a_frame_compares_and_may_go_back(launcher, monkeypatch):
