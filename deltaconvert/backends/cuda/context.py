@@ -98,7 +98,7 @@ class Context:
         self.wholes = torch.zeros_like(self.counters)
         self.doors = torch.zeros(len(self.counters), dtype=torch.uint8, device=self.device)
         self.cost_of_all = 0.0
-        self.work = torch.zeros(8, device=self.device)  # `Work` in masks.cu
+        self.work = torch.zeros(8, device=self.device)  # `Work` in work.cuh
         self.totals = torch.zeros(len(self.counters), 2, dtype=torch.int64, device=self.device)
         self.fresh, self.pending, self.bad = self._ints(lanes + 2), self._ints(lanes), (
             self._ints(lanes))

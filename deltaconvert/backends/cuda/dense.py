@@ -11,18 +11,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltaconvert.backends.base import Buffers, Step
-from deltaconvert.backends.cuda.context import (
-    Context,
-    channels_of,
-)
+from deltaconvert.backends.cuda.context import Context, channels_of
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.nodes import DeltaNode
-
-if TYPE_CHECKING:
-    pass
 
 # Of kernels: what nobody needs where everything changes, and what has a form for that.
 NEEDLESS = "find_candidates", "unite_masks"

@@ -43,7 +43,7 @@ class LibraryStep:
         self.node, self.buffers, self.launcher = node, buffers, context.launcher
         self.weight, self.bias = folded.whole, argument(node, 2)
         self.product = _is_product(node, buffers)
-        self.in_place = self.product or _writes_in_place(node, buffers)
+        self.in_place = self.product or _writes_in_place(node, buffers, context)
         fused = [folded.bias, argument(node, 3), node.about.params.get("activation")]
         done = self.product or (self.in_place and fused == [None] * 3)
         self.launches = [] if done else [_finish(node, folded.bias, buffers, context)]
@@ -65,7 +65,9 @@ class LibraryStep:
         if self.in_place:
             torch.ops.aten.cudnn_convolution.out(
                 x, self.weight, params["padding"], params["stride"], params["dilation"],
-                params["groups"], cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, out=into)
+                params["groups"], cudnn.benchmark,
+                cudnn.deterministic or torch.are_deterministic_algorithms_enabled(),
+                cudnn.allow_tf32, out=into)
             return into
         given: Tensor = about.function(x, self.weight, **(params | {"activation": None}))
         return given.contiguous(memory_format=torch.channels_last)
@@ -98,12 +100,14 @@ def _lies_whole(buffers: Buffers) -> bool:
     return pixel_step(edge) == channels_of(edge) and edge.value.data_ptr() % ALIGNMENT == 0
 
 
-def _writes_in_place(node: DeltaNode, buffers: Buffers) -> bool:
+def _writes_in_place(node: DeltaNode, buffers: Buffers, context: Context) -> bool:
     """Whether cuDNN can write where the value is."""
-    about = node.about
+    about, value = node.about, buffers.output.value
     assert about.operator is not None
+    if value.dtype == torch.bfloat16 and context.launcher.capability >= (8, 0):
+        value = value.view(torch.float16)  # `is_acceptable` has not heard of the other
     return (about.operator.name == "conv2d" and _lies_whole(buffers)
-            and torch.backends.cudnn.is_acceptable(buffers.output.value)
+            and torch.backends.cudnn.is_acceptable(value)
             and "out" in torch.ops.aten.cudnn_convolution.overloads())
 
 
