@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deltaconvert.backends.cuda.dense import BREAK_EVEN, LEAST, break_even
 from deltaconvert.cuda.arguments import ConditionArgs, DenseArgs, EndArgs
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -43,6 +44,13 @@ def test_the_way_follows_from_the_last_frames_work(share, doors, changed, way):
     work = torch.tensor([share, doors, *[0.0] * 6])
     assert decide(0, changed, work, 2) == way
     assert bool(work[2]) == (way == DENSE)
+
+
+def test_small_nodes_go_the_dense_way_sooner():
+    shares = [break_even(100 * each, 100) for each in (1e9, 1e8, 4e7, 2e7, 1e6)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == pytest.approx(BREAK_EVEN, abs=0.01)
+    assert shares[-1] == LEAST
 
 
 def test_a_frame_with_a_refused_lane_is_sparse():

@@ -224,7 +224,7 @@ def furthest_from_the_law(delta: deltaconvert.DeltaModule) -> tuple[float, str]:
 def test_the_law_holds_behind_dense_frames(make, launcher, monkeypatch):
     """In frames in which everything changes, and those behind them, at thresholds over 0."""
     monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
-    monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
+    monkeypatch.setattr(dense, "LEAST", 0.0)
     torch.manual_seed(0)
     model = make().eval().to(GPU)
     delta = deltaconvert.convert(model, backend="cuda", threshold=0.02, threshold_unit="std",
@@ -244,7 +244,7 @@ def test_the_law_holds_behind_dense_frames(make, launcher, monkeypatch):
 
 def test_dense_frames_are_counted_as_such(launcher, monkeypatch):
     monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
-    monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
+    monkeypatch.setattr(dense, "LEAST", 0.0)
     delta = deltaconvert.convert(mobile(), backend="cuda")
     like = clip(1)[0]
     totals = []
@@ -279,7 +279,7 @@ def test_now_and_then_a_frame_compares_and_may_go_back(launcher, monkeypatch):
 
 def test_a_lane_that_is_refused_among_dense_frames_keeps_its_values(launcher, monkeypatch):
     monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
-    monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
+    monkeypatch.setattr(dense, "LEAST", 0.0)
     model = network()
     delta = deltaconvert.convert(model, backend="cuda")
     like = clip(1)[0]

@@ -21,12 +21,13 @@ from deltaconvert.nodes import DeltaNode
 # Of kernels: what nobody needs where everything changes, and what has a form for that.
 NEEDLESS = "find_candidates", "unite_masks"
 OF_LISTS = "compute_pixels", "depthwise", "convolve_sm90"
-# The dense way is taken from this share of the sparse way's work on, and more where nodes are
-# small: see docs/performance-cuda.md; the work is counted in bytes that are moved, and in
-# operations that take as long.
-BREAK_EVEN, LAST = 0.4, 0.8
+# The dense way is taken from this share of the sparse way's work on. Where nodes are small it is
+# less, for a node of the sparse way takes a while however little there is to do: see
+# docs/performance-cuda.md. The work is counted in bytes that are moved, and in operations that take
+# as long.
+BREAK_EVEN, LEAST = 0.42, 0.2
 OPERATIONS_A_BYTE = 100
-BYTES_A_NODE = 4e6
+BYTES_A_NODE = 2.5e6
 
 
 def everywhere(launches: Iterable[Launch]) -> list[Launch]:
@@ -78,7 +79,7 @@ def break_even(cost_of_all: float, nodes: int) -> float:
         cost_of_all: see `cost_of_pixel`; of all pixels of all nodes that have less to do by it.
         nodes: how many they are.
     """
-    return min(BREAK_EVEN + BYTES_A_NODE * nodes / cost_of_all, LAST)
+    return max(BREAK_EVEN - BYTES_A_NODE * nodes / cost_of_all, LEAST)
 
 
 def cost_of_pixel(node: DeltaNode, buffers: Buffers) -> float:
