@@ -33,7 +33,8 @@ class MaskSource(ctypes.Structure):
 class Work(ctypes.Structure):
     """What a frame had to do; ``work.cuh``."""
 
-    _fields_ = (("share", c_float), ("doors", c_float), ("dense", c_float), ("unused", c_float))
+    _fields_ = (("share", c_float), ("doors", c_float), ("dense", c_float), ("frames", c_float),
+                ("patience", c_float))
 
 
 class CandidateArgs(ctypes.Structure):
@@ -54,20 +55,27 @@ class BeginArgs(ctypes.Structure):
                 ("unused", c_int))
 
 
+class DenseArgs(ctypes.Structure):
+    """Of ``change_everything``; ``masks.cu``."""
+
+    _fields_ = (("masks", c_void_p), ("mask_packs", c_longlong), ("counters", c_void_p),
+                ("wholes", c_void_p), ("fresh", c_void_p), ("counted", c_int), ("lanes", c_int))
+
+
 class EndArgs(ctypes.Structure):
     """Of ``end_frame``; ``masks.cu``."""
 
     _fields_ = (("counters", c_void_p), ("grains", c_void_p), ("costs", c_void_p),
-                ("wholes", c_void_p), ("doors", c_void_p), ("totals", c_void_p),
-                ("bad", c_void_p), ("work", c_void_p), ("counted", c_int), ("lanes", c_int))
+                ("doors", c_void_p), ("totals", c_void_p), ("bad", c_void_p), ("work", c_void_p),
+                ("counted", c_int), ("lanes", c_int))
 
 
 class ConditionArgs(ctypes.Structure):
     """Of ``decide``; ``condition.cu``."""
 
-    _fields_ = (("condition", c_longlong), ("fresh", c_void_p), ("work", c_void_p),
-                ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int), ("doors", c_int),
-                ("break_even", c_float), ("ways", c_int))
+    _fields_ = (("condition", c_longlong), ("fresh", c_void_p), ("bad", c_void_p),
+                ("work", c_void_p), ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int),
+                ("doors", c_int), ("break_even", c_float), ("ways", c_int))
 
 
 class FrameArgs(ctypes.Structure):
@@ -183,6 +191,14 @@ class WindowArgs(ctypes.Structure):
                 ("shift_x", c_int), ("cosines", c_int), ("unused", c_int))
 
 
+class FinishArgs(ctypes.Structure):
+    """Of ``finish_all``; ``finish.cu``."""
+
+    _fields_ = (("rule", Rule), ("given", c_void_p), ("bias", c_void_p), ("residual", c_void_p),
+                ("output", c_void_p), ("step_out", c_int), ("step_residual", c_int),
+                ("pixels", c_int), ("packs", c_int))
+
+
 class PixelArgs(ctypes.Structure):
     """Of ``compute_pixels``; ``pixels.cu``."""
 
@@ -195,4 +211,4 @@ class PixelArgs(ctypes.Structure):
                 ("setting", c_float), ("factor", c_int),
                 ("part_rows", c_int), ("part_cols", c_int), ("part_group", c_int),
                 ("part_width", c_int), ("part_step", c_int), ("part_grid", c_int),
-                ("unused", c_int), ("source", Source * MOST_SOURCES))
+                ("pixels", c_int), ("source", Source * MOST_SOURCES))

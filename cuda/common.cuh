@@ -9,6 +9,12 @@ typedef unsigned char byte;
 
 constexpr int WARP = 32;
 
+// ALL: a kernel evaluates all pixels, whatever is listed, and writes them: nothing is compared, and
+// `change_everything` has said what changed.
+#ifndef ALL
+#define ALL 0
+#endif
+
 // Some numbers that lie one behind the other, of which some are moved by one instruction, aligned
 // to their size: as a rule all.
 template <typename T, int COUNT, int BY = COUNT>

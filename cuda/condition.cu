@@ -4,6 +4,9 @@
 #include "work.cuh"
 
 constexpr int MOST_SOURCES = 8;
+// Dense frames do not tell what the sparse way would have had to do, so one is sparse now and then:
+// seldom, where the last ones have shown that it needs to do nearly everything.
+constexpr float FEWEST_FRAMES = 16.f, MOST_FRAMES = 256.f;
 
 // The bodies of the graph's conditional part; where it has but one, whether that runs.
 enum Way { SPARSE, DENSE, NEITHER };
@@ -11,7 +14,8 @@ enum Way { SPARSE, DENSE, NEITHER };
 struct ConditionArgs {
     long long condition;  // the graph's
     const int* fresh;     // as in Rule
-    Work* work;           // of the last frame
+    const int* bad;       // [lanes]: the frame holds what is not finite
+    Work* work;           // of the last frame that compared
     const int* changed[MOST_SOURCES];  // of each door, how many pixels
     int lanes, doors;
     float break_even;     // the share of work from which on the dense way is taken
@@ -29,10 +33,21 @@ extern "C" __global__ void decide(ConditionArgs args) {
         if (threadIdx.x == 0) set_condition(args.condition, any);
         return;
     }
-    // As much a pixel at the doors as in the last frame that had any.
-    const float share = args.work->share * (args.work->doors > 0.f ? pixels / args.work->doors : 1.f);
-    const bool dense = any && share >= args.break_even;
     if (threadIdx.x != 0) return;
-    if (dense) args.work->dense = 1.f;
+    Work& work = *args.work;
+    // As much a pixel at the doors as in the last frame that had any, and was not dense.
+    const float share = work.share * (work.doors > 0.f ? pixels / work.doors : 1.f);
+    bool dense = any && share >= args.break_even;
+    for (int lane = 0; lane < args.lanes; ++lane) dense = dense && !args.bad[lane];
+    const float patience = fmaxf(work.patience, FEWEST_FRAMES);
+    if (!dense && any) {
+        work.frames = 0.f;
+        work.patience = FEWEST_FRAMES;
+    } else if (dense && ++work.frames > patience) {
+        dense = false;
+        work.frames = 0.f;
+        work.patience = fminf(2.f * patience, MOST_FRAMES);
+    }
+    if (dense) work.dense = 1.f;
     set_condition(args.condition, !any ? NEITHER : dense ? DENSE : SPARSE);
 }

@@ -18,7 +18,8 @@
 // the numbers of A copied at once; OUT_VEC, those moved at once behind it; RMS, the norm; BLOCKS,
 // how many are resident; SPLITS; WINDOWED (gather.cuh); EARLY, whether what the rule compares with
 // and adds is copied while the tile is multiplied, which takes shared memory, or only asked for;
-// SCAN, whether each block finds the candidates itself (scan.cuh).
+// SCAN, whether each block finds the candidates itself (scan.cuh). With ALL (common.cuh), all pixels
+// are candidates of the one phase, and nothing is compared: blocks of a cluster then share no norm.
 #include "device_sm90.cuh"
 
 constexpr int ROW_BYTES = 128;  // of a stage of A or B
@@ -80,8 +81,9 @@ __device__ __forceinline__ Found found_of(const Shared& shared, const ConvArgs& 
 // The pixel of this thread's row of the tile that begins at `first`, if there is one.
 __device__ __forceinline__ int pixel_of(const Shared& shared, const ConvArgs& args, int start,
                                         int first, int count) {
-    if (!SCAN) return listed_at(args, start, first);
     const int row = static_cast<int>(threadIdx.x);
+    if (ALL) return row < BM && first + row < count ? first + row : -1;
+    if (!SCAN) return listed_at(args, start, first);
     return row < BM && first + row < count ? candidate(found_of(shared, args), args, first + row)
                                            : -1;
 }
@@ -105,7 +107,7 @@ __device__ void prefetch_rows(Rows rows, const ConvArgs& args, int column) {
     for (int n = threadIdx.x % 2 * LINE; n < BN; n += 2 * LINE) {
         const int channel = column * BN + n;
         if (channel >= args.rule.channels) return;
-        prefetch(args.output + pixel * args.step_out + channel);
+        if (!ALL) prefetch(args.output + pixel * args.step_out + channel);
         if (args.residual) prefetch(args.residual + pixel * args.step_residual + channel);
     }
 }
@@ -136,8 +138,9 @@ __device__ __forceinline__ void copy_early(const Shared& shared, const Rows& row
         for (int g = 0; g < GROUPS; ++g) {
             const int channel = channel_of(column, g);
             if (pixel < 0 || channel >= args.rule.channels) continue;
-            copy_async<PACK>(early_at(shared, 0, half, g),
-                             args.output + pixel * args.step_out + channel, true);
+            if (!ALL)
+                copy_async<PACK>(early_at(shared, 0, half, g),
+                                 args.output + pixel * args.step_out + channel, true);
             if (args.residual)
                 copy_async<PACK>(early_at(shared, 1, half, g),
                                  args.residual + pixel * args.step_residual + channel, true);
@@ -390,7 +393,7 @@ __device__ __forceinline__ float finish_row(Sums& sums, const Shared& shared, co
         for (int g = 0; g < CHUNK; ++g) {
             const int channel = channel_of(column, first + g), left = args.rule.channels - channel;
             old[g] = added[g] = Few{};
-            fetch(shared, 0, half, first + g, before + channel, old[g], left);
+            if (!ALL) fetch(shared, 0, half, first + g, before + channel, old[g], left);
             if (args.residual)
                 fetch(shared, 1, half, first + g, residual + channel, added[g], left);
         }
@@ -404,6 +407,7 @@ __device__ __forceinline__ float finish_row(Sums& sums, const Shared& shared, co
             now.set(i, activate(x + added[g].number(i), args.rule),
                     activate(y + added[g].number(i + 1), args.rule));
             x = now.number(i), y = now.number(i + 1);
+            if (ALL) continue;
             norm.add(x, old[g].number(i), i / OUT_VEC * OUT_VEC < left);
             norm.add(y, old[g].number(i + 1), (i + 1) / OUT_VEC * OUT_VEC < left);
         }
@@ -448,7 +452,7 @@ __device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Ti
                             const ConvArgs& args, const Part& part) {
     const int column = part.column;
     if (part.split > 0) {
-        if (part.columns > 1) cluster_barrier(), cluster_has_read();  // as `add_over_blocks`
+        if (!ALL && part.columns > 1) cluster_barrier(), cluster_has_read();  // as `add_over_blocks`
         return;
     }
     const int first = first_row();
@@ -461,21 +465,21 @@ __device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Ti
         if (pixels[half] >= 0)
             total[half] = finish_row(sums, shared, args, pixels[half], threshold[half], half,
                                      column);
-        total[half] = group_sum<4>(total[half]);
+        if (!ALL) total[half] = group_sum<4>(total[half]);
     }
-    if (part.columns > 1) add_over_blocks(total, shared, first, part.columns);
+    if (!ALL && part.columns > 1) add_over_blocks(total, shared, first, part.columns);
     int listed = -1;  // the first two of four threads list a row each
     UNROLL
     for (int half = 0; half < 2; ++half) {
         const int pixel = pixels[half];
-        if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;
+        if (pixel < 0 || (!ALL && !exceeds(total[half], args.rule, threshold[half]))) continue;
         write_row(sums, args, pixel, half, column);
-        if (column == 0 && threadIdx.x % 4 == half) {
+        if (!ALL && column == 0 && threadIdx.x % 4 == half) {
             mark(args.rule, pixel);
             listed = pixel;
         }
     }
-    if (column == 0) list_changes(args.rule, listed >= 0, listed);
+    if (!ALL && column == 0) list_changes(args.rule, listed >= 0, listed);
 }
 
 // Asks for the block's part of the filter, which no kernel writes; of many blocks, one does.
@@ -501,7 +505,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve_sm90(Conv
     NO_UNROLL
     for (int f = 0; f < args.phase_count; ++f) {
         const Phase phase = args.phases[f];  // loaded together with the count
-        const int count = SCAN ? scan(found_of(shared, args),
+        const int count = ALL ? args.capacity
+                        : SCAN ? scan(found_of(shared, args),
                                       reinterpret_cast<unsigned*>(shared.a), args)
                                : args.counts[f];
         if (SCAN && blockIdx.x == 0 && threadIdx.x == 0) args.counts[f] = count;

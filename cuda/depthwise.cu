@@ -5,6 +5,8 @@
 // through shared memory, always in the same order. So a pixel of many channels takes as long as
 // one of few, and all groups of a block decide together.
 //
+// With ALL (common.cuh), all pixels are evaluated, and written without being compared.
+//
 // Specialised on NUMBER; OUT_VEC; RUN; TAPS, those of a row; STEP and SPREAD, the columns from a
 // pixel's to its neighbour's and from a tap to the next; RMS, the norm; ACTIVATE (common.cuh).
 #include "conv_args.cuh"
@@ -102,9 +104,9 @@ __device__ __forceinline__ void add_taps(const DepthwiseArgs& args, int pixel, i
 template <int COUNT>
 __device__ __forceinline__ void evaluate(const DepthwiseArgs& args, const Shared& shared, int pixel,
                                          int turn, int c) {
-    const Number* before = args.output + static_cast<long long>(pixel) * args.step_out + c;
+    Number* before = args.output + static_cast<long long>(pixel) * args.step_out + c;
     OutPack old[COUNT];
-    if (COUNT == 1) old[0] = pack_at(before);  // asked for early, where that takes few registers
+    if (!ALL && COUNT == 1) old[0] = pack_at(before);  // asked for early, where that takes few registers
     float sums[COUNT][OUT_VEC];
     UNROLL
     for (int v = 0; v < OUT_VEC; ++v) {
@@ -113,10 +115,10 @@ __device__ __forceinline__ void evaluate(const DepthwiseArgs& args, const Shared
         for (int n = 0; n < COUNT; ++n) sums[n][v] = bias;
     }
     add_taps(args, pixel, c, sums);
-    const float threshold = args.rule.thresholds[pixel / args.rule.plane];
+    const float threshold = ALL ? 0.f : args.rule.thresholds[pixel / args.rule.plane];
     UNROLL
     for (int n = 0; n < COUNT; ++n) {
-        if (COUNT > 1) old[n] = pack_at(before + n * args.step_out);
+        if (!ALL && COUNT > 1) old[n] = pack_at(before + n * args.step_out);
     }
     if (args.residual) {
         const Number* residual =
@@ -135,7 +137,12 @@ __device__ __forceinline__ void evaluate(const DepthwiseArgs& args, const Shared
         UNROLL
         for (int v = 0; v < OUT_VEC; ++v) {
             from_float(activate(sums[n][v], args.rule), now.at[v]);
+            if (ALL) continue;
             norm += score(to_float(now.at[v]), to_float(old[n].at[v]), threshold, RMS);
+        }
+        if (ALL) {
+            *reinterpret_cast<OutPack*>(before + n * args.step_out) = now;
+            continue;
         }
         shared.values[(turn + n) * THREADS + threadIdx.x] = now;
         shared.norms[(turn + n) * THREADS + threadIdx.x] = norm;
@@ -172,8 +179,29 @@ __device__ __forceinline__ void decide(const DepthwiseArgs& args, const Shared& 
     }
 }
 
+// Evaluates all pixels, by runs of a row, of which the last begins early enough to end with it.
+__device__ __forceinline__ void evaluate_all(const DepthwiseArgs& args) {
+    const int run = args.width < RUN ? 1 : RUN;
+    const int across = ceil_div(args.width, run), runs = args.pixels / args.width * across;
+    const int group = threadIdx.x / args.packs, c = (threadIdx.x - group * args.packs) * OUT_VEC;
+    if (group >= args.groups) return;
+    NO_UNROLL
+    for (int i = blockIdx.x * args.groups + group; i < runs; i += gridDim.x * args.groups) {
+        const int line = i / across, x = min((i - line * across) * run, args.width - run);
+        const int pixel = line * args.width + x;
+        if (run == RUN) evaluate<RUN>(args, Shared{}, pixel, 0, c);
+        else evaluate<1>(args, Shared{}, pixel, 0, c);
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) depthwise(DepthwiseArgs args) {
     SHARED_MEMORY(memory);
+    if (ALL) {
+        wait_for_earlier_kernels();
+        let_next_kernel_begin();
+        evaluate_all(args);
+        return;
+    }
     Shared shared;
     shared.values = reinterpret_cast<OutPack*>(memory);
     shared.norms = reinterpret_cast<float*>(shared.values + RUN * THREADS);

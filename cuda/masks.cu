@@ -304,11 +304,37 @@ extern "C" __global__ void __launch_bounds__(THREADS) begin_frame(BeginArgs args
     args.work->dense = 0.f;
 }
 
+struct DenseArgs {
+    uint4* masks;
+    long long mask_packs;
+    int* counters;
+    const int* wholes;  // what a counter is of all pixels; 0 where kernels count by themselves
+    int* fresh;         // [lanes + 1]
+    int counted, lanes;
+};
+
+// Starts the dense way of a frame: everything changes, as in a first frame, and what is evaluated
+// without being compared has been told so before.
+extern "C" __global__ void __launch_bounds__(THREADS) change_everything(DenseArgs args) {
+    wait_for_earlier_kernels();
+    let_next_kernel_begin();
+    const long long first = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
+    const long long step = static_cast<long long>(gridDim.x) * THREADS;
+    constexpr unsigned SET = 0x01010101u;
+    NO_UNROLL
+    for (long long i = first; i < args.mask_packs; i += step)
+        args.masks[i] = uint4{SET, SET, SET, SET};
+    NO_UNROLL
+    for (long long i = first; i < args.counted; i += step)
+        if (args.wholes[i]) args.counters[i] = args.wholes[i];
+    NO_UNROLL
+    for (long long i = first; i <= args.lanes; i += step) args.fresh[i] = 1;
+}
+
 struct EndArgs {
     const int* counters;    // what this frame counted
     const int* grains;      // what a tile computes at once
     const float* costs;     // of a candidate, by the sparse way, in parts of all that it may cost
-    const int* wholes;      // pixels, where the dense way computes all of them
     const byte* doors;      // whether it counts what a door let in
     long long* totals;      // [counters, 2]: their sums over the frames, plain and in whole tiles
     int* bad;               // [lanes]
@@ -326,12 +352,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) end_frame(EndArgs args) {
     const bool dense = args.work->dense != 0.f;
     NO_UNROLL
     for (int i = threadIdx.x; i < args.counted; i += THREADS) {
-        const int count = args.counters[i], grain = args.grains[i], whole = args.wholes[i];
+        const int count = args.counters[i], grain = dense ? 1 : args.grains[i];
         share += count * args.costs[i];
         if (args.doors[i]) doors += count;
         args.totals[2 * i] += count;
-        args.totals[2 * i + 1] +=
-            dense && whole ? whole : static_cast<long long>(ceil_div(count, grain)) * grain;
+        args.totals[2 * i + 1] += static_cast<long long>(ceil_div(count, grain)) * grain;
     }
     NO_UNROLL
     for (int lane = threadIdx.x; lane < args.lanes; lane += THREADS) args.bad[lane] = 0;
@@ -346,7 +371,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) end_frame(EndArgs args) {
         share += sums[2 * other];
         doors += sums[2 * other + 1];
     }
-    if (doors == 0.f) return;  // a frame equal to the last says nothing of the next
+    if (doors == 0.f || dense) return;  // it says nothing of what the next has to do
     args.work->share = share;
     args.work->doors = doors;
 }

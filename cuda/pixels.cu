@@ -5,7 +5,8 @@
 // that one instruction moves: all, but where a pixel is a single thread's; LANES, a power of 2;
 // PACKS, how often a lane moves them for a pixel, or 0 where that is so often that new values are
 // computed a second time rather than kept; RMS, the norm; ACTIVATE (common.cuh); and OPERATION,
-// below, of which APPLY has a FUNCTION: an expression of x, y, z and s.
+// below, of which APPLY has a FUNCTION: an expression of x, y, z and s. With ALL (common.cuh), all
+// pixels are computed, and written without being compared.
 #include "common.cuh"
 #include "parts.cuh"
 
@@ -58,7 +59,8 @@ struct PixelArgs {
     int factor;  // PICK: the place in a square of so many pixels is added to the channel
     // PARTS: rows and columns of all sums are in whole tiles of part_rows and part_cols; a group
     // has part_width columns for its part_group channels; part_grid blocks computed the sums.
-    int part_rows, part_cols, part_group, part_width, part_step, part_grid, unused;
+    int part_rows, part_cols, part_group, part_width, part_step, part_grid;
+    int pixels;  // of the output
     Source source[MOST_SOURCES];
 };
 
@@ -316,7 +318,7 @@ __device__ __forceinline__ void ask(const PixelArgs& args, const Place& at, int 
     for (int i = 0; i < COUNT; ++i) {
         const int c = first + i * STEP;
         if (c >= channels) continue;
-        asked[i].old = *reinterpret_cast<const OutPack*>(old + c);
+        if (!ALL) asked[i].old = *reinterpret_cast<const OutPack*>(old + c);
         if (OPERATION == GIVEN) asked[i].given = *reinterpret_cast<const OutPack*>(given + c);
     }
     if (!args.residual) return;
@@ -427,6 +429,26 @@ __device__ __forceinline__ bool compute_pixel(const PixelArgs& args, const Place
     return true;
 }
 
+// Computes one pixel and writes it. All lanes of a warp come here.
+__device__ __forceinline__ void write_pixel(const PixelArgs& args, const Place& at) {
+    constexpr int COUNT = CHUNK ? CHUNK : 1;
+    const int channels = at.pixel < 0 ? 0 : args.rule.channels;
+    const Summary all = summarize(args, at);
+    NO_UNROLL
+    for (int first = threadIdx.x % LANES * OUT_VEC; first < channels; first += COUNT * STEP) {
+        Asked asked[COUNT];
+        ask(args, at, first, channels, asked);
+        UNROLL
+        for (int i = 0; i < COUNT; ++i) {
+            const int c = first + i * STEP;
+            if (c >= channels) continue;
+            OutPack now;
+            evaluate(args, at, all, c, asked[i], now);
+            *reinterpret_cast<OutPack*>(args.output + at.pixel * args.step_out + c) = now;
+        }
+    }
+}
+
 __device__ __forceinline__ Place place_of(const PixelArgs& args, int pixel) {
     Place at = {};
     at.pixel = pixel;
@@ -447,7 +469,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
     int mine = 0, turn = 0, counted = 0;
     bool changed = false;
     for (int f = 0; f < args.phase_count; ++f) {
-        const int count = args.counts[f];
+        const int count = ALL ? args.pixels : args.counts[f];
         int base = 0, tiles = 0, splits = 1;
         if (OPERATION == PARTS) {
             const Phase phase = args.phases[f];
@@ -461,7 +483,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
         const int step = gridDim.x * warps * PIXELS;
         int start = (warp * gridDim.x + blockIdx.x) * PIXELS;
         int i = start + lane_id / LANES;
-        int pixel = i < count ? args.list[base + i] : -1;
+        int pixel = i < count ? ALL ? i : args.list[base + i] : -1;
         NO_UNROLL
         for (; start < count; start += step) {
             Place at = place_of(args, pixel);
@@ -469,7 +491,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
             at.part = base + f * args.part_rows + i;
             at.part_split = static_cast<long long>(tiles) * args.part_rows * args.part_step;
             i += step;
-            pixel = i < count ? args.list[base + i] : -1;  // the next one, before it is needed
+            pixel = i < count ? ALL ? i : args.list[base + i] : -1;  // before it is needed
+            if (ALL) {
+                write_pixel(args, at);
+                continue;
+            }
             const bool moved = compute_pixel(args, at);
             if (lane_id % LANES == turn) {
                 mine = static_cast<int>(at.pixel);
@@ -482,6 +508,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_pixels(Pix
             changed = false;
         }
     }
+    if (ALL) return;
     if (LANES > 1 || args.rule.list) list_changes(args.rule, changed, mine);
     else counted += count_bits(ballot(changed));
     if (lane_id == 0 && counted) atomicAdd(args.rule.changed, counted);

@@ -2,8 +2,9 @@
 #pragma once
 
 struct Work {
-    float share;  // of what the sparse way of all convolutions with a dense one would cost at most
-    float doors;  // pixels that the doors let in
-    float dense;  // 1: this frame goes the dense way
-    float unused;
+    float share;     // of what the sparse way would cost at most
+    float doors;     // pixels that the doors let in
+    float dense;     // 1: this frame goes the dense way
+    float frames;    // that went it since one has compared
+    float patience;  // after so many, one compares
 };

@@ -55,10 +55,10 @@ class Config:
             mean change of 8x8 blocks, whose pixels are held or replaced together.
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
             is eight times ``input_threshold``.
-        dense_fallback: where much of a map is to be done, it is convolved whole by the library, and
-            compared: on ``cuda`` in frames of which the device finds so, on ``cpu`` in lanes, where
-            this machine was found to be faster so (mostly it is not; measured once, and kept).
-            Last bits depend on the way.
+        dense_fallback: where much is to be done, whole maps are computed densely: on ``cuda`` in
+            frames of which the device finds so, all nodes at all pixels, and none compared; on
+            ``cpu`` convolutions, in lanes, where this machine was found to be faster so (mostly it
+            is not; measured once, and kept). Last bits depend on the way.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
         graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """

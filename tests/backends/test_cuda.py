@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda import tiles
 from deltaconvert.backends.cuda.candidates import STRIP, strip_reads
 from deltaconvert.backends.cuda.filters import numbers_of
 from deltaconvert.backends.rule import change_norm
@@ -31,8 +32,6 @@ OF_EACH_KIND = ["conv 3x3", "conv 7x7 of 3 channels", "conv + residual + relu", 
                 "max pool", "mean pool without padding", "gate", "cat", "softmax", "bilinear"]
 CONVOLUTIONS = ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu", "grouped",
                 "transposed", "transposed with gaps"]
-DENSE = ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels", "conv + residual + relu",
-         "grouped"]
 
 
 @pytest.fixture(autouse=True)
@@ -113,19 +112,26 @@ def test_candidates_that_blocks_find_themselves(width: int, told: dict[str, Any]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", CASES)
 def test_the_dense_way(name: str, dtype: torch.dtype) -> None:
-    stream = KernelStream(at(make_node(scaled(CASES[name]), threshold=0.2), dtype), dense=True)
+    """What lies beside the output's channels stays as it is."""
+    node = at(make_node(scaled(CASES[name]), threshold=0.2), dtype)
+    KernelStream(node, dense=True, beside=8 if node.about.output.is_map else 0).run()
+
+
+@pytest.mark.parametrize("most_bytes", [0, 1e9], ids=["large", "small"])
+@pytest.mark.parametrize("channels", [16, 72, 264])
+def test_all_pixels_by_warpgroups(channels: int, most_bytes: float,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library would leave a map to another kernel."""
+    monkeypatch.setattr(tiles, "MOST_BYTES_OF_FEW", most_bytes)
+    monkeypatch.setattr(tiles, "FEWEST_BYTES_OF_ALL", 0)
+    case = (conv(weights(channels, 24, 1, 1), padding=(0, 0), residual=Slot(1),
+                 activation=("relu",)), [(3, 24, 9, 20), (3, channels, 9, 20)])
+    stream = KernelStream(at(make_node(scaled(case), threshold=0.2), torch.float16),
+                          told={"warpgroups": True}, dense=True, beside=8, processors=1)
     stream.run()
-    stream.change(0.3, [0], size=1e-3)
-    assert stream.check() > 0
-    assert stream.output.counts == [0, 0, 0]
-    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "compute_pixels"}
-
-
-def test_there_is_no_dense_way_among_other_channels_or_where_it_is_not_wanted() -> None:
-    assert KernelStream(make_node(CASES["conv 3x3"]), beside=8).step.dense is None
-    assert KernelStream(make_node(CASES["transposed"])).step.dense is None
+    assert {k.entry for k in stream.launcher.ran} == {"convolve_sm90"}
 
 
 # Lanes of a warp that share a pixel, and packs of each: one, some, and more than are kept.
@@ -133,6 +139,7 @@ def test_there_is_no_dense_way_among_other_channels_or_where_it_is_not_wanted() 
     (3, 1, 1), (6, 1, 1), (5, 8, 1), (24, 8, 1), (264, 32, 3), (520, 32, 0)])
 def test_a_pixel_is_shared_by_lanes_of_a_warp(channels: int, lanes: int, packs: int) -> None:
     case = pool("max_pool2d", dilation=(1, 1)), [(3, channels, 9, 12)]
+    KernelStream(make_node(case), dense=True).run()
     stream = KernelStream(make_node(case, threshold=0.2))
     stream.run()
     defines = dict(stream.launcher.ran[1].defines)
@@ -158,6 +165,9 @@ def test_depthwise_channels_and_taps(channels: int, taps: int, stride: int, dtyp
     assert stream.check() > 0
     assert stream.output.counts == [0, 0, 0]
     assert entry in {k.entry for k in stream.launcher.ran}
+    stream = KernelStream(node, processors=1, dense=True)
+    stream.run()
+    assert {k.entry for k in stream.launcher.ran} == {entry}
 
 
 @pytest.mark.parametrize("order", range(1, len(ORDERS)))

@@ -16,6 +16,7 @@ from deltaconvert.backends import reference
 from deltaconvert.backends.base import Buffers
 from deltaconvert.backends.cuda import CudaBackend
 from deltaconvert.backends.cuda.context import Tally
+from deltaconvert.backends.cuda.dense import NEEDLESS, dense_of, foresee
 from deltaconvert.backends.cuda.scan import as_words, words_of
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.config import Config
@@ -69,10 +70,10 @@ class KernelStream:
         self.output, self.expected = (
             make_edge(node.about.output, node.about.threshold, beside, device) for _ in range(2))
         self.step = self._bind()
+        self.context, self.dense = self.state.context, dense
         if dense:
-            assert self.step.dense is not None
-            self.step = self.step.dense
-        self.context = self.state.context
+            foresee(node, self.step, self.context)
+            self.step = dense_of(self.step)
         self.context.upload_thresholds({"y": self.output})
         self.oracle = reference.create(Config()).bind(
             node, None, Buffers(tuple(self.inputs), self.expected, self.state))
@@ -126,8 +127,19 @@ class KernelStream:
             self.context.counters[changed] = int(edge.mask.sum())
         for edge in (*self.inputs, self.output):
             self._mark_bits(edge)
+        if self.dense:
+            self._change_everything()
         self.context.fresh[:lanes] = torch.tensor(self.state.fresh, dtype=torch.int32)
         self.context.fresh[lanes:] = int(any(self.state.fresh))
+
+    def _change_everything(self) -> None:
+        """Do what begins the dense way of a frame."""
+        self.state.fresh[:] = [True] * self.state.lanes
+        for edge in (*self.inputs, self.output):
+            edge.mask.fill_(1)
+            self._mark_bits(edge)
+        wholes = self.context.wholes
+        self.context.counters.copy_(torch.where(wholes > 0, wholes, self.context.counters))
 
     def check(self) -> int:
         """Run one frame by both and compare everything; return how many candidates there were."""
@@ -181,6 +193,22 @@ class KernelStream:
         assert (whole[:, c:] == CANARY).all(), "a neighbour in the concatenation was overwritten"
 
     def run(self) -> None:
+        """Some frames of every kind, the dense way or the other."""
+        if self.dense:
+            self.run_dense()
+        else:
+            self.run_sparse()
+
+    def run_dense(self) -> None:
+        """Frames of which everything is written, however little changed."""
+        lanes = range(self.state.lanes)
+        for share in (1.0, 0.3, 0.0):
+            self.change(share, lanes)
+            self.check()
+            assert self.output.mask.all(), "everything counts as changed"
+        assert not any(kernel.entry in NEEDLESS for kernel in getattr(self.launcher, "ran", ()))
+
+    def run_sparse(self) -> None:
         """A first frame, then small and large changes, in some lanes and in all, and none."""
         lanes = range(self.state.lanes)
         self.change(1.0, lanes)

@@ -6,6 +6,7 @@ By NVRTC, which needs no GPU. ``pytest -rP`` shows the table.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
 MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 168,
-                  "attend_windows": 168, "depthwise": 128, "examine_pixels": 80,
+                  "attend_windows": 168, "depthwise": 128, "examine_pixels": 80, "finish_all": 96,
                   "find_candidates": 96, "normalize_pixels": 128}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
@@ -105,6 +106,11 @@ def without_lists(dtype: torch.dtype) -> list[Kernel]:
     return [*made, kernel("regions.cu", "average_regions", dtype, VEC=wide, RMS=1)]
 
 
+def everywhere(one: Kernel) -> Kernel:
+    """The same for all pixels, without comparing."""
+    return replace(one, defines=(*one.defines, ("ALL", 1)))
+
+
 def kernels(capability: int) -> list[Kernel]:
     made = [kernel("masks.cu", "find_candidates", torch.float32),
             *without_lists(torch.float16),
@@ -131,6 +137,12 @@ def kernels(capability: int) -> list[Kernel]:
                      for code in range(13) if code not in MANY_LANES for moved in (1, 2)]
         if dtype == torch.float16 or capability >= 80:
             made += convolutions(dtype, True)
+            made += [kernel("finish.cu", "finish_all", dtype, VEC=wide,
+                            ACTIVATE=ACTIVATIONS["silu"]) for wide in (1, 16 // dtype.itemsize)]
+    made += [everywhere(one) for one in made if one.file in ("depthwise.cu", "pixels.cu")
+             and ("NUMBER", "f16") in one.defines]
+    if capability == 90:
+        made += [everywhere(one) for one in of_warpgroups(torch.float16)[:4:3]]
     return [*made, *convolutions(torch.float32, False)]
 
 

@@ -89,12 +89,12 @@ MISTAKES_OF_WARPGROUPS = {
         "rows_of(shared, args, turn ^ 1);", "rows_of(shared, args, turn);"),
     "packs of a row in the wrong order": (
         "+ slot * A_STAGE + swizzled(row, at))", "+ slot * A_STAGE + row * ROW_BYTES + at)"),
-    "a thread's wrong channels": ("+ threadIdx.x % 4 * 8;", "+ (threadIdx.x + 1) % 4 * 8;"),
+    "a thread's wrong channels": ("+ threadIdx.x % 4 * FEW;", "+ (threadIdx.x + 1) % 4 * FEW;"),
     "a thread's wrong row": (
         "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;",
         "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
     "a store that is not masked": (
-        "if (pixel < 0 || !exceeds(total[half], args.rule, threshold[half])) continue;",
+        "if (pixel < 0 || (!ALL && !exceeds(total[half], args.rule, threshold[half]))) continue;",
         "if (pixel < 0) continue;"),
     "parts of a norm that are read too early": (
         "        if (threadIdx.x % 4 == 0) shared.total[first + half * 8] = total[half];\n"

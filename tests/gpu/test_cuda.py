@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends.cuda import dense, unavailable
+from deltaconvert.backends.rule import change_norm
 from deltaconvert.errors import FrameError
 from deltaconvert.nodes import DeltaNode, Slot
 from tests.backends.test_cpu import CASES, conv, make_node, weights
 from tests.backends.test_cuda import (
     CONVOLUTIONS,
-    DENSE,
     FUSED,
     OF_EACH_KIND,
     PARTS,
@@ -88,9 +88,10 @@ def test_warpgroups_round_to_tf32(x, nearest, launcher):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", sorted({*CONVOLUTIONS, *OF_EACH_KIND}))
 def test_the_dense_way(name, dtype, launcher):
-    run(at(make_node(scaled(CASES[name])), dtype), launcher, dense=True)
+    for beside in (0, 8):
+        run(at(make_node(scaled(CASES[name])), dtype), launcher, dense=True, beside=beside)
 
 
 # Channels of maps that a pixel of is shared by 4 to 32 lanes, in one pack, some, or many.
@@ -172,6 +173,129 @@ def test_the_device_chooses_the_way(fallback, launcher, monkeypatch):
     assert ways == ([False, False, True, True, True, False, False, True, True] if fallback
                     else [False] * len(frames))
     assert len(delta.stream._state.runner.graph._bodies) == 1 + fallback
+
+
+def mobile() -> nn.Module:
+    """Depthwise convolutions, gates, and activations that cuDNN lacks."""
+    import torchvision
+
+    torch.manual_seed(0)
+    return torchvision.models.mobilenet_v3_small().eval().to(GPU)
+
+
+class Joined(nn.Module):
+    """Concatenations written in place and not, norms, pools, resizing, and a transposed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(3, 24, 3, 2, 1), nn.Conv2d(24, 40, 1)
+        self.body = nn.Sequential(nn.Conv2d(64, 64, 3, 1, 1, bias=False), nn.GroupNorm(8, 64),
+                                  nn.GELU(), nn.Conv2d(64, 32, 5, 1, 2, groups=32))
+        self.up, self.last = nn.ConvTranspose2d(32, 24, 2, 2), nn.Conv2d(27, 5, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.stem(x)
+        y = self.body(torch.cat([early, F.silu(self.side(early))], 1))
+        y = y + F.interpolate(F.max_pool2d(y, 2), scale_factor=2.0, mode="bilinear")
+        return self.last(torch.cat([self.up(y), x], 1))
+
+
+def furthest_from_the_law(delta: deltaconvert.DeltaModule) -> tuple[float, str]:
+    """Return by how much a value is off what its inputs' values make, and whose.
+
+    Over the threshold, in parts of its largest number.
+    """
+    state, program = delta.stream._state, delta.stream.program
+    found = [(0.0, "")]
+    for about in (node.about for node in program.nodes):
+        if about.rule in ("sparsify", "densify") or about.aliases:
+            continue
+        edge, spec = state.edges[about.name], about.output
+        new = next(n for n in program.nodes if n.about is about).evaluate(
+            *(state.edges[read.name].value for read in about.inputs))
+        left = change_norm(new, edge.value, about.norm, spec.is_map, spec.has_lanes)
+        limit = torch.tensor(edge.threshold, device=GPU).view(-1, *[1] * (left.dim() - 1))
+        off = (left - limit).max() / (1e-3 + new.abs().max())
+        found.append((float(off), about.name))
+    return max(found)
+
+
+@pytest.mark.parametrize("make", [network, mobile, Joined, AnchorFreeYolo])
+def test_the_law_holds_behind_dense_frames(make, launcher, monkeypatch):
+    """In frames in which everything changes, and those behind them, at thresholds over 0."""
+    monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
+    monkeypatch.setattr(dense, "LEAST", 0.0)
+    torch.manual_seed(0)
+    model = make().eval().to(GPU)
+    delta = deltaconvert.convert(model, backend="cuda", threshold=0.02, threshold_unit="std",
+                                 norm="rms")
+    torch.manual_seed(2)
+    small, ways = clip(4), []
+    frames = [small[0], *(torch.rand_like(small[0]) for _ in range(4)), *small, small[-1]]
+    for frame in frames:
+        delta(frame)
+        ways.append(bool(delta.stream._state.context.work[2]))
+        off, name = furthest_from_the_law(delta)
+        assert off < 2e-5, f"{name} is off by {off} in frame {len(ways)}, of the ways {ways}"
+    assert delta.stream._state.runner.graph is not None
+    assert ways[2:6] == [True] * 4
+    assert not ways[-1], "a frame equal to the last"
+
+
+def test_dense_frames_are_counted_as_such(launcher, monkeypatch):
+    monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
+    monkeypatch.setattr(dense, "LEAST", 0.0)
+    delta = deltaconvert.convert(mobile(), backend="cuda")
+    like = clip(1)[0]
+    totals = []
+    for _ in range(6):
+        delta(torch.rand_like(like))
+        totals.append(delta.stream.totals)
+    assert float(delta.stream._state.context.work[2]) == 1.0
+    last, edges = delta.stream.last, delta.stream._state.edges
+    for name, work in last.items():
+        assert work.pixels_out == work.total_out, name
+        assert work.scheduled == work.dense, name
+    assert all(e.mask.all() for e in edges.values() if e.spec.is_map)
+    for name, work in totals[-1].items():  # of the last frame
+        before = totals[-2][name]
+        assert work.pixels_out - before.pixels_out == work.total_out - before.total_out, name
+        assert work.scheduled - before.scheduled == work.dense - before.dense, name
+
+
+def test_now_and_then_a_frame_compares_and_may_go_back(launcher, monkeypatch):
+    """All frames differ everywhere; how much of it thresholds hold back changes on the way."""
+    monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
+    delta = deltaconvert.convert(network(), backend="cuda", threshold=0.1, threshold_unit="std",
+                                 norm="rms", input_threshold=0.0)
+    torch.manual_seed(2)
+    frame, ways = clip(1)[0], []
+    for strength in [1.0] * 12 + [1e-4] * 20:
+        frame = frame + strength * torch.randn_like(frame)
+        delta(frame)
+        ways.append(bool(delta.stream._state.context.work[2]))
+    assert ways == [False] * 2 + [True] * 16 + [False] * 14
+
+
+def test_a_lane_that_is_refused_among_dense_frames_keeps_its_values(launcher, monkeypatch):
+    monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
+    monkeypatch.setattr(dense, "LEAST", 0.0)
+    model = network()
+    delta = deltaconvert.convert(model, backend="cuda")
+    like = clip(1)[0]
+    frames = [torch.rand_like(like) for _ in range(6)]
+    for frame in frames[:4]:
+        before = delta(frame)
+    assert float(delta.stream._state.context.work[2]) == 1.0
+    bad = frames[4].clone()
+    bad[1, 0, 3, 3] = float("nan")
+    out = delta(bad)
+    with pytest.raises(FrameError, match=r"lanes \[1\]"):
+        delta.stream.check()
+    assert torch.equal(out[1], before[1])
+    torch.testing.assert_close(out[:1], model(bad)[:1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(delta(frames[5]), model(frames[5]), rtol=1e-4, atol=1e-4)
+    assert float(delta.stream._state.context.work[2]) == 1.0
 
 
 def distance(outputs: list[Tensor], exact: list[Tensor]) -> float:

@@ -60,7 +60,7 @@ def _try_kernel(device: torch.device) -> None:
     from deltaconvert.cuda.launcher import CupyLauncher, Launch
     from deltaconvert.cuda.loader import kernel
 
-    bad, work = torch.ones(1, dtype=torch.int32, device=device), torch.zeros(4, device=device)
+    bad, work = torch.ones(1, dtype=torch.int32, device=device), torch.zeros(8, device=device)
     args = EndArgs(bad=bad.data_ptr(), work=work.data_ptr(), counted=0, lanes=1)
     CupyLauncher(device).launch(
         Launch(kernel("masks.cu", "end_frame", torch.float32), args, (1, 1), 256, 64))

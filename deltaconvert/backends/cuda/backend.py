@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends import reference
@@ -19,25 +18,14 @@ from deltaconvert.backends.cuda import (
     pooling,
     regions,
     sparsify,
-    vectors,
     whole,
     windows,
 )
-from deltaconvert.backends.cuda.candidates import (
-    Tables,
-    joint_name,
-    list_name,
-    list_scratch,
-    union,
-    united_before,
-)
-from deltaconvert.backends.cuda.context import Context, Tally, activation_of
-from deltaconvert.backends.cuda.dense import DenseStep
-from deltaconvert.backends.cuda.functions import applied
+from deltaconvert.backends.cuda.candidates import joint_name, union, united_before
+from deltaconvert.backends.cuda.context import Context, Tally
+from deltaconvert.backends.cuda.kinds import CudaStep, Kind, Program, Unfit
 from deltaconvert.backends.cuda.runner import Runner
-from deltaconvert.config import Config
 from deltaconvert.cuda.arguments import MOST_SOURCES
-from deltaconvert.cuda.launcher import Launch, Launcher, launch_all
 from deltaconvert.cuda.loader import NUMBERS
 from deltaconvert.nodes import DeltaNode, EdgeSpec
 from deltaconvert.operators.cat import cat
@@ -45,67 +33,46 @@ from deltaconvert.state import State
 
 LARGEST_INDEX = 2**31 - 1
 MOST_LANES = 2**16 - 1  # a grid has no more rows
-# Kinds that find their candidates as they go.
-WITHOUT_LIST = ("pooling", "norm", "regions", "windows")
+# By what a node runs: the first that it fits.
+KINDS: dict[str, Kind] = {
+    "sparsify": sparsify,
+    # Of maps as wholes, each of operators of its own.
+    "pooling": pooling,
+    "windows": windows,
+    "norm": norms,
+    # At the candidates. `pixels` takes any local node: poolings to few pixels go before it, and
+    # behind it convolutions, of which it takes the depthwise ones and leaves the others.
+    "regions": regions,
+    "pixels": pixels,
+    "convolution": convolution,
+    # The last, because it takes everything.
+    "whole": whole,
+}
 
 
-@dataclass
-class Prepared:
+class Prepared(NamedTuple):
     """How a node runs, and what it needs for that, once a program.
 
     Args:
-        kind: which module of this package binds it.
+        kind: of `KINDS`.
         data: the kind's own.
-        reason: of ``"whole"``: why not sparsely.
     """
 
-    kind: Literal["sparsify", "convolution", "pixels", "pooling", "norm", "regions",
-                  "windows", "whole"]
-    data: Any = None
-    reason: str = ""
+    kind: str
+    data: Any
 
 
 @dataclass
-class CudaStep:
-    """A node that is nothing but launches, and the buffers whose addresses they hold.
+class CudaBackend(Program, Backend):
+    """See the package. An instance belongs to one program and may serve many streams."""
 
-    Args:
-        launcher, launches, buffers: see there.
-        dense: what may run in their place, in a frame in which there is much to do.
-    """
-
-    launcher: Launcher
-    launches: Sequence[Launch]
-    buffers: Buffers
-    dense: DenseStep | None = None
-
-    def __call__(self) -> None:
-        """Launch; the work is counted on the device."""
-        launch_all(self.launcher, self.launches)
-
-
-@dataclass
-class CudaBackend(Backend):
-    """See the package. An instance belongs to one program and may serve many streams.
-
-    Args:
-        config: of the program.
-        device: of its buffers.
-        launcher: what runs kernels there.
-        told: fields of `convolution.Tile` that are settled, whatever the convolution.
-    """
-
-    config: Config
-    device: torch.device
-    launcher: Launcher
-    told: Mapping[str, Any] = field(default_factory=dict)
     name: str = "cuda"
     unfused = frozenset({"prelu"})  # the kernels have one slope for all channels
     counters: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Start with nothing prepared."""
-        self.tables = Tables(self.device)
+        super().__post_init__()
         self.prepared: dict[str, Prepared] = {}
         self.scratch: dict[str, list[str]] = {}  # names of working memory, by node
 
@@ -125,76 +92,27 @@ class CudaBackend(Backend):
 
     def fold_filters(self, node: DeltaNode) -> Prepared:
         """Settle how the node runs; derive filters in the layout of its kernel."""
-        prepared = self.prepared[node.about.name] = self._prepare(node)
-        return prepared
-
-    def _prepare(self, node: DeltaNode) -> Prepared:
-        about = node.about
-        if about.rule == "sparsify":
-            return Prepared("sparsify")
-        reason = self._why_whole(node)
-        if reason and pooling.suits(node):
-            return Prepared("pooling")
-        if reason and windows.suits(node):
-            return Prepared("windows", windows.describe(node, self.device))
-        if reason and norms.suits(node):
-            return Prepared("norm", norms.describe(node))
-        if reason:
-            return Prepared("whole", reason=reason)
-        if regions.suits(node):
-            return Prepared("regions", regions.describe(node, self.device))
-        try:
-            return Prepared("pixels", pixels.describe(node, self.device))
-        except pixels.Unfit as error:
-            if about.operator is None or not about.operator.name.startswith("conv"):
-                return Prepared("whole", reason=str(error))
-        return Prepared("convolution", convolution.fold_filters(node, self.launcher, self.told))
-
-    def _why_whole(self, node: DeltaNode) -> str:
-        about = node.about
-        if about.rule != "local":
-            return about.reason or about.rule
-        for edge in (*about.inputs, about.output):
-            if edge.dtype != about.output.dtype or not edge.is_map:
-                return f"{edge.name} is {edge.dtype} of shape {edge.shape}"
-        activation = activation_of(node)
-        if applied(activation) is None and activation and activation[0] != "prelu":
-            return f"the kernels lack the activation {activation}"
-        assert about.operator is not None
-        if about.operator.name.startswith("conv"):
-            return convolution.refusal(node) or ""
-        return ""
+        for name, kind in KINDS.items():
+            with suppress(Unfit):
+                prepared = Prepared(name, kind.prepare(node, self))
+                self.prepared[node.about.name] = prepared
+                return prepared
+        raise AssertionError("the last kind takes everything")
 
     def plan(self, node: DeltaNode) -> list[Scratch]:
         """Return lists of candidates, which nodes share, and memory for sums and new values."""
-        prepared = self.prepared[node.about.name]
-        phases = prepared.data.period if prepared.kind == "convolution" else (1, 1)
-        self.counters[node.about.name] = 1 + (
-            2 if prepared.kind == "windows" else phases[0] * phases[1])
+        name = node.about.name
         if node.about.aliases:
             self._plan_union(node)
         if node.about.aliases or self._too_many(node):
+            self.counters[name] = 1
             return []
-        if prepared.kind == "convolution":
-            scratch = convolution.plan(node, prepared.data, self.launcher, self.tables,
-                                       self.config.dense_fallback)
-        elif prepared.kind == "sparsify":
-            scratch = sparsify.plan(node)
-        elif prepared.kind == "pooling":
-            scratch = pooling.plan(node)
-        elif prepared.kind == "windows":
-            scratch = windows.plan(node, prepared.data)
-        elif prepared.kind == "norm":
-            scratch = norms.plan(node)
-        elif prepared.kind == "regions":
-            scratch = []
-        elif prepared.kind == "whole":
-            scratch = whole.plan(node, self.tables)
-        else:
-            scratch = [list_scratch(node, self.tables, phases)]
-        self.tables.producers.add(node.about.name)  # behind: a node does not read itself
-        self.tables.markers.add(node.about.name)
-        self.scratch[node.about.name] = [want.name for want in scratch]
+        kind, data = self.prepared[name]
+        scratch, counters = KINDS[kind].plan(node, data, self)
+        self.counters[name] = 1 + counters
+        self.tables.producers.add(name)  # behind: a node does not read itself
+        self.tables.markers.add(name)
+        self.scratch[name] = [want.name for want in scratch]
         return scratch
 
     def _plan_union(self, node: DeltaNode) -> None:
@@ -210,40 +128,9 @@ class CudaBackend(Backend):
             return reference.create(self.config).bind(node, None, buffers)
         context = self.context(buffers.state)
         tally = self._tally(node, context)
-        if weights.kind == "sparsify":
-            return sparsify.CudaSparsify(node, self.config, buffers, context)
-        if weights.kind in WITHOUT_LIST or (weights.kind == "whole" and vectors.suits(node)):
-            counter = context.count(2 if weights.kind == "windows" else 1)
-            tally.candidates = [counter]
-            tally.candidates_are_scheduled = weights.kind in ("regions", "windows")
-            if weights.kind == "whole":
-                return whole.WholeStep(node, buffers, context, self.tables, counter)
-            return CudaStep(self.launcher, self._bind_without_list(
-                node, weights, buffers, context, counter), buffers)
-        if weights.kind == "whole":
-            step: Step = whole.WholeStep(node, buffers, context, self.tables)
-        elif weights.kind == "pixels":
-            launches = pixels.bind(node, weights.data, buffers, context, self.tables)
-            step = CudaStep(self.launcher, launches, buffers)
-        else:
-            made, launches, dense = convolution.bind(
-                node, weights.data, buffers, context, self.tables, self.config.dense_fallback)
-            step = CudaStep(self.launcher, launches, buffers, dense)
-        if weights.kind != "convolution":
-            made = context.lists[list_name(node)]
-        tally.candidates = list(range(made.counts, made.counts + made.phases))
-        tally.candidates_are_scheduled = weights.kind != "whole"
+        step, tally.candidates, tally.candidates_are_scheduled = KINDS[weights.kind].bind(
+            node, weights.data, buffers, context, self)
         return step
-
-    def _bind_without_list(self, node: DeltaNode, weights: Prepared, buffers: Buffers,
-                           context: Context, counter: int) -> list[Launch]:
-        if weights.kind == "pooling":
-            return pooling.bind(node, buffers, context, counter)
-        if weights.kind == "windows":
-            return windows.bind(node, weights.data, buffers, context, counter)
-        if weights.kind == "norm":
-            return norms.bind(node, weights.data, buffers, context, counter)
-        return regions.bind(node, weights.data, buffers, context, self.tables, counter)
 
     def bind_union(self, node: DeltaNode, buffers: Buffers) -> Step:
         """Return the step of a concatenation that was written in place."""

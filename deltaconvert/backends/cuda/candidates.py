@@ -87,11 +87,6 @@ def list_scratch(node: DeltaNode, tables: Tables,
     if tables.reads_changes(node):
         source = node.about.inputs[0]
         return Scratch(changes_name(source.name), 4 * math.prod(source.mask_shape))
-    return own_list(node, period)
-
-
-def own_list(node: DeltaNode, period: tuple[int, int] = (1, 1)) -> Scratch:
-    """Return the memory of a list that no producer makes."""
     return Scratch(list_name(node, period), 4 * math.prod(node.about.output.mask_shape))
 
 

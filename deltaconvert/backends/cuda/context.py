@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,6 +57,11 @@ class Lists:
     counts: int
     phases: int
 
+    @property
+    def counters(self) -> list[int]:
+        """Indices of its counters."""
+        return list(range(self.counts, self.counts + self.phases))
+
 
 @dataclass
 class Context:
@@ -88,12 +93,12 @@ class Context:
         self.words = self._ints(sum(self.bits.values()))
         places = itertools.accumulate(self.bits.values(), initial=0)
         self._places = dict(zip(self.bits, places, strict=False))
-        # What the sparse way costs a candidate, and the pixels that the dense way computes instead.
+        # What the sparse way costs a candidate, and what the dense way counts without looking.
         self.costs = torch.zeros(len(self.counters), device=self.device)
         self.wholes = torch.zeros_like(self.counters)
         self.doors = torch.zeros(len(self.counters), dtype=torch.uint8, device=self.device)
         self.cost_of_all = 0.0
-        self.work = torch.zeros(4, device=self.device)  # `Work` in masks.cu
+        self.work = torch.zeros(8, device=self.device)  # `Work` in work.cuh
         self.totals = torch.zeros(len(self.counters), 2, dtype=torch.int64, device=self.device)
         self.fresh, self.pending, self.bad = self._ints(lanes + 2), self._ints(lanes), (
             self._ints(lanes))
@@ -115,16 +120,15 @@ class Context:
         self.grains[start:start + size] = grain
         return start
 
-    def weigh(self, counter: int, cost: float, pixels: int) -> None:
-        """Say what a convolution with a dense way costs the sparse one, a candidate.
+    def weigh(self, counters: Sequence[int], cost: float, pixels: int) -> None:
+        """Say what a node that has less to do by the dense way costs the sparse one, a candidate.
 
         Args:
-            counter: of its candidates; nodes with the same list share it.
+            counters: of its candidates; nodes with the same list share them.
             cost: in any unit.
-            pixels: of its output.
+            pixels: of all counters, if all are candidates.
         """
-        self.costs[counter] += cost
-        self.wholes[counter] = pixels
+        self.costs[list(counters)] += cost
         self.cost_of_all += cost * pixels
 
     @property

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltaconvert.backends.base import Buffers, Scratch
+from deltaconvert.backends.base import Buffers, Scratch, Step
 from deltaconvert.backends.cuda import pixels
 from deltaconvert.backends.cuda.candidates import (
-    Tables,
     candidates,
     list_name,
-    list_of,
     list_scratch,
-    own_list,
     windows,
 )
 from deltaconvert.backends.cuda.context import (
@@ -35,20 +30,23 @@ from deltaconvert.backends.cuda.context import (
     size_of,
     widest,
 )
-from deltaconvert.backends.cuda.dense import DenseStep, cost_of_pixel, suits
+from deltaconvert.backends.cuda.dense import everywhere
 from deltaconvert.backends.cuda.filters import (
     FilterPhase,
     argument,
     bias_of,
     channel_order,
     filter_phases,
+    is_convolution,
     period_of,
     rounded_to_tf32,
     swizzled,
 )
 from deltaconvert.backends.cuda.functions import NOTHING, applied
+from deltaconvert.backends.cuda.kinds import Bound, CudaStep, Program, Unfit, at_candidates
+from deltaconvert.backends.cuda.library import LibraryStep
 from deltaconvert.backends.cuda.scan import scan_bytes, scans, words_of
-from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of
+from deltaconvert.backends.cuda.tiles import Tile, choose_tile, grid_of, tile_of_all
 from deltaconvert.cuda.arguments import ConvArgs, Phase, Window
 from deltaconvert.cuda.launcher import Launch, Launcher
 from deltaconvert.cuda.loader import Kernel, kernel
@@ -71,6 +69,7 @@ class Folded:
         taps: the most of any phase.
         window: what all pixels read, where that is one window.
         scans: each block finds the candidates itself; settled by `plan`.
+        everywhere: the same in the tile that all pixels are computed by, but by the library.
     """
 
     tile: Tile
@@ -84,6 +83,7 @@ class Folded:
     taps: tuple[int, int]
     window: Window | None
     scans: bool = False
+    everywhere: Folded | None = None
 
     @cached_property
     def whole(self) -> Tensor:
@@ -91,33 +91,23 @@ class Folded:
         return self.given.contiguous(memory_format=torch.channels_last)
 
 
-def refusal(node: DeltaNode) -> str | None:
-    """Return why this convolution has no kernel."""
-    x, weight, bias, residual = (argument(node, index) for index in range(4))
-    if not isinstance(x, Slot) or isinstance(weight, Slot) or isinstance(bias, Slot):
-        return "the filter changes from frame to frame"
-    if weight.dtype != node.about.output.dtype:
-        return f"the filter is {weight.dtype}, the map {node.about.output.dtype}"
-    if isinstance(residual, Tensor):
-        return "the residual is a constant"
-    if isinstance(residual, Slot) and (
-            node.about.inputs[residual.index].shape != node.about.output.shape):
-        return "the residual has another shape than the output"
-    return None
-
-
-def fold_filters(node: DeltaNode, launcher: Launcher, told: Mapping[str, Any]) -> Folded:
-    """Derive the kernel's layout from a node's weight and bias.
-
-    Args:
-        node: a convolution.
-        launcher: of the device.
-        told: fields of the tile that are settled already.
-    """
+def prepare(node: DeltaNode, program: Program) -> Folded:
+    """Derive the kernel's layout from a node's weight and bias."""
+    if not at_candidates(node) or not is_convolution(node):
+        raise Unfit
     phases = filter_phases(node)
-    width = phases[0].matrices[0].shape[1]
-    groups = len(phases[0].matrices)
-    tile = choose_tile(node, groups, width, launcher, told)
+    groups, width = len(phases[0].matrices), phases[0].matrices[0].shape[1]
+    tile = choose_tile(node, groups, width, program.launcher, program.told)
+    folded = _fold(node, phases, tile)
+    tile_everywhere = tile_of_all(node, tile) if program.config.dense_fallback else None
+    if tile_everywhere:
+        folded.everywhere = _fold(node, phases, tile_everywhere)
+    return folded
+
+
+def _fold(node: DeltaNode, phases: list[FilterPhase], tile: Tile) -> Folded:
+    """Derive a tile's layout from a node's weight and bias."""
+    groups, width = len(phases[0].matrices), phases[0].matrices[0].shape[1]
     source = node.about.inputs[argument(node, 0).index].shape
     assert source is not None
     group_in = source[1] // groups
@@ -184,18 +174,18 @@ def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
     return tiles.contiguous()
 
 
-def plan(node: DeltaNode, folded: Folded, launcher: Launcher, tables: Tables,
-         dense: bool) -> list[Scratch]:
+def plan(node: DeltaNode, folded: Folded, program: Program) -> tuple[list[Scratch], int]:
     """Settle how candidates are found; return the memory for a list, and for unfinished sums."""
-    folded.scans = scans(node, folded.tile, folded.period[0] * folded.period[1], tables)
+    tables, phases = program.tables, folded.period[0] * folded.period[1]
+    folded.scans = scans(node, folded.tile, phases, tables)
     if folded.scans:
         tables.bits.update((edge.name, words_of(edge)) for edge in node.about.inputs)
-        return [own_list(node)] if dense else []
+        return [], 1
     scratch = [list_scratch(node, tables, folded.period)]
     if not folded.tile.fused:
-        rows, columns = _part_size(node, folded, launcher)
+        rows, columns = _part_size(node, folded, program.launcher)
         scratch.append(Scratch("cuda.parts", 4 * rows * columns))
-    return scratch
+    return scratch, phases
 
 
 def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int, int]:
@@ -208,47 +198,57 @@ def _part_size(node: DeltaNode, folded: Folded, launcher: Launcher) -> tuple[int
     return max(pixels + phases * tile.bm, -(-blocks // across) * tile.bm), across * tile.bn
 
 
-def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context, tables: Tables,
-         dense: bool = False) -> tuple[Lists, list[Launch], DenseStep | None]:
-    """Return what counts candidates, the launches, and the dense way, if asked for and there."""
+def bind(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
+         program: Program) -> Bound:
+    """Return the step, with the dense way, if asked for."""
+    tables = program.tables
     args = _arguments(node, folded, buffers, context)
+    launches: list[Launch] = []
     if folded.scans:
-        made, before = _scanned(node, buffers, context, tables, dense)
+        made = _scanned(node, context)
         for name, source in zip(("bits", "more_bits"), buffers.inputs, strict=False):
             setattr(args, name, context.bits_of(source))
-        launches = []
     else:
-        made, before = candidates(node, buffers, context, tables, folded.period)
-        launches = [*before]
+        made, launches = candidates(node, buffers, context, tables, folded.period)
     args.list, args.counts = made.pixels, context.counter(made.counts)
+    launches.append(_launch(node, folded, args, buffers, context))
+    if not folded.tile.fused:
+        launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
+    context.grains[made.counts:made.counts + made.phases] = folded.tile.bm
+    step = CudaStep(context.launcher, launches, buffers)
+    if program.config.dense_fallback:
+        step.dense = _everywhere(node, folded, buffers, context)
+    return Bound(step, made.counters)
+
+
+def _launch(node: DeltaNode, folded: Folded, args: ConvArgs, buffers: Buffers,
+            context: Context) -> Launch:
     tile, edge = folded.tile, buffers.output
-    itemsize = edge.value.element_size()
-    launches.append(Launch(
+    return Launch(
         _kernel(node, folded, args), args,
         (grid_of(node, tile, folded.taps, context.launcher), 1), tile.threads,
-        tile.shared_bytes(itemsize, folded.taps, channels_of(edge), bool(args.residual))
+        tile.shared_bytes(edge.value.element_size(), folded.taps, channels_of(edge),
+                          bool(args.residual))
         + (scan_bytes(node, tile.threads) if folded.scans else 0),
-        tile.cluster(folded.groups[2])))
-    if not tile.fused:
-        launches.append(pixels.finish_parts(node, folded, buffers, context, args, made))
-    context.grains[made.counts:made.counts + made.phases] = tile.bm
-    if not dense or made.phases > 1 or not suits(buffers):
-        return made, launches, None
-    context.weigh(made.counts, cost_of_pixel(node, buffers), edge.mask.numel())
-    return made, launches, DenseStep(node, folded, buffers, context, before, made)
+        tile.cluster(folded.groups[2]))
 
 
-def _scanned(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
-             dense: bool) -> tuple[Lists, list[Launch]]:
-    """Return where candidates are counted, and what lists them for the dense way, each once."""
+def _everywhere(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context) -> Step:
+    """Return the dense way."""
+    if folded.everywhere is None:
+        return LibraryStep(node, folded, buffers, context)
+    folded = folded.everywhere
+    args = _arguments(node, folded, buffers, context)
+    launch = _launch(node, folded, args, buffers, context)
+    return CudaStep(context.launcher, everywhere([launch]), buffers)
+
+
+def _scanned(node: DeltaNode, context: Context) -> Lists:
+    """Return where candidates are counted."""
     name = list_name(node)
-    if name in context.scans:
-        return context.scans[name], []
-    if dense:
-        context.scans[name], launch = list_of(node, buffers, context, tables)
-        return context.scans[name], [launch]
-    context.scans[name] = Lists(0, context.count(), 1)
-    return context.scans[name], []
+    if name not in context.scans:
+        context.scans[name] = Lists(0, context.count(), 1)
+    return context.scans[name]
 
 
 def _kernel(node: DeltaNode, folded: Folded, args: ConvArgs) -> Kernel:

@@ -1,88 +1,85 @@
-"""The dense way of a convolution: PyTorch's own for whole maps, the rule behind it.
+"""The dense way of a frame: all pixels of all nodes are evaluated and written, none compared.
 
-Which of the two ways a frame takes is decided on the device, for all convolutions together, by
-what there was to do in the last frame; `Runner` holds a graph of each.
+Which of the two ways a frame takes is decided on the device by what there was to do in the last
+frame; `Runner` holds a graph of each. In the dense one everything counts as changed, as in a first
+frame. So any kernel may take part as it is; those that lists of candidates would keep from it have
+a form without (``ALL`` in common.cuh), and convolutions are the library's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from deltaconvert.backends.base import Buffers
-from deltaconvert.backends.cuda import pixels
-from deltaconvert.backends.cuda.context import Context, Lists, channels_of, pixel_step
-from deltaconvert.backends.cuda.filters import argument
-from deltaconvert.cuda.arguments import PixelArgs
-from deltaconvert.cuda.launcher import Launch, launch_all
+from deltaconvert.backends.base import Buffers, Step
+from deltaconvert.backends.cuda.context import Context, channels_of
+from deltaconvert.cuda.launcher import Launch
 from deltaconvert.nodes import DeltaNode
 
-if TYPE_CHECKING:
-    from deltaconvert.backends.cuda.convolution import Folded
-
-# The dense way is taken from this share of the sparse way's work on, and more where nodes are
-# small: each has one kernel more, and a product of whole maps. Settled between what ResNet-50 and
-# HRNet-W32 measured with one stream and eight, see docs/performance-cuda.md; the work is counted in
-# bytes that are moved, and in operations that take as long.
-BREAK_EVEN = 0.37
+# Of kernels: what nobody needs where everything changes, and what has a form for that.
+NEEDLESS = "find_candidates", "unite_masks"
+OF_LISTS = "compute_pixels", "depthwise", "convolve_sm90"
+# The dense way is taken from this share of the sparse way's work on. Where nodes are small it is
+# less, for a node of the sparse way takes a while however little there is to do: see
+# docs/performance-cuda.md. The work is counted in bytes that are moved, and in operations that take
+# as long.
+BREAK_EVEN, LEAST = 0.42, 0.2
 OPERATIONS_A_BYTE = 100
-BYTES_A_NODE = 9e6
+BYTES_A_NODE = 2.5e6
 
 
-class DenseStep:
-    """A convolution of whole maps by the library, compared at the candidates."""
-
-    def __init__(self, node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
-                 before: Sequence[Launch], made: Lists) -> None:
-        """Settle the launches.
-
-        Args:
-            node, folded, buffers, context: as for the sparse way.
-            before: what makes the list of candidates, where no earlier node has.
-            made: that list.
-        """
-        self.node, self.buffers, self.launcher = node, buffers, context.launcher
-        self.weight = folded.whole
-        self.before = before
-        self.behind = pixels.finish_given(node, folded.bias, buffers, context, made)
-
-    @property
-    def launches(self) -> list[Launch]:
-        """All that it launches itself."""
-        return [*self.before, self.behind]
-
-    def convolve(self) -> Tensor:
-        """Return the convolution alone, for all pixels."""
-        about = self.node.about
-        x = self.buffers.inputs[argument(self.node, 0).index].value
-        given: Tensor = about.function(x, self.weight, **(about.params | {"activation": None}))
-        return given.contiguous(memory_format=torch.channels_last)
-
-    def __call__(self) -> None:
-        """Run once."""
-        launch_all(self.launcher, self.before)
-        given, args = self.convolve(), self.behind.args
-        assert isinstance(args, PixelArgs)
-        args.source[0].data = given.data_ptr()  # of memory that is the graph's own
-        self.launcher.launch(self.behind)
+def everywhere(launches: Iterable[Launch]) -> list[Launch]:
+    """Return what does the same for all pixels, without lists or comparing where it would."""
+    return [replace(launch, cluster=1, kernel=replace(
+                launch.kernel, defines=(*launch.kernel.defines, ("ALL", 1))))  # nothing is shared
+            if launch.kernel.entry in OF_LISTS else launch
+            for launch in launches if launch.kernel.entry not in NEEDLESS]
 
 
-def suits(buffers: Buffers) -> bool:
-    """Whether the maps lie as the library wants them: not between others of a concatenation."""
-    return all(pixel_step(edge) == channels_of(edge) for edge in buffers.inputs)
+def dense_of(step: Step) -> Step:
+    """Return the dense way of a step of this backend."""
+    own: Step | None = getattr(step, "dense", None)
+    if own is not None:
+        return own
+    made = copy.copy(step)
+    for name in {"launches", "before", "behind"} & vars(step).keys():
+        setattr(made, name, everywhere(getattr(step, name)))
+    return made
+
+
+def foresee(node: DeltaNode, step: Any, context: Context) -> bool:
+    """Settle what the dense way counts without looking, and what candidates cost the sparse way.
+
+    Returns:
+        Whether the node has less to do by the dense way, and so has a say in which is taken.
+    """
+    tally, edge = context.tallies[node.about.name], step.buffers.output
+    pixels, listed = edge.mask.numel(), [*NEEDLESS, *OF_LISTS]
+    entries = [launch.kernel.entry for launch in step.launches]
+    own = getattr(step, "dense", None) is not None
+    if own or entries[-1] in listed:  # no kernel that counts marks what changed
+        context.wholes[tally.changed] = pixels
+    if not own and any(entry not in listed for entry in entries):
+        return False
+    changed = {other.changed for other in context.tallies.values()}
+    if tally.candidates[0] not in changed:  # a list of its own, or shared
+        context.wholes[tally.candidates[0]] = pixels
+    if node.about.aliases or not tally.candidates_are_scheduled:
+        return False
+    context.weigh(tally.candidates, cost_of_pixel(node, step.buffers), pixels)
+    return True
 
 
 def break_even(cost_of_all: float, nodes: int) -> float:
     """Return the share of work from which on the dense way is taken.
 
     Args:
-        cost_of_all: see `cost_of_pixel`; of all pixels of all nodes with a dense way.
+        cost_of_all: see `cost_of_pixel`; of all pixels of all nodes that have less to do by it.
         nodes: how many they are.
     """
-    return BREAK_EVEN + BYTES_A_NODE * nodes / cost_of_all
+    return max(BREAK_EVEN - BYTES_A_NODE * nodes / cost_of_all, LEAST)
 
 
 def cost_of_pixel(node: DeltaNode, buffers: Buffers) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.nodes import DeltaNode
+from deltaconvert.nodes import DeltaNode, Slot
 
 # Groups narrower than this are multiplied together, as one matrix with blocks on its
 # diagonal: a tile of the kernel is no narrower than 32 columns anyway.
@@ -39,6 +39,19 @@ class FilterPhase:
 def argument(node: DeltaNode, index: int) -> Any:
     """Return x, weight, bias or residual of a convolution (0 to 3); the last may be left out."""
     return node.about.args[index] if index < len(node.about.args) else None
+
+
+def is_convolution(node: DeltaNode) -> bool:
+    """Whether a node is a convolution as the kernels have it: with constants for a filter."""
+    about = node.about
+    if about.operator is None or not about.operator.name.startswith("conv"):
+        return False
+    x, weight, bias, residual = (argument(node, index) for index in range(4))
+    if not isinstance(x, Slot) or isinstance(weight, Slot) or isinstance(bias, Slot):
+        return False  # the filter changes from frame to frame
+    if weight.dtype != about.output.dtype or isinstance(residual, Tensor):
+        return False
+    return residual is None or about.inputs[residual.index].shape == about.output.shape
 
 
 def bias_of(node: DeltaNode) -> Tensor | None:

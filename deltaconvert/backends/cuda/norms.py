@@ -12,6 +12,7 @@ from deltaconvert.backends.cuda import sums
 from deltaconvert.backends.cuda.candidates import blocks
 from deltaconvert.backends.cuda.context import Context, channels_of, pixel_step, widest
 from deltaconvert.backends.cuda.filters import numbers_of
+from deltaconvert.backends.cuda.kinds import Bound, CudaStep, Program, Unfit
 from deltaconvert.cuda.arguments import NormArgs
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -48,8 +49,10 @@ def suits(node: DeltaNode) -> bool:
     return source.is_map and source.shape == output.shape and source.dtype == output.dtype
 
 
-def describe(node: DeltaNode) -> Norm:
+def prepare(node: DeltaNode, program: Program) -> Norm:
     """Return the constants."""
+    if not suits(node):
+        raise Unfit
     about = node.about
     assert about.output.shape is not None
     weight, bias = (numbers_of(_argument(about.args, i)) for i in (1, 2))
@@ -62,17 +65,18 @@ def _argument(args: tuple[Any, ...], index: int) -> Any:
     return args[index] if index < len(args) else None
 
 
-def plan(node: DeltaNode) -> list[Scratch]:
+def plan(node: DeltaNode, norm: Norm, program: Program) -> tuple[list[Scratch], int]:
     """Return the memory for the moments, and for what a channel is multiplied by."""
     shape = node.about.output.shape
     assert shape is not None
     return [sums.plan(node.about.inputs[0], moments=True),
-            Scratch("cuda.table", 4 * 3 * shape[0] * shape[1])]
+            Scratch("cuda.table", 4 * 3 * shape[0] * shape[1])], 1
 
 
 def bind(node: DeltaNode, norm: Norm, buffers: Buffers, context: Context,
-         counter: int) -> list[Launch]:
-    """Return the launches; ``counter`` counts the pixels that were evaluated."""
+         program: Program) -> Bound:
+    """Return the step, which counts the pixels that were evaluated."""
+    counter = context.count()
     (source,), edge = buffers.inputs, buffers.output
     summed, parts = sums.bind(source, buffers.scratch["cuda.parts"].data_ptr(), context,
                               norm.group)
@@ -99,8 +103,10 @@ def bind(node: DeltaNode, norm: Norm, buffers: Buffers, context: Context,
                      _threads(parts.count * norm.group // parts.together),
                      8 * THREADS_OF_GROUP // WARP)
     grid = blocks(context, edge.spec.pixels, THREADS // share)
-    return [summed, moments, Launch(kernel("norm.cu", "normalize_pixels", dtype, **defines), args,
-                                    (max(1, grid // lanes), lanes), THREADS)]
+    normalized = Launch(kernel("norm.cu", "normalize_pixels", dtype, **defines), args,
+                        (max(1, grid // lanes), lanes), THREADS)
+    return Bound(CudaStep(context.launcher, [summed, moments, normalized], buffers), [counter],
+                 scheduled=False)
 
 
 def _threads(entries: int) -> int:

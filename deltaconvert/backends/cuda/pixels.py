@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.base import Buffers
+from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import depthwise
-from deltaconvert.backends.cuda.candidates import WARP, Tables, blocks, candidates
+from deltaconvert.backends.cuda.candidates import WARP, Tables, blocks, candidates, list_scratch
 from deltaconvert.backends.cuda.context import (
     PACK_BYTES,
     Context,
@@ -28,10 +28,12 @@ from deltaconvert.backends.cuda.filters import (
     argument,
     bias_of,
     depthwise_filter,
+    is_convolution,
     is_depthwise,
     numbers_of,
 )
 from deltaconvert.backends.cuda.functions import ACTIVATIONS, NOTHING, applied, function_of
+from deltaconvert.backends.cuda.kinds import Bound, CudaStep, Program, Unfit, at_candidates
 from deltaconvert.backends.cuda.tiles import grid_of
 from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.cuda.arguments import ConvArgs, PixelArgs, Source
@@ -88,21 +90,21 @@ class Operation:
     function: str = ""
 
 
-class Unfit(Exception):
-    """A node is not what the kernel does, and why."""
-
-
-def describe(node: DeltaNode, device: torch.device) -> Operation:
+def prepare(node: DeltaNode, program: Program) -> Operation:
     """Return the operation of a local node.
 
     Raises:
         Unfit: with the reason, where there is none.
     """
     operator = node.about.operator
-    make = _MAKERS.get(operator.name, _apply) if operator else None
-    if make is None:
+    if operator is None or not at_candidates(node):
         raise Unfit("no kernel of its own")
-    return make(node, device)
+    return _MAKERS.get(operator.name, _apply)(node, program.device)
+
+
+def plan(node: DeltaNode, data: Operation, program: Program) -> tuple[list[Scratch], int]:
+    """Return the memory for a list."""
+    return [list_scratch(node, program.tables)], 1
 
 
 def _one_slot(node: DeltaNode) -> Slot:
@@ -132,8 +134,8 @@ def _resize(node: DeltaNode, device: torch.device) -> Operation:
 
 
 def _depthwise(node: DeltaNode, device: torch.device) -> Operation:
-    if not is_depthwise(node):
-        raise Unfit("a matrix product")
+    if not is_convolution(node) or not is_depthwise(node):
+        raise Unfit("a matrix product, or its filter is no constant")
     taps = depthwise_filter(node)
     return Operation(DEPTHWISE, [_one_slot(node)], weight=numbers_of(taps), taps=taps,
                      bias=bias_of(node), residual=argument(node, 3))
@@ -306,13 +308,17 @@ _MAKERS.update(dict.fromkeys([*ACTIVATIONS, "relu", "relu6", "clamp"], _activati
 
 
 def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Context,
-         tables: Tables) -> list[Launch]:
-    """Return the launches of a local node."""
-    made, launches = candidates(node, buffers, context, tables)
-    if operation.code == DEPTHWISE:
-        launch = depthwise.bind(node, operation, buffers, context, made)
-        if launch is not None:
-            return [*launches, launch]
+         program: Program) -> Bound:
+    """Return the step of a local node."""
+    made, launches = candidates(node, buffers, context, program.tables)
+    launch = depthwise.bind(node, operation, buffers, context, made) if (
+        operation.code == DEPTHWISE) else None
+    launch = launch or _bind_operation(node, operation, buffers, context, made, program.tables)
+    return Bound(CudaStep(context.launcher, [*launches, launch], buffers), made.counters)
+
+
+def _bind_operation(node: DeltaNode, operation: Operation, buffers: Buffers, context: Context,
+                    made: Lists, tables: Tables) -> Launch:
     args = _arguments(node, buffers, context, made)
     edge = buffers.output
     numbers, addresses = [channels_of(edge), args.step_out], [args.output]
@@ -337,27 +343,11 @@ def bind(node: DeltaNode, operation: Operation, buffers: Buffers, context: Conte
     defines = _activation_defines(node)
     if operation.function:
         defines["FUNCTION"] = operation.function
-    return [*launches, pixel_launch(operation.code, args, edge, context, wide, defines)]
+    return pixel_launch(operation.code, args, edge, context, wide, defines)
 
 
 def _activation_defines(node: DeltaNode) -> dict[str, str]:
     return (applied(activation_of(node)) or NOTHING).defines
-
-
-def finish_given(node: DeltaNode, bias: Tensor | None, buffers: Buffers, context: Context,
-                 made: Lists) -> Launch:
-    """Return the launch that finishes what PyTorch convolved, once its source's data is set."""
-    edge, residual = buffers.output, argument(node, 3)
-    args = _arguments(node, buffers, context, made)
-    args.source[0] = Source(step=channels_of(edge), channels=channels_of(edge))
-    if bias is not None:
-        args.bias = bias.data_ptr()
-    if isinstance(residual, Slot):
-        added = buffers.inputs[residual.index]
-        args.residual, args.step_residual = added.value.data_ptr(), pixel_step(added)
-    wide = widest(edge.value.element_size(), channels_of(edge), args.step_out,
-                  args.step_residual or 0, addresses=(args.output, args.residual or 0))
-    return pixel_launch(GIVEN, args, edge, context, wide, _activation_defines(node))
 
 
 def finish_parts(node: DeltaNode, folded: Folded, buffers: Buffers, context: Context,
@@ -383,7 +373,7 @@ def _arguments(node: DeltaNode, buffers: Buffers, context: Context, made: Lists)
     return PixelArgs(rule=context.rule(node, buffers), output=edge.value.data_ptr(),
                      list=made.pixels, counts=context.counter(made.counts),
                      step_out=pixel_step(edge), height=height, width=width,
-                     phase_count=made.phases)
+                     phase_count=made.phases, pixels=math.prod(edge.mask.shape))
 
 
 def _source(node: DeltaNode, entry: Slot | Tensor, buffers: Buffers, tables: Tables) -> Source:
@@ -399,19 +389,6 @@ def _source(node: DeltaNode, entry: Slot | Tensor, buffers: Buffers, tables: Tab
     return Source(data=value.data_ptr(), rows=rows, cols=cols, step=step, height=value.shape[2],
                   width=value.shape[3], taps_y=footprint.taps[0], taps_x=footprint.taps[1],
                   channels=value.shape[1], one_lane=isinstance(entry, Tensor) and lanes == 1)
-
-
-def bind_given(node: DeltaNode, given: Tensor, buffers: Buffers, context: Context,
-               tables: Tables) -> tuple[list[Launch], Launch]:
-    """Return the launches around a whole evaluation: before it, and behind it.
-
-    Args:
-        node: of any rule.
-        given: where the new value will be, in the memory format of the edge's.
-        buffers, context, tables: see `bind`.
-    """
-    made, launches = candidates(node, buffers, context, tables)
-    return launches, compare_given(node, given.data_ptr(), buffers, context, made)
 
 
 def compare_given(node: DeltaNode, given: int, buffers: Buffers, context: Context,

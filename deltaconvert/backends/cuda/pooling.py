@@ -11,7 +11,7 @@ import math
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import sums, vectors
 from deltaconvert.backends.cuda.context import Context
-from deltaconvert.cuda.launcher import Launch
+from deltaconvert.backends.cuda.kinds import Bound, CudaStep, Program, Unfit
 from deltaconvert.nodes import DeltaNode, Slot
 
 
@@ -19,6 +19,8 @@ def suits(node: DeltaNode) -> bool:
     """Whether a node is the mean of each channel of a map, over all of its pixels."""
     about = node.about
     if about.operator is None or len(about.inputs) != 1 or about.args[:1] != (Slot(0),):
+        return False
+    if about.rule == "local":  # of a map of one pixel
         return False
     source, output = about.inputs[0], about.output
     if not source.is_map or source.shape is None or output.shape is None:
@@ -34,12 +36,21 @@ def suits(node: DeltaNode) -> bool:
     return over and math.prod(output.shape) == math.prod(source.shape[:2])
 
 
-def plan(node: DeltaNode) -> list[Scratch]:
+def prepare(node: DeltaNode, program: Program) -> None:
+    """Return nothing: it has no constants."""
+    if not suits(node):
+        raise Unfit
+
+
+def plan(node: DeltaNode, data: None, program: Program) -> tuple[list[Scratch], int]:
     """Return the memory for the sums."""
-    return [sums.plan(node.about.inputs[0], moments=False)]
+    return [sums.plan(node.about.inputs[0], moments=False)], 1
 
 
-def bind(node: DeltaNode, buffers: Buffers, context: Context, counter: int) -> list[Launch]:
-    """Return the launches; ``counter`` counts the lanes that were evaluated."""
-    launch, parts = sums.bind(buffers.inputs[0], buffers.scratch["cuda.parts"].data_ptr(), context)
-    return [launch, vectors.bind_pooled(node, parts, buffers, context, counter)]
+def bind(node: DeltaNode, data: None, buffers: Buffers, context: Context,
+         program: Program) -> Bound:
+    """Return the step, which counts the lanes that were evaluated."""
+    counter = context.count()
+    summed, parts = sums.bind(buffers.inputs[0], buffers.scratch["cuda.parts"].data_ptr(), context)
+    pooled = vectors.bind_pooled(node, parts, buffers, context, counter)
+    return Bound(CudaStep(context.launcher, [summed, pooled], buffers), [counter], scheduled=False)

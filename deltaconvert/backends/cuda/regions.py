@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.base import Buffers
-from deltaconvert.backends.cuda.candidates import Tables
+from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda.context import (
     Context,
     activation_of,
@@ -20,6 +19,7 @@ from deltaconvert.backends.cuda.context import (
     widest,
 )
 from deltaconvert.backends.cuda.functions import NOTHING, applied
+from deltaconvert.backends.cuda.kinds import Bound, CudaStep, Program, Unfit, at_candidates
 from deltaconvert.backends.divisors import divisors_of
 from deltaconvert.cuda.arguments import RegionArgs
 from deltaconvert.cuda.launcher import Launch
@@ -46,7 +46,7 @@ def suits(node: DeltaNode) -> bool:
     about = node.about
     if about.operator is None or about.operator.name not in ("adaptive_avg_pool2d", "avg_pool2d"):
         return False
-    if about.args[:1] != (Slot(0),) or about.output.shape is None:
+    if about.args[:1] != (Slot(0),) or about.output.shape is None or not at_candidates(node):
         return False
     taps = math.prod(about.footprints[0].taps)
     return (about.output.pixels <= MOST_REGIONS and taps >= FEWEST_TAPS
@@ -54,19 +54,27 @@ def suits(node: DeltaNode) -> bool:
             and about.output.pixels * taps < 2 * about.inputs[0].pixels + taps)
 
 
-def describe(node: DeltaNode, device: torch.device) -> Regions:
+def prepare(node: DeltaNode, program: Program) -> Regions:
     """Return the constants."""
+    if not suits(node):
+        raise Unfit
     rows, cols = divisors_of(node.about, node.about.footprints[0])
     divisors = torch.from_numpy(np.concatenate([rows, cols]).astype(np.float32))
-    return Regions(divisors.to(device))
+    return Regions(divisors.to(program.device))
 
 
-def bind(node: DeltaNode, regions: Regions, buffers: Buffers, context: Context, tables: Tables,
-         counter: int) -> list[Launch]:
-    """Return the launch; ``counter`` counts the regions that were evaluated."""
+def plan(node: DeltaNode, data: Regions, program: Program) -> tuple[list[Scratch], int]:
+    """Return nothing: regions are found and averaged at once."""
+    return [], 1
+
+
+def bind(node: DeltaNode, regions: Regions, buffers: Buffers, context: Context,
+         program: Program) -> Bound:
+    """Return the step, which counts the regions that were evaluated."""
+    counter = context.count()
     (source,), edge = buffers.inputs, buffers.output
     footprint = node.about.footprints[0]
-    rows, cols = tables.of(footprint)
+    rows, cols = program.tables.of(footprint)
     height_in, width_in = size_of(source)
     args = RegionArgs(
         rule=context.rule(node, buffers), mask=source.mask.data_ptr(),
@@ -81,4 +89,5 @@ def bind(node: DeltaNode, regions: Regions, buffers: Buffers, context: Context, 
     which = kernel("regions.cu", "average_regions", edge.value.dtype, VEC=wide, RMS=args.rule.rms,
                    **(applied(activation_of(node)) or NOTHING).defines)
     shared = 8 * THREADS // WARP + 4 * wide * THREADS + size * channels
-    return [Launch(which, args, (edge.spec.pixels, edge.spec.lanes), THREADS, shared)]
+    launch = Launch(which, args, (edge.spec.pixels, edge.spec.lanes), THREADS, shared)
+    return Bound(CudaStep(context.launcher, [launch], buffers), [counter])

@@ -12,13 +12,14 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Step
-from deltaconvert.backends.cuda.branches import needs_of, run_branches, turns_of
+from deltaconvert.backends.cuda.branches import Turn, needs_of, run_branches, turns_of
 from deltaconvert.backends.cuda.candidates import THREADS, WARP, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
-from deltaconvert.backends.cuda.dense import break_even
+from deltaconvert.backends.cuda.dense import break_even, dense_of, foresee
+from deltaconvert.backends.cuda.library import LibraryStep
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
-from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, EndArgs
+from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, DenseArgs, EndArgs
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
 from deltaconvert.errors import FrameError
@@ -34,8 +35,8 @@ class Runner:
 
     A frame with a fresh lane, or with an observer, is launched kernel by kernel, and so is the
     first that is neither. Any other is one graph, and the doors out. What follows the doors in is
-    there twice, at the candidates and with the library's dense convolutions: the device chooses
-    one by what there was to do in the last frame, and neither where the doors let nothing in.
+    there twice, at the candidates and for all pixels (`dense`): the device chooses one by what
+    there was to do in the last frame, and neither where the doors let nothing in.
     """
 
     def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State,
@@ -63,11 +64,14 @@ class Runner:
         self.plain = False
         for door in self.doors:
             door.runner = self
-        self.begin, self.end = self._begin(), self._end()
-        dense = [way for step in state.steps.values() if (way := getattr(step, "dense", None))]
-        self.dense = dense if not self.no_graph and len(self.doors) <= MOST_SOURCES else []
-        launches = [self.begin, self.end, *(launch for step in [*state.steps.values(), *self.dense]
-                                            for launch in getattr(step, "launches", ()))]
+        self.begin = self._begin()
+        self.weighed = 0  # nodes by which the way is chosen
+        self.dense = self._dense()
+        self.end = self._end()
+        self.everything = self._everything()
+        launches = [self.begin, self.end, self.everything, *(
+            launch for step in [*state.steps.values(), *self.dense.values()]
+            for launch in getattr(step, "launches", ()))]
         context.launcher.prepare({launch.kernel for launch in launches})
 
     def _begin(self) -> Launch:
@@ -83,18 +87,38 @@ class Runner:
         grid = blocks(context, masks.numel() // PACK_BYTES, THREADS)
         return Launch(kernel("masks.cu", "begin_frame", torch.float32), args, (grid, 1), THREADS)
 
+    def _dense(self) -> dict[str, Step]:
+        """Return the dense way of each step, by node; none where frames have but one way."""
+        steps, context = self.state.steps, self.context
+        if self.no_graph or len(self.doors) > MOST_SOURCES or not any(
+                getattr(step, "dense", None) for step in steps.values()):
+            return {}
+        inner = [node.about.name for node in self.nodes if node.about.rule != "sparsify"]
+        self.weighed = sum(foresee(node, steps[node.about.name], context)
+                           for node in self.nodes if node.about.name in inner)
+        return {name: dense_of(steps[name]) for name in inner}
+
     def _end(self) -> Launch:
         context = self.context
         if context.cost_of_all:
             context.costs /= context.cost_of_all
         args = EndArgs(
             counters=context.counters.data_ptr(), grains=context.grains.data_ptr(),
-            costs=context.costs.data_ptr(), wholes=context.wholes.data_ptr(),
+            costs=context.costs.data_ptr(),
             doors=context.doors.data_ptr(), totals=context.totals.data_ptr(),
             bad=context.bad.data_ptr(), work=context.work.data_ptr(),
             counted=context.counted, lanes=self.state.lanes)
         return Launch(kernel("masks.cu", "end_frame", torch.float32), args, (1, 1), THREADS,
                       8 * THREADS // WARP)
+
+    def _everything(self) -> Launch:
+        context, masks = self.context, self.state.masks
+        args = DenseArgs(
+            masks=masks.data_ptr(), mask_packs=masks.numel() // PACK_BYTES,
+            counters=context.counters.data_ptr(), wholes=context.wholes.data_ptr(),
+            fresh=context.fresh.data_ptr(), counted=context.counted, lanes=self.state.lanes)
+        return Launch(kernel("masks.cu", "change_everything", torch.float32), args,
+                      self.begin.grid, THREADS)
 
     def __call__(self, frames: list[Any]) -> list[Any]:
         """Run a frame that was examined; return the outputs, as copies."""
@@ -145,15 +169,20 @@ class Runner:
             with torch.cuda.device(self.context.device):
                 bodies = [captured(partial(run_branches, steps, turns, launcher))]
                 if self.dense:
-                    for step in self.dense:
-                        step.convolve()  # the library settles how, which it cannot in a graph
-                    dense = [getattr(step, "dense", None) or step for step in steps]
-                    bodies.append(captured(partial(run_branches, dense, turns, launcher),
-                                           bodies[0]))
+                    dense = [self.dense[n.about.name] for n in nodes]
+                    for step in dense:
+                        if isinstance(step, LibraryStep):
+                            step.prepare()
+                    bodies.append(captured(partial(self._run_dense, dense, turns), bodies[0]))
                 self.graph = self._graph_of(before, bodies)
         except RuntimeError as error:
             self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
             warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
+
+    def _run_dense(self, steps: list[Step], turns: list[Turn]) -> None:
+        launcher = self.context.launcher
+        launcher.launch(self.everything)
+        run_branches(steps, turns, launcher)
 
     def _graph_of(self, before: list[Launch], bodies: list[torch.cuda.CUDAGraph]) -> FrameGraph:
         """Put the frame's graph together, as far as driver and compiler know how to."""
@@ -173,10 +202,10 @@ class Runner:
         """Return the kernel that decides what follows the doors, if anything."""
         context = self.context
         args = ConditionArgs(fresh=context.fresh_flags(), work=context.work.data_ptr(),
-                             lanes=self.state.lanes, doors=len(self.doors),
-                             ways=ways)
+                             bad=context.bad.data_ptr(), lanes=self.state.lanes,
+                             doors=len(self.doors), ways=ways)
         if ways > 1:
-            args.break_even = break_even(context.cost_of_all, len(self.dense))
+            args.break_even = break_even(context.cost_of_all, self.weighed)
         for i, door in enumerate(self.doors):
             args.changed[i] = context.changed_counter(door.buffers.output)
         return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)
@@ -216,8 +245,7 @@ class Runner:
         grains = self.context.grains[:self.context.counted]
         tiled = (counters + grains - 1) // grains * grains
         if float(self.context.work[2]):  # it went the dense way
-            wholes = self.context.wholes[:self.context.counted]
-            tiled = torch.where(wholes > 0, wholes, tiled)
+            tiled = counters
         return self._stats(torch.stack([counters, tiled], 1).tolist(), min(self.frames, 1),
                            self.state.counted)
 

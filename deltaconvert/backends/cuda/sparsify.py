@@ -11,6 +11,7 @@ from torch import Tensor
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda.candidates import THREADS, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context, pixel_step, size_of
+from deltaconvert.backends.cuda.kinds import Bound, Program, Unfit
 from deltaconvert.config import Config
 from deltaconvert.cuda.arguments import FrameArgs
 from deltaconvert.cuda.launcher import Launch
@@ -24,9 +25,22 @@ STRIP, MOST_PACKS = 8, 6  # pixels that are compared together, as in sparsify.cu
 BLOCK, WARPS = 8, THREADS // 32  # pixels a side, and how many blocks a thread block has at once
 
 
-def plan(node: DeltaNode) -> list[Scratch]:
+def prepare(node: DeltaNode, program: Program) -> None:
+    """Return nothing, of a door in."""
+    if node.about.rule != "sparsify":
+        raise Unfit
+
+
+def plan(node: DeltaNode, data: None, program: Program) -> tuple[list[Scratch], int]:
     """Return the marks of the frame under examination."""
-    return [Scratch(f"cuda.marks.{node.about.name}", math.prod(node.about.output.mask_shape))]
+    size = math.prod(node.about.output.mask_shape)
+    return [Scratch(f"cuda.marks.{node.about.name}", size)], 0
+
+
+def bind(node: DeltaNode, data: None, buffers: Buffers, context: Context,
+         program: Program) -> Bound:
+    """Return the step, whose candidates need no counter: they are all pixels."""
+    return Bound(CudaSparsify(node, program.config, buffers, context), [])
 
 
 class CudaSparsify:

@@ -32,6 +32,8 @@ AT_ONCE, ALONE_AT_ONCE, ALONE_IN_CLUSTERS = 1.12, 0.95, 0.8
 # Columns of tiles whose sums are cut in four, the stages that pays from, blocks a multiprocessor.
 QUARTERS = ((128, 2 * LONG_SUM, ALONE_IN_CLUSTERS), (64, LONG_SUM, 1.25))
 REGISTERS, BLOCK_LIMIT = 65536, 8
+# Sums of convolutions, and bytes of small and of large maps, of which we compute all pixels.
+LONGEST_OF_ALL, MOST_BYTES_OF_FEW, FEWEST_BYTES_OF_ALL = 256, 6e6, 30e6
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,36 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
     many = shape[1] <= MOST_FUSED_CHANNELS and rows / 64 >= launcher.processors
     told = {name: value for name, value in told.items() if name != "warpgroups"}
     return replace(fused if fits and many else parts, **told)
+
+
+def tile_of_all(node: DeltaNode, tile: Tile) -> Tile | None:
+    """Return the tile for all pixels, where that is faster than the library.
+
+    Behind the library's convolution another kernel reads and writes the map again, unless it adds
+    bias and ReLU itself. So it is where sums are short, for maps that no cache holds, and for those
+    that are done as soon as a kernel has begun.
+
+    Args:
+        node: a convolution.
+        tile: by which it is computed at the candidates.
+    """
+    about, weight = node.about, node.about.args[1]
+    dtype, shape = about.output.dtype, about.output.shape
+    assert dtype is not None
+    assert shape is not None
+    residual, activation = len(about.inputs) > 1, about.params.get("activation")
+    if not tile.warpgroups or dtype.itemsize != 2 or weight.shape[2:] != (1, 1):
+        return None
+    if not residual and activation in (None, ("relu",)):
+        return None
+    if not about.footprints[0].is_identity or weight[0].numel() > LONGEST_OF_ALL:
+        return None
+    nbytes, narrow = math.prod(shape) * dtype.itemsize, 64 if shape[1] >= 64 else 32
+    if nbytes <= MOST_BYTES_OF_FEW:
+        return _tile(64, narrow, tile.bk, 4)
+    if nbytes < FEWEST_BYTES_OF_ALL:
+        return None
+    return _tile(128, 128 if shape[1] > 64 else narrow, tile.bk, 3)
 
 
 def _likely_share(taps: int, stride: int) -> float:

@@ -12,15 +12,20 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels, vectors
-from deltaconvert.backends.cuda.candidates import Tables, list_scratch
+from deltaconvert.backends.cuda.candidates import Tables, candidates, list_scratch
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
+from deltaconvert.backends.cuda.kinds import Bound, Program
 from deltaconvert.cuda.arguments import VectorArgs
 from deltaconvert.cuda.launcher import Launch, launch_all
 from deltaconvert.errors import UnsupportedError
 from deltaconvert.nodes import DeltaNode
 
 
-def plan(node: DeltaNode, tables: Tables) -> list[Scratch]:
+def prepare(node: DeltaNode, program: Program) -> None:
+    """Return nothing: the function has its constants."""
+
+
+def plan(node: DeltaNode, data: None, program: Program) -> tuple[list[Scratch], int]:
     """Return the memory for the new value, and for what the comparison needs."""
     spec = node.about.output
     assert spec.shape is not None
@@ -28,30 +33,35 @@ def plan(node: DeltaNode, tables: Tables) -> list[Scratch]:
     size = spec.dtype.itemsize * torch.Size(spec.shape).numel()
     given = Scratch("cuda.given", size)
     if vectors.suits(node):
-        return [given, *vectors.plan(node)]
-    return [given, list_scratch(node, tables)]
+        return [given, *vectors.plan(node)], 1
+    return [given, list_scratch(node, program.tables)], 1
+
+
+def bind(node: DeltaNode, data: None, buffers: Buffers, context: Context,
+         program: Program) -> Bound:
+    """Return the step, which counts lanes of one pixel, or else pixels."""
+    step = WholeStep(node, buffers, context, program.tables)
+    return Bound(step, step.candidates, scheduled=False)
 
 
 class WholeStep:
     """Evaluates a node's function on the values and compares."""
 
     def __init__(self, node: DeltaNode, buffers: Buffers, context: Context,
-                 tables: Tables, counter: int = 0) -> None:
-        """Settle the launches.
-
-        Args:
-            node, buffers, context, tables: of the program and the stream.
-            counter: of candidates, where the node's list has none.
-        """
+                 tables: Tables) -> None:
+        """Settle the launches."""
         self.node, self.buffers, self.context = node, buffers, context
         self.shape = buffers.output.value.shape
         self.given = _like(buffers.output.value, buffers.scratch["cuda.given"])
         self.before: list[Launch] = []
+        given = self.given.data_ptr()
         if vectors.suits(node):
-            self.behind = vectors.bind_given(node, self.given.data_ptr(), buffers, context, counter)
+            self.candidates = [context.count()]
+            self.behind = vectors.bind_given(node, given, buffers, context, self.candidates[0])
         else:
-            self.before, behind = pixels.bind_given(node, self.given, buffers, context, tables)
-            self.behind = [behind]
+            made, self.before = candidates(node, buffers, context, tables)
+            self.candidates = made.counters
+            self.behind = [pixels.compare_given(node, given, buffers, context, made)]
 
     @property
     def launches(self) -> list[Launch]:

@@ -19,6 +19,7 @@ from deltaconvert.backends.cuda.context import (
     widest,
 )
 from deltaconvert.backends.cuda.filters import numbers_of
+from deltaconvert.backends.cuda.kinds import Bound, CudaStep, Program, Unfit
 from deltaconvert.backends.cuda.sums import changes_of
 from deltaconvert.cuda.arguments import WindowArgs
 from deltaconvert.cuda.launcher import Launch
@@ -69,8 +70,10 @@ def suits(node: DeltaNode) -> bool:
             and all(0 <= s <= n for s, n in zip(about.params["shift"], shape[2:], strict=True)))
 
 
-def describe(node: DeltaNode, device: torch.device) -> Windows:
+def prepare(node: DeltaNode, program: Program) -> Windows:
     """Return the constants."""
+    if not suits(node):
+        raise Unfit
     about = node.about
     _, bias, position, scale = about.args
     assert about.output.shape is not None
@@ -82,7 +85,7 @@ def describe(node: DeltaNode, device: torch.device) -> Windows:
         bias = (bias if scale is None else without_keys(bias)).detach()
         bias = bias.to(about.output.dtype, copy=True).contiguous()
     if scale is None:
-        scales = torch.full((heads,), HEAD ** -0.5, device=device)
+        scales = torch.full((heads,), HEAD ** -0.5, device=program.device)
     else:
         scales = scale.detach().float().clamp(max=LARGEST_SCALE).exp().reshape(heads).contiguous()
     made = numbers_of(position.expand(1, heads, tokens, tokens))
@@ -90,22 +93,20 @@ def describe(node: DeltaNode, device: torch.device) -> Windows:
     return Windows(bias, made, scales, size, (shift[0], shift[1]), count, scale is not None)
 
 
-def plan(node: DeltaNode, windows: Windows) -> list[Scratch]:
+def plan(node: DeltaNode, windows: Windows, program: Program) -> tuple[list[Scratch], int]:
     """Return the memory for the new values, and for the lists of pixels and windows."""
     spec = node.about.output
     assert spec.shape is not None
     assert spec.dtype is not None
     listed = spec.lanes * (spec.pixels + windows.count[0] * windows.count[1])
     return [Scratch("cuda.given", spec.dtype.itemsize * torch.Size(spec.shape).numel()),
-            Scratch("cuda.windows", 4 * listed)]
+            Scratch("cuda.windows", 4 * listed)], 2
 
 
 def bind(node: DeltaNode, windows: Windows, buffers: Buffers, context: Context,
-         counter: int) -> list[Launch]:
-    """Return the launches.
-
-    ``counter`` counts the pixels that are evaluated, and the one behind it their windows.
-    """
+         program: Program) -> Bound:
+    """Return the step, which counts the pixels that are evaluated, and their windows."""
+    counter = context.count(2)
     (source,), edge = buffers.inputs, buffers.output
     height, width = size_of(edge)
     lanes, dtype, heads = edge.spec.lanes, edge.value.dtype, node.about.params["heads"]
@@ -131,5 +132,6 @@ def bind(node: DeltaNode, windows: Windows, buffers: Buffers, context: Context,
     attended = Launch(kernel("windows.cu", "attend_windows", dtype, **defines), args,
                       (blocks(context, total * heads, 1, BLOCKS_A_PROCESSOR), 1), THREADS,
                       MOST_TOKENS * (3 * (HEAD * size + 16) + 4 + 8))
-    return [found, attended, pixels.compare_given(
-        node, given.data_ptr(), buffers, context, Lists(listed, counter, 1))]
+    compared = pixels.compare_given(node, given.data_ptr(), buffers, context,
+                                    Lists(listed, counter, 1))
+    return Bound(CudaStep(context.launcher, [found, attended, compared], buffers), [counter])

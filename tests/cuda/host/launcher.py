@@ -36,7 +36,8 @@ def source_for_host(file: str, change: tuple[str, str] | None = None) -> str:
     """Return a kernel file for the host; with one text in it replaced, to plant a mistake."""
     source = source_of(file, (HOST, FOLDER))
     if change is not None:
-        assert source.count(change[0]) == 1, f"{change[0]!r} is not there once"
+        if source.count(change[0]) != 1:  # no failed assertion, which a mistake is noticed by
+            raise LookupError(f"{change[0]!r} is not there once")
         source = source.replace(*change)
     for entry, args in _ENTRY.findall(source):
         source += f"""
