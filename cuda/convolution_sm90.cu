@@ -283,6 +283,10 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
     }
     wait_for_copies<0>();
     wait_for_products<0>();
+    UNROLL
+    for (int n = 0; n < ACROSS; ++n)
+        UNROLL
+        for (int i = 0; i < WIDE / 2; ++i) settled(sums.at[n][i]);
 }
 
 // Adds what the other splits have summed to the first one's sums, through the stages' memory, which

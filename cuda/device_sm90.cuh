@@ -73,6 +73,11 @@ __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// Behind `wait_for_products`, of each sum: no compiler may read or move it before.
+__device__ __forceinline__ void settled(float& sum) {
+    asm volatile("" : "+f"(sum) :: "memory");
+}
+
 // A matrix in shared memory: its address, 1024 bytes from 8 rows to the next 8, and that packs
 // are permuted within 128 bytes.
 typedef unsigned long long Matrix;

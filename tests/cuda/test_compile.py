@@ -56,15 +56,19 @@ def convolutions(dtype: torch.dtype, tensor: bool) -> list[Kernel]:
     return made
 
 
+# Tiles that are chosen among on Hopper, see `_of_warpgroups` in tiles.py: rows, columns, stages,
+# whether old values are copied early, parts of K.
+TILES = ((128, 128, 3), (128, 256, 4), (128, 128, 4), (128, 64, 3), (128, 64, 6), (64, 64, 4),
+         (64, 128, 3, True), (64, 128, 4), (64, 256, 4), (128, 32, 3), (128, 32, 6),
+         (64, 32, 4), (64, 64, 4, True, 4), (64, 64, 4, True, 2), (64, 128, 4, True, 4),
+         (64, 64, 4, True))
+
+
 def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
-    """The tiles that are chosen among, see `_of_warpgroups` in tiles.py."""
-    tiles = ((128, 128, 3), (128, 256, 4), (128, 128, 4), (128, 64, 3), (128, 64, 6), (64, 64, 4),
-             (64, 128, 3, True), (64, 128, 4), (64, 256, 4), (128, 32, 3), (128, 32, 6),
-             (64, 32, 4), (64, 64, 4, True, 4), (64, 64, 4, True, 2), (64, 128, 4, True, 4),
-             (64, 64, 4, True))
+    """Each tile, as far as they differ."""
     wide = 16 // dtype.itemsize
     made = [Tile(True, bm, bn, 8 * wide, stages, True, True, *more)
-            for bm, bn, stages, *more in tiles]
+            for bm, bn, stages, *more in TILES]
     # Each once, those of little work also with a scan, those of most registers with the activation
     # that is most often behind a convolution, and those of stems with numbers copied one by one.
     variants: list[tuple[Tile, int, int, dict[str, str]]] = [
@@ -156,6 +160,8 @@ def compile_for(capability: int, one: Kernel) -> list[tuple[str, int, int]]:
     except Exception:
         pytest.fail(f"{one}: {compiler.getProgramLog(program)[:2000]}")
     log = compiler.getProgramLog(program)
+    # Whoever reads a sum before `settled` has its products one after the other, or wrong.
+    assert "warpgroup." not in log, log
     found = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill "
                        r"loads.*?Used (\d+) registers", log, re.DOTALL)
     assert found, log

@@ -30,6 +30,7 @@ from tests.backends.test_cuda import (
     scaled,
 )
 from tests.cuda.streams import TF32, KernelStream
+from tests.cuda.test_compile import TILES
 from tests.families import AnchorFreeYolo
 
 GPU = torch.device("cuda", 0)
@@ -85,6 +86,23 @@ def test_warpgroups_round_to_tf32(x, nearest, launcher):
     if launcher.capability != (9, 0):
         pytest.skip("no Hopper")
     check_rounding(x, nearest, to_gpu, launcher=launcher, device=GPU)
+
+
+# A compiler may move what reads a sum to where tensor cores still work at it: so each tile.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_each_tile_of_warpgroups(tile, dtype, launcher):
+    if launcher.capability != (9, 0):
+        pytest.skip("no Hopper")
+    rows, columns, stages, early, splits = (*tile, *(False, 1)[len(tile) - 3:])
+    told = {"bm": rows, "bn": columns, "bk": 128 // dtype.itemsize, "stages": stages,
+            "tensor": True, "fused": True, "warpgroups": True, "early": early, "splits": splits}
+    case = (conv(weights(2 * columns, 320, 1, 1), padding=(0, 0), residual=Slot(1),
+                 activation=("relu",)), [(3, 320, 19, 23), (3, 2 * columns, 19, 23)])
+    rounding = {"tolerance": TF32} if dtype == torch.float32 else {}
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        for norm in ("max", "rms"):
+            run(at(make_node(scaled(case), norm=norm), dtype), launcher, told=told, **rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -155,6 +155,8 @@ void wait_for_products() {
     }
 }
 
+inline void settled(float&) {}
+
 // To 10 bits of mantissa, halves to even.
 inline unsigned nearest_tf32(float x) {
     unsigned bits;
