@@ -104,7 +104,7 @@ def arranged(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[st
         if isinstance(leaf, Tensor):
             found.append(without_gradient(leaf))
     if not found:
-        _refuse_number(bound.arguments)
+        _refuse_numbers(bound.arguments)
     values = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
     found.call = Call(_names(bound.arguments, [*bound.signature.parameters]), spec, tuple(
         (Tensor, "") if isinstance(leaf, Tensor) else _written(leaf) for leaf in leaves), values)
@@ -157,10 +157,10 @@ def _expected(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[s
             f"{len(args) + len(named)} were given.")
 
 
-def _refuse_number(arguments: Mapping[str, Any]) -> None:
-    """Refuse a number where a frame belongs."""
+def _refuse_numbers(arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers, alone or in lists, where a frame belongs."""
     for name, value in arguments.items():
-        if value is not None and isinstance(value, CONSTANTS):
+        if value is not None and pytree.tree_leaves(value):
             raise FrameTypeError(f"input {name!r} is a {type(value).__name__}, not a tensor. "
                                  "Decode and normalise the frame as for the dense model.")
 

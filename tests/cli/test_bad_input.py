@@ -458,7 +458,9 @@ def test_ctrl_c_at_any_moment(converted, folder, delay_s):
     process = subprocess.Popen(
         [sys.executable, "-m", "deltaconvert", "run", "small.delta", "--source",
          "synthetic:frames=100000", "--size", "32x48"], cwd=folder, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell starts what runs in the background deaf to it, and so would this be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
     try:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.nodes import DeltaNode, fill
+from deltaconvert.passes.lower import Joined
 from deltaconvert.state import Edge
 
 
@@ -23,6 +24,8 @@ def at_double(value: Any) -> Any:
         return value.double() if value.is_floating_point() else value
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).double()
+    if isinstance(value, Joined):
+        return Joined(at_double(value.calls))
     if isinstance(value, (tuple, list)):
         return type(value)(at_double(v) for v in value)
     if isinstance(value, dict):

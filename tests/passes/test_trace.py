@@ -83,12 +83,6 @@ def test_the_message_offers_the_submodules_that_can_be_converted():
     deltaconvert.convert(model.backbone)
 
 
-@pytest.mark.parametrize("thing", [{"state": 1}, F.relu, "resnet50"])
-def test_what_is_no_module_is_refused(thing):
-    with pytest.raises(TraceError, match=f"not a {type(thing).__name__}"):
-        trace(thing)
-
-
 def test_parameters_with_a_default_keep_it():
     class Masked(nn.Module):
         def forward(self, x, mask=None, scale=2.0, *, shift=1):
