@@ -7,7 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from deltaconvert.backends.cuda.branches import MOST_BRANCHES, Turn, needs_of, turns_of
+from deltaconvert.backends.cuda.branches import (
+    MOST_BRANCHES,
+    Turn,
+    longest_chain,
+    needs_of,
+    turns_of,
+)
 
 
 def done_before(turns: list[Turn]) -> list[set[int]]:
@@ -34,6 +40,13 @@ def test_every_step_waits_for_all_that_it_needs(seed):
 
 def test_a_chain_is_one_branch_and_waits_for_nothing():
     assert turns_of([set(), {0}, {1}, {0, 2}]) == [Turn(0, ())] * 4
+
+
+@pytest.mark.parametrize("needs, steps", [
+    ([], 0), ([set()] * 3, 1), ([set(), {0}, {1}, {0, 2}], 4),
+    ([set(), {0}, {0}, {2}, {1, 3}], 4)])
+def test_branches_count_as_long_as_the_longest(needs, steps):
+    assert longest_chain(needs) == steps
 
 
 def test_branches_of_a_network_run_side_by_side():

@@ -53,6 +53,14 @@ def needs_of(nodes: Sequence[DeltaNode], scratch: Mapping[str, Sequence[str]]) -
     return needs
 
 
+def longest_chain(needs: Sequence[set[int]]) -> int:
+    """Return how many steps must wait for each other, one behind the other, at least."""
+    behind: list[int] = []
+    for wanted in needs:
+        behind.append(1 + max((behind[j] for j in wanted), default=0))
+    return max(behind, default=0)
+
+
 def turns_of(needs: Sequence[set[int]]) -> list[Turn]:
     """Give each step a branch: that of a step it waits for, where no other has gone on, if any."""
     turns: list[Turn] = []

@@ -72,12 +72,12 @@ def foresee(node: DeltaNode, step: Any, context: Context) -> bool:
     return True
 
 
-def break_even(cost_of_all: float, nodes: int) -> float:
+def break_even(cost_of_all: float, nodes: float) -> float:
     """Return the share of work from which on the dense way is taken.
 
     Args:
         cost_of_all: see `cost_of_pixel`; of all pixels of all nodes that have less to do by it.
-        nodes: how many they are.
+        nodes: how many they are, of branches that run side by side those of one.
     """
     return max(BREAK_EVEN - BYTES_A_NODE * nodes / cost_of_all, LEAST)
 

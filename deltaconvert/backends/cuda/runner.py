@@ -12,7 +12,13 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Step
-from deltaconvert.backends.cuda.branches import Turn, needs_of, run_branches, turns_of
+from deltaconvert.backends.cuda.branches import (
+    Turn,
+    longest_chain,
+    needs_of,
+    run_branches,
+    turns_of,
+)
 from deltaconvert.backends.cuda.candidates import THREADS, WARP, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
 from deltaconvert.backends.cuda.dense import break_even, dense_of, foresee
@@ -65,7 +71,7 @@ class Runner:
         for door in self.doors:
             door.runner = self
         self.begin = self._begin()
-        self.weighed = 0  # nodes by which the way is chosen
+        self.in_chain = 0.0  # nodes by which the way is chosen, one behind the other
         self.dense = self._dense()
         self.end = self._end()
         self.everything = self._everything()
@@ -93,10 +99,11 @@ class Runner:
         if self.no_graph or len(self.doors) > MOST_SOURCES or not any(
                 getattr(step, "dense", None) for step in steps.values()):
             return {}
-        inner = [node.about.name for node in self.nodes if node.about.rule != "sparsify"]
-        self.weighed = sum(foresee(node, steps[node.about.name], context)
-                           for node in self.nodes if node.about.name in inner)
-        return {name: dense_of(steps[name]) for name in inner}
+        inner = [node for node in self.nodes if node.about.rule != "sparsify"]
+        weighed = sum(foresee(node, steps[node.about.name], context) for node in inner)
+        chain = longest_chain(needs_of(inner, self.scratch))
+        self.in_chain = weighed * chain / len(inner)
+        return {node.about.name: dense_of(steps[node.about.name]) for node in inner}
 
     def _end(self) -> Launch:
         context = self.context
@@ -205,7 +212,7 @@ class Runner:
                              bad=context.bad.data_ptr(), lanes=self.state.lanes,
                              doors=len(self.doors), ways=ways)
         if ways > 1:
-            args.break_even = break_even(context.cost_of_all, self.weighed)
+            args.break_even = break_even(context.cost_of_all, self.in_chain)
         for i, door in enumerate(self.doors):
             args.changed[i] = context.changed_counter(door.buffers.output)
         return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)
