@@ -83,8 +83,7 @@ MISTAKES_OF_WARPGROUPS = {
         "if (stage + AHEAD < stages) loader.load(free);",
         "if (stage + AHEAD < stages) loader.load((free + STAGES - (stage >= 0)) % STAGES);"),
     "sums that are read before they are done": (
-        "    wait_for_copies<0>();\n    wait_for_products<0>();\n}",
-        "    wait_for_copies<0>();\n}"),
+        "    wait_for_copies<0>();\n    wait_for_products<0>();\n", "    wait_for_copies<0>();\n"),
     "rows that are replaced while they are read": (
         "rows_of(shared, args, turn ^ 1);", "rows_of(shared, args, turn);"),
     "packs of a row in the wrong order": (
