@@ -47,7 +47,7 @@ class Tracer(fx.Tracer):
         self.thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> Proxy:
-        node.meta["result_type"] = result_type(self.root, node)  # type: ignore[arg-type]
+        node.meta["result_type"] = result_type(self.root, node)
         return MutableProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
