@@ -86,7 +86,7 @@ class TraceError(UnsupportedError):
 
 
 class RegistryError(DeltaConvertError):
-    """An operator, a spelling or a backend was registered twice."""
+    """An operator or a spelling was registered twice."""
 
 
 class CheckError(DeltaConvertError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from torch import nn
 
@@ -23,8 +24,24 @@ def source_line(stack_trace: str | None) -> str:
     return found
 
 
+def line_of_user(frame: FrameType | None) -> str:
+    """Return the same of what is running, from a frame outwards, if a ``forward`` called it."""
+    while frame and _is_ours(frame.f_code.co_filename):
+        frame = frame.f_back
+    caller = frame
+    while caller and caller.f_code.co_name != "forward":
+        caller = caller.f_back
+    if not frame or not caller:
+        return ""
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return f"{file}:{number}: {linecache.getline(file, number).strip()}"
+
+
+_FOLDER = f"{Path(__file__).parents[1]}/"
+
+
 def _is_ours(file: str) -> bool:
-    return Path(file).is_relative_to(Path(__file__).parents[1]) or "/torch/" in file
+    return file.startswith(_FOLDER) or "/torch/" in file
 
 
 SHAPES_HELP = (" If it branches on shapes alone, give convert its example_inputs (on the command "
