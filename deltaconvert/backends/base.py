@@ -13,6 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.config import Config
+from deltaconvert.errors import UnsupportedError
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge, FrameRunner, State
 
@@ -120,14 +121,22 @@ def create(name: str, config: Config, device: torch.device) -> Backend:
     """Make a backend by name, one of `BACKENDS`; `choose` says what ``auto`` is.
 
     Raises:
-        UnsupportedError: ``cuda`` cannot run on the device.
+        UnsupportedError: ``cuda`` cannot run on the device, or a package is missing.
     """
     if name == "auto":
         name, reason = choose(device)
         if reason:
             warnings.warn(f"backend='auto' is {name}, which is not made to be fast: {reason}",
                           stacklevel=2)
-    module = _module(name)
+    try:
+        module = _module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "deltaconvert").startswith("deltaconvert"):
+            raise
+        raise UnsupportedError(
+            f"backend {name!r} needs the package {error.name}, which is not installed. Do: "
+            f"pip install {error.name}; or say backend='reference', which needs PyTorch alone."
+        ) from error
     backend: Backend = module.create(config, device) if name == "cuda" else module.create(config)
     return backend
 
