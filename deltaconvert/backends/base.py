@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.config import Config
-from deltaconvert.errors import UnsupportedError
+from deltaconvert.errors import UnsupportedError, missing_package
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge, FrameRunner, State
 
@@ -131,12 +131,10 @@ def create(name: str, config: Config, device: torch.device) -> Backend:
     try:
         module = _module(name)
     except ModuleNotFoundError as error:
-        if (error.name or "deltaconvert").startswith("deltaconvert"):
+        if not (missing := missing_package(error)):
             raise
-        raise UnsupportedError(
-            f"backend {name!r} needs the package {error.name}, which is not installed. Do: "
-            f"pip install {error.name}; or say backend='reference', which needs PyTorch alone."
-        ) from error
+        raise UnsupportedError(f"backend {name!r} needs {missing}; or say backend='reference', "
+                               "which needs PyTorch alone.") from error
     backend: Backend = module.create(config, device) if name == "cuda" else module.create(config)
     return backend
 

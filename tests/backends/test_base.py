@@ -29,3 +29,13 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(base.importlib, "import_module", missing)
     with pytest.raises(UnsupportedError, match=r"'cpu' needs the package numba.*pip install numba"):
         base.create("cpu", Config(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("module", ["numba.core.types", "_ctypes", "deltaconvert.backends.cpu.jit"])
+def test_what_is_broken_is_not_said_to_be_missing(monkeypatch, module):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(base.importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=module):
+        base.create("cpu", Config(), torch.device("cpu"))
