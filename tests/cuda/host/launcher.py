@@ -71,6 +71,7 @@ def _text_of(shim: str) -> str:
 def library(file: str, options: tuple[str, ...],
             change: tuple[str, str] | None = None) -> ctypes.CDLL:
     """Compile a file."""
+    runner()  # first, because its variables are taken
     shim, source = source_for_host(file, change)
     return ctypes.CDLL(str(_built(source, ".so", *options, "-include", str(precompiled(shim)))))
 
@@ -89,9 +90,9 @@ def precompiled(shim: str) -> Path:
 
 @functools.cache
 def runner() -> ctypes.CDLL:
-    """Compile what runs kernels. The variables of the shim are the same in all libraries."""
-    return ctypes.CDLL(str(_built(RUNNER, ".so", STANDARD, "-include",
-                                  str(precompiled("device.cuh")))))
+    """Compile what runs kernels; its variables of the shim are those of all libraries after it."""
+    built = _built(RUNNER, ".so", STANDARD, "-include", str(precompiled("device.cuh")))
+    return ctypes.CDLL(str(built), mode=ctypes.RTLD_GLOBAL)
 
 
 def _built(source: str, suffix: str, *options: str) -> Path:
