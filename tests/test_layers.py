@@ -48,8 +48,14 @@ def imported(tree: ast.AST) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltaconvert."):
-            yield from (f"{node.module}.{name.name}".partition(".")[2] for name in node.names)
+        names = getattr(node, "names", [])
+        if isinstance(node, ast.Import):  # of the package itself: all that is in it
+            found = [name.name + (".cli" if name.name == "deltaconvert" else "") for name in names]
+        elif isinstance(node, ast.ImportFrom):
+            found = [f"{node.module}.{name.name}" for name in names]
+        else:
+            found = []
+        yield from (name.partition(".")[2] for name in found if name.startswith("deltaconvert."))
         yield from imported(node)
 
 
