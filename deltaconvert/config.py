@@ -17,6 +17,9 @@ ThresholdUnit = Literal["absolute", "std"]
 InputTest = Literal["pixel", "block"]
 Precision = Literal["float32", "float16", "bfloat16"]
 
+# Each is a module of `deltaconvert.backends`, imported when it is used.
+BACKENDS = ("cpu", "cuda", "paper", "reference")
+
 
 @dataclass(frozen=True)
 class NodeConfig:
@@ -82,11 +85,8 @@ class Config:
         Raises:
             ConfigError: naming the setting, its value and what it may be.
         """
-        from deltaconvert.backends.base import backend_names  # which has settings of its own
-
-        if self.backend not in ("auto", *backend_names()):
-            raise ConfigError(f"backend={self.backend!r}: choose auto, "
-                              f"{', '.join(backend_names())}.")
+        if self.backend not in ("auto", *BACKENDS):
+            raise ConfigError(f"backend={self.backend!r}: choose auto, {', '.join(BACKENDS)}.")
         _check_amount("threshold", self.threshold)
         _check_amount("input_threshold", self.input_threshold)
         if self.input_cap is not None:

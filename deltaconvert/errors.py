@@ -4,6 +4,8 @@ Each message says what was wrong, where, why and what to do; the command line
 prints it without a stack trace. ``exit_code`` is the command line's.
 """
 
+import sys
+
 
 class DeltaConvertError(Exception):
     """Base of all errors of this package."""
@@ -86,7 +88,7 @@ class TraceError(UnsupportedError):
 
 
 class RegistryError(DeltaConvertError):
-    """An operator, a spelling or a backend was registered twice."""
+    """An operator or a spelling was registered twice."""
 
 
 class CheckError(DeltaConvertError):
@@ -99,3 +101,14 @@ def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory; on a CPU PyTorch has no type for that."""
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             or "can't allocate memory" in str(error))
+
+
+def missing_package(error: BaseException) -> str:
+    """Name the package that is not installed, where that is what an error says, and what to do.
+
+    Where a module of a package or of Python itself is not there, the installation is broken.
+    """
+    name = (isinstance(error, ModuleNotFoundError) and error.name) or "."
+    if "." in name or name in sys.stdlib_module_names:
+        return ""
+    return f"the package {name}, which is not installed. Do: pip install {name}"

@@ -40,7 +40,7 @@ def _named_sizes(model: nn.Module) -> set[tuple[int, int]]:
              for holder in (part, getattr(part, "config", None)) for name in NAMES_OF_SIZES)
     pairs = ((size, size) if isinstance(size, int) else size for size in found)
     return {tuple(pair) for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2
-            and all(isinstance(side, int) and 0 < side < 10_000 for side in pair)}  # type: ignore[misc]
+            and all(isinstance(side, int) and 0 < side < 10_000 for side in pair)}
 
 
 def _inputs(model: nn.Module) -> int:

@@ -162,7 +162,7 @@ def functionalize(graph_module: GraphModule) -> PassResult:
         written.latest = node
         _update_relatives(graph_module, written, node)
     for module in in_place_modules:
-        module.inplace = False  # type: ignore[assignment]
+        module.inplace = False
     return result
 
 

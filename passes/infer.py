@@ -140,7 +140,7 @@ def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         converts = (node.op == "call_method" and node.target in CONVERSIONS) or (
-            node.target in (pad, pad_zero) and not any(node.kwargs["padding"]))  # type: ignore[arg-type]
+            node.target in (pad, pad_zero) and not any(node.kwargs["padding"]))
         if converts and isinstance(source, fx.Node) and _alike(node, source):
             node.replace_all_uses_with(source)
             graph.erase_node(node)

@@ -2,7 +2,7 @@
 
 Before: an ``nn.Module`` with Python code in ``forward``.
 After: an ``fx.GraphModule`` over a private copy in eval mode, one node a call, each
-with the user's own line in ``stack_trace``.
+with the user's own line in ``meta["source"]``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.annotate import without_logging
 from deltaconvert.passes.calls import Call
 from deltaconvert.passes.tracing.attributes import Attributes
-from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal, source_line
+from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
@@ -98,8 +98,6 @@ def _traced(make_tracer: Callable[[], Tracer], copied: nn.Module,
                        dtypes=[f.dtype for f in frames] or None,
                        autocast=autocast_of(frames) if frames else ...)
     for node in graph.nodes:
-        node.meta["source"] = source_line(node.stack_trace)
-        node.meta.pop("stack_trace", None)  # long, and said in "source"
         node.meta["path"] = _path(node)
         node.meta.pop("nn_module_stack", None)
         node.meta.pop("fake", None)
@@ -166,7 +164,7 @@ def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_method" and node.target in TAKEN and node in of_frames and node.users:
             raise NotSupported(f"it takes numbers out of a tensor by .{node.target}() at "
-                               f"{source_line(node.stack_trace)}. Where it can, let it compute "
+                               f"{node.meta['source']}. Where it can, let it compute "
                                "with tensors there")
 
 
@@ -181,7 +179,7 @@ def _refuse_writes(graph: fx.Graph) -> None:
         if isinstance(node.kwargs.get("out"), (tuple, list)) or (
                 name.startswith("_foreach_") and name.endswith("_")):
             raise NotSupported(f"{name} writes into several tensors at "
-                               f"{source_line(node.stack_trace)}. Let it return them there")
+                               f"{node.meta['source']}. Let it return them there")
 
 
 def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:

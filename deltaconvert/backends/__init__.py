@@ -1,1 +1,1 @@
-"""The backends: ``reference`` (the oracle), ``paper`` (the published form), ``cpu``."""
+"""The backends: ``reference`` (the oracle), ``paper`` (the published form), ``cpu``, ``cuda``."""

@@ -1,4 +1,4 @@
-"""What a backend is, and the table of them."""
+"""What a backend is, and which one is taken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.config import Config
-from deltaconvert.errors import ConfigError
+from deltaconvert.errors import UnsupportedError, missing_package
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import Edge, FrameRunner, State
 
@@ -117,29 +117,24 @@ class SparsifyStep(Protocol):
         """Apply the rule to the frame that was examined last."""
 
 
-_MODULES = {
-    "reference": "deltaconvert.backends.reference",
-    "paper": "deltaconvert.backends.paper",
-    "cpu": "deltaconvert.backends.cpu",
-    "cuda": "deltaconvert.backends.cuda",
-}
-
-
 def create(name: str, config: Config, device: torch.device) -> Backend:
-    """Make a backend by name; `choose` says what ``auto`` is.
+    """Make a backend by name, one of `BACKENDS`; `choose` says what ``auto`` is.
 
     Raises:
-        ConfigError: for a name that does not exist.
-        UnsupportedError: ``cuda`` cannot run on the device.
+        UnsupportedError: ``cuda`` cannot run on the device, or a package is missing.
     """
     if name == "auto":
         name, reason = choose(device)
         if reason:
             warnings.warn(f"backend='auto' is {name}, which is not made to be fast: {reason}",
                           stacklevel=2)
-    if name not in _MODULES:
-        raise ConfigError(f"backend={name!r}: choose auto, {', '.join(sorted(_MODULES))}.")
-    module = importlib.import_module(_MODULES[name])
+    try:
+        module = _module(name)
+    except ModuleNotFoundError as error:
+        if not (missing := missing_package(error)):
+            raise
+        raise UnsupportedError(f"backend {name!r} needs {missing}; or say backend='reference', "
+                               "which needs PyTorch alone.") from error
     backend: Backend = module.create(config, device) if name == "cuda" else module.create(config)
     return backend
 
@@ -151,10 +146,9 @@ def choose(device: torch.device) -> tuple[str, str]:
     """
     if device.type == "cpu":
         return "cpu", ""
-    reason = importlib.import_module(_MODULES["cuda"]).unavailable(device)
+    reason = _module("cuda").unavailable(device)
     return ("reference", reason) if reason else ("cuda", "")
 
 
-def backend_names() -> list[str]:
-    """Return the names of all backends, those that cannot run here included."""
-    return sorted(_MODULES)
+def _module(name: str) -> Any:
+    return importlib.import_module(f"deltaconvert.backends.{name}")

@@ -11,18 +11,16 @@ from typing import Any, NamedTuple
 import torch
 
 from deltaconvert.bench import memory
+from deltaconvert.processor import cores, flags, processor
 
 LIBRARIES = ("torch", "numpy", "numba", "onnx", "onnxruntime", "onnxscript", "openvino", "timm",
              "torchvision")
-# Of the processor's flags, those that decide how fast a convolution is.
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd",
-         "sve", "bf16")
 
 
 def describe(threads: int) -> dict[str, Any]:
     """Return processor, memory, operating system, versions and threads as plain data."""
     return {
-        "processor": processor(), "architecture": platform.machine(), "cores": _cores(),
+        "processor": processor(), "architecture": platform.machine(), "cores": cores(),
         "flags": flags(), "memory_bytes": memory.total(), "system": platform.system(),
         "python": platform.python_version(), "threads": threads, "libraries": versions(),
         "openmp": {name: value for name, value in sorted(os.environ.items())
@@ -51,17 +49,6 @@ def warning(others_share: float | None) -> str:
             "on these times")
 
 
-def processor() -> str:
-    """Return the processor's name, or its architecture where it has none to tell."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def flags() -> list[str]:
-    """Return the instruction sets that matter, where the system tells them."""
-    found = (_cpuinfo("flags") or _cpuinfo("Features")).split()
-    return [flag for flag in FLAGS if flag in found]
-
-
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that are installed."""
     found = {}
@@ -71,20 +58,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {**found, "torch": torch.__version__}
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines
-                 if line.partition(":")[0].strip() == key), "")
 
 
 class Others:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from deltaconvert.errors import UnsupportedError, missing_package
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on ``sys.argv``, or on other arguments, and exit with its code."""
@@ -17,3 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=None if arguments is None else list(arguments), prog_name="deltaconvert")
     except KeyboardInterrupt:
         sys.exit(130)
+    except ModuleNotFoundError as error:  # of Typer; what a command needs is told by the command
+        if not (missing := missing_package(error)):
+            raise
+        print(f"error: the command line needs {missing}", file=sys.stderr)
+        sys.exit(UnsupportedError.exit_code)

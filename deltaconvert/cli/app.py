@@ -25,7 +25,12 @@ from deltaconvert.cli.output import STDOUT, complain, saying, unprinted
 from deltaconvert.cli.run import run
 from deltaconvert.cli.tune import tune
 from deltaconvert.cli.validate import validate
-from deltaconvert.errors import DeltaConvertError, lacks_memory
+from deltaconvert.errors import (
+    DeltaConvertError,
+    UnsupportedError,
+    lacks_memory,
+    missing_package,
+)
 
 OF_A_SIGNAL = 128  # and its number, as shells say it
 INTERRUPTED = OF_A_SIGNAL + signal.SIGINT
@@ -56,7 +61,7 @@ app = typer.Typer(
     cls=Group,
     help="Compiles a trained CNN into one that computes only what changed from frame to frame.",
     epilog="Exit codes: 0 done and passed, 1 the check failed, 2 wrong usage or input, "
-           "3 not supported, 130 interrupted.",
+           "3 not supported, 130 interrupted, 143 terminated.",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode=None)
 
@@ -129,13 +134,18 @@ def _exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, DeltaConvertError):
         return error.exit_code
+    if missing_package(error):
+        return UnsupportedError.exit_code
     return DeltaConvertError.exit_code if lacks_memory(error) else 0
 
 
 def _in_words(error: BaseException) -> str:
-    return str(error) if isinstance(error, DeltaConvertError) else (
-        "there is not enough memory. Give smaller frames (--size), fewer lanes, or a machine with "
-        "more.")
+    if isinstance(error, DeltaConvertError):
+        return str(error)
+    if missing := missing_package(error):
+        return f"this needs {missing}"
+    return ("there is not enough memory. Give smaller frames (--size), fewer lanes, or a machine "
+            "with more.")
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ import typer
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.backends.base import backend_names, create
+from deltaconvert.backends.base import create
 from deltaconvert.cli.options import JsonFile
 from deltaconvert.cli.output import check_writable, say, write_json
-from deltaconvert.config import Config
+from deltaconvert.config import BACKENDS, Config
+from deltaconvert.processor import cores
 from deltaconvert.words import text_table
 
 GOOD, MISSING, BROKEN = "ok", "missing", "broken"
@@ -53,7 +53,7 @@ def doctor(json: JsonFile = None) -> None:
     check_writable(json=json)
     data: dict[str, Any] = {
         "system": system(), "packages": [_examine(p) for p in PACKAGES],
-        "backends": [_try_backend(name) for name in backend_names()]}
+        "backends": [_try_backend(name) for name in BACKENDS]}
     broken = [p for p in data["packages"] if p["state"] != GOOD and not p["optional"]]
     broken += [b for b in data["backends"] if b["state"] == BROKEN]
     say(_text(data))
@@ -68,8 +68,7 @@ def system() -> dict[str, Any]:
         device = f"cuda ({torch.cuda.get_device_name()}, CUDA {torch.version.cuda})"
     return {"deltaconvert": deltaconvert.__version__, "python": platform.python_version(),
             "interpreter": sys.executable, "system": platform.platform(),
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
+            "cpus": cores(), "threads": torch.get_num_threads(), "device": device}
 
 
 def versions(own: str) -> str:

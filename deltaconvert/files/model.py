@@ -80,7 +80,7 @@ def save(delta: DeltaModule, path: Path_) -> None:
         "tensors": [vars(entry) for entry in entries],
     }
     # What load would refuse is not written.
-    decode_graph(model["graph"], [entry.name for entry in entries])  # type: ignore[arg-type]
+    decode_graph(model["graph"], [entry.name for entry in entries])
     data = pack(model, tensors)
     with written_whole(as_path(path)) as partial:
         partial.write_bytes(data)

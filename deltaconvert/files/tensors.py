@@ -6,13 +6,15 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deltaconvert.errors import DamagedError, UnsupportedError
-from deltaconvert.module import DeltaModule
+
+if TYPE_CHECKING:
+    from deltaconvert.module import DeltaModule
 
 # FX writes names into source code, quoted where they are no identifiers.
 NAME_PART = re.compile(r"[\w +/:@-]{1,200}")

@@ -141,7 +141,7 @@ def without_folders(source: str) -> str:
 
     A file is handed on; where its author keeps the model is nobody's business.
     """
-    found = re.match(r"(.*?)(:\d+: .*)", source, re.DOTALL)
+    found = re.fullmatch(r"(.*?)(:\d+(?:: .*)?)", source, re.DOTALL)
     return "/".join(PurePath(found[1]).parts[-2:]) + found[2] if found else source
 
 

@@ -211,6 +211,8 @@ def _join(path: str, key: Any) -> str:
 
 def _name(key: Any) -> str:
     """Name what a key stands for; a proxy that is asked itself records a call."""
+    if type(key) is str:  # nearly all are, and mapping a tree takes a while
+        return key
     return str(pytree.tree_map_only(fx.Proxy, lambda proxy: type(proxy).__name__, key))
 
 

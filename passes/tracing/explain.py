@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import linecache
+import os
 import traceback
 from pathlib import Path
+from types import FrameType
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from deltaconvert.passes.tracing.find_state import KeepsState
 
@@ -19,12 +22,32 @@ def source_line(stack_trace: str | None) -> str:
         file, _, rest = line[6:].partition('", line ')
         if line.startswith('File "') and not _is_ours(file):
             code = lines[position + 1] if position + 1 < len(lines) else ""
-            found = f"{file}:{rest.partition(',')[0]}: {code}"
+            found = _place(file, rest.partition(",")[0], code)
     return found
 
 
+def line_of_user(frame: FrameType | None) -> str:
+    """Return the same of what is being traced, from a frame outwards; of what traces, nothing."""
+    while frame and _is_ours(frame.f_code.co_filename):
+        frame = None if frame.f_code is fx.Tracer.trace.__code__ else frame.f_back
+    if not frame:
+        return ""
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return _place(file, number, linecache.getline(file, number).strip())
+
+
+def _place(file: str, number: object, code: str) -> str:
+    """Say where a line is, and what, unless its source is not there (``exec``)."""
+    return f"{file}:{number}: {code}" if code else f"{file}:{number}"
+
+
+_FOLDERS = tuple(f"{folder}{os.sep}" for folder in (
+    Path(__file__).parents[1], Path(torch.__file__).parent))
+
+
 def _is_ours(file: str) -> bool:
-    return Path(file).is_relative_to(Path(__file__).parents[1]) or "/torch/" in file
+    # An exported program tells where PyTorch was on another machine.
+    return file.startswith(_FOLDERS) or "-packages/torch/" in file
 
 
 SHAPES_HELP = (" If it branches on shapes alone, give convert its example_inputs (on the command "
@@ -48,7 +71,7 @@ def explain(model: nn.Module, error: Exception, more: str = "") -> str:
     if frames:
         last = frames[-1]
         code = last.line or linecache.getline(last.filename, last.lineno or 0).strip()
-        place = f" at {last.filename}:{last.lineno}: {code}"
+        place = f" at {_place(last.filename, last.lineno, code)}"
     children = [name for name, child in model.named_children()
                 if next(child.parameters(), None) is not None]
     advice = (f"convert its parts, modules='auto', or a submodule instead, for instance "

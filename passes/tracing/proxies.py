@@ -129,7 +129,7 @@ def answering(model: nn.Module) -> Iterator[None]:
             return ask(value, kinds)
         return issubclass(_stood_for(value), kinds) or ask(value, kinds)
     patched = [names for names in _names_of_code(model) if "type" not in names]
-    builtins.isinstance = asked  # type: ignore[assignment]
+    builtins.isinstance = asked
     for names in patched:
         names["type"] = _Type
     try:

@@ -114,7 +114,7 @@ class ShapeTracer(Tracer):
             if kind == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             if kind == "call_module":
-                return self.root.get_submodule(target)(*args, **kwargs)  # type: ignore[union-attr]
+                return self.root.get_submodule(target)(*args, **kwargs)
             return target(*args, **kwargs)
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.passes.calls import Call
 from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
+from deltaconvert.passes.tracing.explain import line_of_user
 from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.proxies import MutableProxy
 from deltaconvert.passes.tracing.result_types import result_type
@@ -34,20 +36,19 @@ class Tracer(fx.Tracer):
     """FX's tracer, keeping lines, in-place operators, and what kind of thing was returned."""
 
     def __init__(self, given: int = 0, call: Call | None = None) -> None:
-        """Keep the stack of each call; ``given`` is how many inputs are given, if that is known.
+        """Begin a graph; ``given`` is how many inputs are given, if that is known.
 
         With a ``call``, ``forward`` is called as it says.
         """
         super().__init__()
         self.given, self.call = given, call
-        self.record_stack_traces = True
         self.autocast: str | None = None
         self.hooks, self.hooks_failed = True, False
         self.out_spec: pytree.TreeSpec | None = None
         self.thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> Proxy:
-        node.meta["result_type"] = result_type(self.root, node)  # type: ignore[arg-type]
+        node.meta["result_type"] = result_type(self.root, node)
         return MutableProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -129,7 +130,7 @@ class Tracer(fx.Tracer):
         return list(args), named
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record a call, unless it would be computed in another precision than the graph's."""
+        """Record a call and its line, unless it would be computed in another precision."""
         device = next((k for k in ("cuda", "cpu") if torch.is_autocast_enabled(k)), "")
         if self.autocast is None:
             self.autocast = device  # what the caller has on is not of the model
@@ -137,7 +138,10 @@ class Tracer(fx.Tracer):
             raise NotSupported(
                 "its forward switches autocast on, which a graph does not keep. Switch it off "
                 "there (enabled=False), and say convert(model, dtype='bfloat16') for speed")
-        return super().create_node(*args, **kwargs)
+        node: fx.Node = super().create_node(*args, **kwargs)
+        # FX would write down the whole stack, which takes as long as all else of tracing.
+        node.meta["source"] = line_of_user(sys._getframe(1))
+        return node
 
 
 def _is_patched(module: nn.Module) -> bool:

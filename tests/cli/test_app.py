@@ -106,15 +106,6 @@ def test_python_m_deltaconvert():
     assert done.stdout.startswith(f"deltaconvert {deltaconvert.__version__}, torch ")
 
 
-def test_importing_the_package_imports_no_command_line():
-    code = ("import sys, deltaconvert, deltaconvert.cli\n"
-            "print(sorted({'typer', 'rich', 'matplotlib', 'av'} & set(sys.modules)))")
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(root)},
-                          capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
 def test_without_arguments_it_shows_help(capsys):
     with pytest.raises(SystemExit):
         main([])

@@ -114,6 +114,19 @@ def test_nodes_know_their_line_and_their_module():
     assert conv.meta["path"] == "block.0"
 
 
+def test_nodes_know_a_line_without_its_text_and_outside_of_a_forward():
+    names = {}
+    exec("def forward(self, x):\n    return x.relu()\n", names)
+    relu = next(n for n in trace(Model(names["forward"])).graph.nodes if n.name == "relu")
+    assert relu.meta["source"] == "<string>:2"
+
+    def compute(self, x):
+        return x.relu() + 1
+    traced = trace(Model(compute))
+    assert {n.name: n.meta["source"].rpartition(": ")[2] for n in traced.graph.nodes} == {
+        "x": "", "relu": "return x.relu() + 1", "add": "return x.relu() + 1", "output": ""}
+
+
 def test_a_module_called_twice_is_two_nodes():
     model = Model(lambda self, x: self.conv(self.conv(x)), conv=nn.Conv2d(2, 2, 3, padding=1))
     delta = assert_same_outputs(model, frames_like(1, 2, 6, 6))

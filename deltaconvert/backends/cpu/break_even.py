@@ -23,8 +23,8 @@ import torch
 
 from deltaconvert.atomic import written_whole
 from deltaconvert.backends.cpu.jit import STAMP
-from deltaconvert.bench.machine import processor
 from deltaconvert.errors import WriteError
+from deltaconvert.processor import processor
 
 NEVER = math.inf
 # Of all measurements of a process, behind which none begins; of one, once a few rounds are made.

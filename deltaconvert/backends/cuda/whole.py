@@ -87,7 +87,7 @@ class WholeStep:
             if isinstance(launch.args, VectorArgs):
                 launch.args.given = new.data_ptr()
             else:
-                launch.args.source[0].data = new.data_ptr()  # type: ignore[attr-defined]
+                launch.args.source[0].data = new.data_ptr()
         launch_all(self.context.launcher, self.behind)
 
 

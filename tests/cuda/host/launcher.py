@@ -22,6 +22,14 @@ HOST = Path(__file__).parent
 ORDERS = ((0, 0xFF), (1, 0x7F), (2, 0xFF))  # forwards, backwards, mixed; and the poison
 _ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\w, ]+\) )?'
                     r'(\w+)\((\w+) args\)')
+STANDARD = "-std=c++17"
+RUNNER = """
+extern "C" const char* host_run(void (*kernel)(const void*), const void* args, int grid_x,
+                                int grid_y, int threads, unsigned long shared_bytes, int cluster,
+                                int order, int poison) {
+    return host::run(kernel, args, grid_x, grid_y, threads, shared_bytes, cluster, order, poison);
+}
+"""
 
 
 def compiler() -> str:
@@ -32,47 +40,80 @@ def compiler() -> str:
     return found
 
 
-def source_for_host(file: str, change: tuple[str, str] | None = None) -> str:
-    """Return a kernel file for the host; with one text in it replaced, to plant a mistake."""
+def source_for_host(file: str, change: tuple[str, str] | None = None) -> tuple[str, str]:
+    """Return the shim's file that a kernel file includes, and what it says beside that.
+
+    With one text in it replaced, to plant a mistake.
+    """
     source = source_of(file, (HOST, FOLDER))
+    shim = "device_sm90.cuh" if _text_of("device_sm90.cuh") in source else "device.cuh"
+    for part in ("device.cuh", shim):
+        source = source.replace(_text_of(part), "")
     if change is not None:
         if source.count(change[0]) != 1:  # no failed assertion, which a mistake is noticed by
             raise LookupError(f"{change[0]!r} is not there once")
         source = source.replace(*change)
     for entry, args in _ENTRY.findall(source):
         source += f"""
-extern "C" const char* host_{entry}(const void* args, int grid_x, int grid_y, int threads,
-                                    unsigned long shared_bytes, int cluster, int order,
-                                    int poison) {{
-    return host::run([](const void* args) {{ {entry}(*static_cast<const {args}*>(args)); }},
-                     args, grid_x, grid_y, threads, shared_bytes, cluster, order, poison);
-}}
+extern "C" void call_{entry}(const void* args) {{ {entry}(*static_cast<const {args}*>(args)); }}
 extern "C" unsigned long sizeof_{entry}() {{ return sizeof({args}); }}
 """
-    return source
+    return shim, source
+
+
+def _text_of(shim: str) -> str:
+    """Return a file of the shim as it is in a kernel's text, without what it includes."""
+    return re.sub('^#pragma once\n|^#include ".*"$', "", (HOST / shim).read_text("utf-8"),
+                  flags=re.MULTILINE)
 
 
 @functools.cache
 def library(file: str, options: tuple[str, ...],
             change: tuple[str, str] | None = None) -> ctypes.CDLL:
-    """Compile a file; kept for the next run of the tests under a hash of all that matters."""
-    source = source_for_host(file, change)
+    """Compile a file."""
+    runner()  # first, because its variables are taken
+    shim, source = source_for_host(file, change)
+    return ctypes.CDLL(str(_built(source, ".so", *options, "-include", str(precompiled(shim)))))
+
+
+@functools.cache
+def precompiled(shim: str) -> Path:
+    """Return the shim, with what g++ makes of it beside it: that takes as long as most kernels."""
+    source = source_of(shim, (HOST,))
+    header = _built(source, ".hpp.gch", STANDARD, "-x", "c++-header").with_suffix("")
+    if not header.exists():
+        partial = header.with_suffix(f".{os.getpid()}")
+        partial.write_text(source, encoding="utf-8")
+        os.replace(partial, header)
+    return header
+
+
+@functools.cache
+def runner() -> ctypes.CDLL:
+    """Compile what runs kernels; its variables of the shim are those of all libraries after it."""
+    built = _built(RUNNER, ".so", STANDARD, "-include", str(precompiled("device.cuh")))
+    return ctypes.CDLL(str(built), mode=ctypes.RTLD_GLOBAL)
+
+
+def _built(source: str, suffix: str, *options: str) -> Path:
+    """Compile a text; kept for the next run of the tests under a hash of all that matters."""
     digest = hashlib.sha1(repr((source, options)).encode()).hexdigest()[:20]
     folder = Path(tempfile.gettempdir()) / f"deltaconvert-host-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    built = folder / f"{digest}.so"
+    built = folder / f"{digest}{suffix}"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            text = Path(work) / "kernel.cpp"
+            text, made = Path(work) / "kernel.cpp", Path(work) / f"made{suffix}"
             text.write_text(source, encoding="utf-8")
-            command = [compiler(), *options, "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-shared",
+            command = [compiler(), *options, "-O1", "-U_FORTIFY_SOURCE", "-fPIC",
                        "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused",
-                       "-Wno-maybe-uninitialized", str(text), "-o", f"{work}/kernel.so"]
+                       "-Wno-maybe-uninitialized", *(["-shared"] if suffix == ".so" else []),
+                       str(text), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120,
                                   check=False)
             assert done.returncode == 0, done.stderr[:4000]
-            os.replace(f"{work}/kernel.so", built)  # whole, also for a process beside this one
-    return ctypes.CDLL(str(built))
+            os.replace(made, built)  # whole, also for a process beside this one
+    return built
 
 
 class HostLauncher:
@@ -110,10 +151,11 @@ class HostLauncher:
         entry = launch.kernel.entry
         size = getattr(built, f"sizeof_{entry}")()
         assert size == ctypes.sizeof(launch.args), (entry, size, ctypes.sizeof(launch.args))
-        function = getattr(built, f"host_{entry}")
-        function.restype = ctypes.c_char_p
+        run = runner().host_run
+        run.restype = ctypes.c_char_p
         order, poison = ORDERS[self.order]
         self.ran.append(launch.kernel)
-        error = function(ctypes.byref(launch.args), *launch.grid, launch.threads,
-                         ctypes.c_ulong(launch.shared_bytes), launch.cluster, order, poison)
+        error = run(getattr(built, f"call_{entry}"), ctypes.byref(launch.args), *launch.grid,
+                    launch.threads, ctypes.c_ulong(launch.shared_bytes), launch.cluster, order,
+                    poison)
         assert error is None, f"{entry}: {error.decode()}"
