@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -20,6 +21,8 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.plan_state import Allocated, Plan
 from deltaconvert.passes.result import PassResult
 from deltaconvert.state import Edge, State
+
+_SHARED = 1 << 15  # numbers, from which on PyTorch calls its threads
 
 
 @dataclass
@@ -77,8 +80,7 @@ class Program:
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
         """Return frames by the inputs' names in the precision of the doors that they come to."""
         doors = self._doors
-        return [frame if doors.get(name, frame.dtype) == frame.dtype else frame.to(doors[name])
-                for name, frame in frames.items()]
+        return [converted(frame, doors.get(name)) for name, frame in frames.items()]
 
     @cached_property
     def _doors(self) -> dict[str, torch.dtype | None]:
@@ -102,3 +104,23 @@ class Program:
         if node.about.aliases:
             return backend.bind_union(node, buffers)
         return backend.bind(node, self.weights[node.about.name], buffers)
+
+
+def converted(frame: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a frame in a precision, itself if it has that; on a CPU, by this thread alone.
+
+    For milliseconds behind an operator, PyTorch's other threads watch for the next one, on the
+    cores that the helpers of a compiled frame need. So it is given less than it shares at a time.
+    """
+    if dtype in (None, frame.dtype):
+        return frame
+    made = torch.empty_like(frame, dtype=dtype)
+    if frame.device.type != "cpu" or frame.stride() != made.stride():
+        return frame.to(dtype)
+    for part, of in zip(_flat(made).split(_SHARED), _flat(frame).split(_SHARED), strict=True):
+        part.copy_(of)
+    return made
+
+
+def _flat(frame: Tensor) -> Tensor:
+    return frame.as_strided((frame.numel(),), (1,))
