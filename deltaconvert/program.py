@@ -22,7 +22,7 @@ from deltaconvert.passes.plan_state import Allocated, Plan
 from deltaconvert.passes.result import PassResult
 from deltaconvert.state import Edge, State
 
-_SHARED = 1 << 15  # numbers, from which on PyTorch calls its threads
+_SHARED = 1 << 15  # numbers: for more, PyTorch calls its threads
 
 
 @dataclass
@@ -107,16 +107,19 @@ class Program:
 
 
 def converted(frame: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a frame in a precision, itself if it has that; on a CPU, by this thread alone.
+    """Return a frame in a precision, itself if it has that.
 
     For milliseconds behind an operator, PyTorch's other threads watch for the next one, on the
-    cores that the helpers of a compiled frame need. So it is given less than it shares at a time.
+    cores that the helpers of a compiled frame need. So on a CPU it is given less than it shares at
+    a time, unless there are gaps between the numbers.
     """
     if dtype in (None, frame.dtype):
         return frame
-    made = torch.empty_like(frame, dtype=dtype)
-    if frame.device.type != "cpu" or frame.stride() != made.stride():
+    if frame.device.type != "cpu":
         return frame.to(dtype)
+    made = torch.empty_like(frame, dtype=dtype)
+    if frame.stride() != made.stride():
+        return made.copy_(frame)
     for part, of in zip(_flat(made).split(_SHARED), _flat(frame).split(_SHARED), strict=True):
         part.copy_(of)
     return made

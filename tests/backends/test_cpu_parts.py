@@ -53,7 +53,7 @@ def taken(first: int, last: int, grain: int, most: int, workers: int) -> list[An
     return [row for row in task.value.taken.tolist() if row[2]]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
 @pytest.mark.parametrize("first, last", [(0, 1), (0, 347), (5, 730), (3, 3), (0, 24)])
 @pytest.mark.parametrize("grain, most", [(1, 1 << 30), (12, 180), (12, 60)])
 def test_all_are_taken_once_in_parts_of_whole_grains(first: int, last: int, grain: int, most: int,
