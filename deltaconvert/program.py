@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -20,6 +21,8 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.plan_state import Allocated, Plan
 from deltaconvert.passes.result import PassResult
 from deltaconvert.state import Edge, State
+
+_SHARED = 1 << 15  # numbers: for more, PyTorch calls its threads
 
 
 @dataclass
@@ -77,8 +80,7 @@ class Program:
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
         """Return frames by the inputs' names in the precision of the doors that they come to."""
         doors = self._doors
-        return [frame if doors.get(name, frame.dtype) == frame.dtype else frame.to(doors[name])
-                for name, frame in frames.items()]
+        return [converted(frame, doors.get(name)) for name, frame in frames.items()]
 
     @cached_property
     def _doors(self) -> dict[str, torch.dtype | None]:
@@ -102,3 +104,26 @@ class Program:
         if node.about.aliases:
             return backend.bind_union(node, buffers)
         return backend.bind(node, self.weights[node.about.name], buffers)
+
+
+def converted(frame: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a frame in a precision, itself if it has that.
+
+    For milliseconds behind an operator, PyTorch's other threads watch for the next one, on the
+    cores that the helpers of a compiled frame need. So on a CPU it is given less than it shares at
+    a time, unless there are gaps between the numbers.
+    """
+    if dtype in (None, frame.dtype):
+        return frame
+    if frame.device.type != "cpu":
+        return frame.to(dtype)
+    made = torch.empty_like(frame, dtype=dtype)
+    if frame.stride() != made.stride():
+        return made.copy_(frame)
+    for part, of in zip(_flat(made).split(_SHARED), _flat(frame).split(_SHARED), strict=True):
+        part.copy_(of)
+    return made
+
+
+def _flat(frame: Tensor) -> Tensor:
+    return frame.as_strided((frame.numel(),), (1,))

@@ -54,8 +54,9 @@ from deltaconvert.backends.cpu.native import (
 )
 from deltaconvert.backends.cpu.parts import (
     DONE,
+    GRAIN,
     GROUPS,
-    ROWS,
+    MOST,
     TAKEN,
     Parts,
     divide,
@@ -342,7 +343,8 @@ def share(task, kind, workers):
     for phase in range(phases):
         parts = read(task.phases[phase], kind).parts
         parts.listed[0] = bounds[phase + 1]
-        divide(parts, bounds[phase], bounds[phase + 1], whole.progress[ROWS], workers)
+        divide(parts, bounds[phase], bounds[phase + 1], whole.progress[GRAIN],
+               whole.progress[MOST], workers)
 
 
 @loop

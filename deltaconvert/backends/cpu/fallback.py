@@ -30,7 +30,7 @@ from deltaconvert.backends.cpu.finish import Ending, finish_rows
 from deltaconvert.backends.cpu.jit import entry, loop
 from deltaconvert.backends.cpu.maps import flat_map, ints, rows_of
 from deltaconvert.backends.cpu.native import Floats3, Longs, Longs2, call, layout, read, take
-from deltaconvert.backends.cpu.parts import ROWS, TAKEN, Parts, divide, progress_of
+from deltaconvert.backends.cpu.parts import GRAIN, MOST, TAKEN, Parts, divide, progress_of
 from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.nodes import DeltaNode
 
@@ -244,7 +244,8 @@ def split(task, workers):
     task.beyond[1] += beyond
     if others > 0:
         task.rest.progress[TAKEN] = 0
-        divide(task.rest, 0, others, task.parts.progress[ROWS], workers)
+        progress = task.parts.progress
+        divide(task.rest, 0, others, progress[GRAIN], progress[MOST], workers)
         if task.prepare != 0:
             call(task.prepare, task.task, workers)
 

@@ -46,8 +46,6 @@ _PATIENCE = 1000
 # Of a ledger.
 FOUND, WRITTEN, FRAMES, ALL_FOUND, ALL_WRITTEN = range(5)
 LEDGER = 5
-# Of the rows that a worker takes, so that one that comes late leaves little undone.
-_PARTS_OF_A_WORKER = 2
 
 
 class Head(NamedTuple):
@@ -190,11 +188,8 @@ def begin(head, threads):
     if found == 0:
         return 0
     workers = threads if found >= head.shared_from else 1
-    parts = workers * _PARTS_OF_A_WORKER if workers > 1 else 1
-    rows = (found + parts - 1) // parts
-    rows = (rows + head.grain - 1) // head.grain * head.grain
     head.parts.progress[TAKEN] = 0
-    divide(head.parts, 0, found, min(rows, head.most), workers)
+    divide(head.parts, 0, found, head.grain, head.most, workers)
     return workers
 
 

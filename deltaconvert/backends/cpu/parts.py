@@ -14,9 +14,11 @@ from deltaconvert.backends.cpu.native import Ints, Longs, take
 
 # Numbers of `Parts.progress`. Behind them, in a cache line for each worker, lies its share: the
 # next candidate that nobody has taken, and the end.
-TAKEN, ROWS, WORKERS, GROUPS, DONE = range(5)
+TAKEN, ROWS, GRAIN, MOST, WORKERS, GROUPS, DONE = range(7)
 _LINE = 8
 _NEXT, _END = 0, 1
+# So that one that comes late leaves little undone.
+_PARTS_OF_A_WORKER = 2
 
 
 class Parts(NamedTuple):
@@ -26,8 +28,8 @@ class Parts(NamedTuple):
         pixels: int32, flat indices ``(lane * height + y) * width + x``, ascending.
         listed: int64 ``[1 + inputs]``: how many, and the versions of the inputs' masks that
             they were derived from; shared, as ``pixels``, by all readers of equal footprints.
-        progress: see `progress_of`: the rows of a part, the workers, their shares, and what other
-            ways to share take.
+        progress: see `progress_of`: the rows of a part, what they are a multiple of and at
+            most, the workers, their shares, and what other ways to share take.
     """
 
     pixels: Ints
@@ -41,15 +43,29 @@ def progress_of(threads: int) -> np.ndarray:
 
 
 @loop
-def divide(parts, first, last, rows, workers):
-    """Give each worker a share of the candidates, and settle the rows of a part."""
+def divide(parts, first, last, grain, most, workers):
+    """Give each worker a share of the candidates, and settle the rows of a part.
+
+    Shares differ by ``grain`` rows at most, whatever the rows of a part: these are of one size
+    for all, and the last of a share is what is left of it.
+
+    Args:
+        parts: with the candidates from ``first`` up to ``last``, exclusive.
+        first, last: see above.
+        grain: what the rows of a part are a multiple of.
+        most: rows of a part.
+        workers: how many there will be.
+    """
     progress = parts.progress
-    progress[ROWS], progress[WORKERS] = rows, workers
-    pieces = (last - first + rows - 1) // rows
+    grains = (last - first + grain - 1) // grain
+    share = (grains + workers - 1) // workers
+    pieces = max((share * grain + most - 1) // most, _PARTS_OF_A_WORKER if workers > 1 else 1)
+    progress[ROWS] = min((share + pieces - 1) // pieces * grain, most)
+    progress[GRAIN], progress[MOST], progress[WORKERS] = grain, most, workers
     for worker in range(workers):
         line = _LINE * (worker + 1)
-        progress[line + _NEXT] = min(first + pieces * worker // workers * rows, last)
-        progress[line + _END] = min(first + pieces * (worker + 1) // workers * rows, last)
+        progress[line + _NEXT] = min(first + grains * worker // workers * grain, last)
+        progress[line + _END] = min(first + grains * (worker + 1) // workers * grain, last)
 
 
 @loop

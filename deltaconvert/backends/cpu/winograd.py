@@ -65,6 +65,8 @@ from deltaconvert.nodes import DeltaNode
 
 # Tiles that are transformed, multiplied and finished before the next: whole blocks.
 TILES = 4 * BLOCK
+# From so many blocks on, chunks are whole ones; of fewer they would be too unequal.
+_MANY_BLOCKS = 20
 # Numbers from a place to the next differ from a multiple of a page by this, or the 16 places of a
 # tile would share a few lines of the first cache.
 APART, PAGE = 64, 1024
@@ -168,9 +170,10 @@ class Tiling(NamedTuple):
         first_slot: of those that are its own, where workers share chunks.
         memory: addresses of `Memory`, one a worker.
         tiles: int32 ``[tiles, 2]``, see `find_tiles`.
-        frame: int64 ``[4 + FEW_CHUNKS]``, what the workers share in a frame: the tiles, those of
-            a chunk, the parts of the output's columns (each part of each chunk is one worker's),
-            how many are handed out, and how many of each chunk are computed.
+        frame: int64 ``[5 + FEW_CHUNKS]``, what the workers share in a frame: the tiles, their
+            chunks, what the tiles of a chunk are a multiple of, the parts of the output's columns
+            (each part of each chunk is one worker's), how many are handed out, and how many of
+            each chunk are computed.
     """
 
     layer: Layer
@@ -181,7 +184,7 @@ class Tiling(NamedTuple):
     frame: Longs
 
 
-_TOTAL, _COUNT, _PARTS, _TAKEN, _DONE = range(5)
+_TOTAL, _CHUNKS, _GRAIN, _PARTS, _TAKEN, _DONE = range(6)
 _MEMORY, _TILING = layout(Memory), layout(Tiling)
 
 
@@ -296,8 +299,7 @@ def begin(tilings, pixels, bounds, workers):
         return False
     for i in range(phases):
         tiling = read(tilings[i], _TILING)
-        tiling.frame[_COUNT], tiling.frame[_PARTS] = cut(tiling.layer, tiling.frame[_TOTAL],
-                                                         workers)
+        cut(tiling.layer, tiling.frame, workers)
     return True
 
 
@@ -341,15 +343,20 @@ def gain(channels_in: int, channels_out: int, taps: int = 3) -> float:
 
 
 @loop
-def cut(layer, tiles, workers):
-    """Return the tiles of a chunk, and the parts of its columns."""
-    groups, panels = layer.panels.shape[0], layer.panels.shape[1]
+def cut(layer, frame, workers):
+    """Settle how many chunks there are, and the parts of their columns.
+
+    Chunks differ by a grain at most, and there are as many for each worker.
+    """
+    groups, panels, tiles = layer.panels.shape[0], layer.panels.shape[1], frame[_TOTAL]
+    frame[_PARTS], chunks = 1, (tiles + TILES - 1) // TILES
+    frame[_GRAIN] = BLOCK if tiles >= _MANY_BLOCKS * BLOCK else BLOCK // 3
     if (groups == 1 and workers > 1 and tiles <= FEW_CHUNKS * TILES
             and layer.group_in * layer.group_out >= LARGE_PRODUCT):
-        return TILES, min(workers, panels)
-    share = (tiles + 2 * workers - 1) // (2 * workers) if workers > 1 else tiles
-    few = BLOCK // 3
-    return min((share + few - 1) // few * few, TILES), 1
+        frame[_PARTS] = min(workers, panels)
+    elif workers > 1:
+        chunks = (max(chunks, 2 * workers) + workers - 1) // workers * workers
+    frame[_CHUNKS] = chunks
 
 
 @loop
@@ -372,13 +379,17 @@ def compute_next(tiling, memory):
         Where its rows are in `Rows`, and how many; 0 at the end.
     """
     layer, rows, frame = tiling.layer, tiling.rows, tiling.frame
-    panels, size, parts = layer.panels, frame[_COUNT], frame[_PARTS]
+    panels, chunks, parts, grain = layer.panels, frame[_CHUNKS], frame[_PARTS], frame[_GRAIN]
+    grains = (frame[_TOTAL] + grain - 1) // grain
     while True:
         part = take(frame.ctypes.data + 8 * _TAKEN, 1)
         chunk, part = part // parts, part % parts
-        start, stop_tile = chunk * size, min((chunk + 1) * size, frame[_TOTAL])
-        if start >= stop_tile:
+        if chunk >= chunks:
             return 0, 0
+        start = grains * chunk // chunks * grain
+        stop_tile = min(grains * (chunk + 1) // chunks * grain, frame[_TOTAL])
+        if start == stop_tile:
+            continue
         tiles = tiling.tiles[start:stop_tile]
         slot = memory.slot if parts == 1 else tiling.first_slot + chunk
         first = panels.shape[1] * part // parts
