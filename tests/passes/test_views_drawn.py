@@ -75,6 +75,7 @@ class Drawn(nn.Module):
 
 
 def drawn(seed: int, of_buffer: bool) -> Drawn:
+    torch.manual_seed(seed)
     chance, model, made = random.Random(seed), Drawn(of_buffer), 1
     for _ in range(14):
         kind = chance.choices(("view", "write", "read"), (6, 3, 1))[0]
@@ -108,7 +109,7 @@ def test_what_is_written_is_read_by_all_that_share_its_memory(of_buffer):
         frames = [torch.rand(2, 4, 4, 4)]
         frames += [frames[0] + (torch.arange(4) == 1), frames[0]]
         wanted, answers = [dense(f.clone()) for f in frames], converted(model, frames)
-        if torch.equal(dense.held, model.held):
+        if torch.allclose(dense.held, model.held):  # `x.add_(1).sub_(1)` leaves it as it was
             torch.testing.assert_close(answers, wanted, msg=lambda m, seed=seed, model=model:
                                        f"seed {seed}, {model.steps}: {m}")
         else:
