@@ -38,9 +38,10 @@ from deltaconvert.summary import summarize
 
 NONE: Mapping[str, Any] = types.MappingProxyType({})
 # Of one module: each has weights of its own, in its own layout, so frames whose size or batch
-# differs again and again must not fill the memory. As many as fit into so many bytes are kept, and
-# this many in any case; streams keep theirs.
-FEWEST_PROGRAMS = 8
+# differs again and again must not fill the memory. As many as fit into so many bytes are kept, but
+# never fewer than these nor more: a small model's nodes take more memory than its weights. Streams
+# keep theirs.
+FEWEST_PROGRAMS, MOST_PROGRAMS = 8, 64
 PROGRAM_BYTES = 1 << 30
 MOST_GRAPHS = 64
 
@@ -277,13 +278,13 @@ class DeltaModule(nn.Module):
                              f"{len(frames)} were given.")
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
-        self.graph_for(frames)
-        return ((self._version, autocast_of(frames), call),
+        strides = _strides(frames) if self.graph_for(frames).by_layout else None
+        return ((self._version, autocast_of(frames), call, strides),
                 *((tuple(f.shape), f.dtype, f.device) for f in frames))
 
     def is_signature(self, signature: Any, frames: Sequence[Any]) -> bool:
         """Whether frames have a signature that was made before; quicker than making theirs."""
-        (version, autocast, call), *specs = signature
+        (version, autocast, call, strides), *specs = signature
         if version != self._version or len(specs) != len(frames):
             return False
         if call != (frames.call if isinstance(frames, Frames) else None):
@@ -292,7 +293,7 @@ class DeltaModule(nn.Module):
             isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
             and f.layout is torch.strided
             for f, (shape, dtype, device) in zip(frames, specs, strict=True)
-        ) and autocast == autocast_of(frames)
+        ) and autocast == autocast_of(frames) and strides in (None, _strides(frames))
 
     def takes(self, frames: Sequence[Tensor]) -> bool:
         """Whether a graph is there that is right for such frames."""
@@ -384,10 +385,17 @@ class DeltaModule(nn.Module):
         clip that goes round through one size more than there is room for.
         """
         kept = {key: program.nbytes for key, program in list(self._programs.items())}
-        while len(kept) > FEWEST_PROGRAMS and sum(kept.values()) > PROGRAM_BYTES:
+        while len(kept) > MOST_PROGRAMS or (
+                len(kept) > FEWEST_PROGRAMS and sum(kept.values()) > PROGRAM_BYTES):
             dropped = self._chance.choice(list(kept)[:-1])
             del kept[dropped]
             self._programs.pop(dropped, None)
+
+
+def _strides(frames: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return how frames lie in memory, but for the strides that mean nothing."""
+    return tuple(stride for f in frames
+                 for size, stride in zip(f.shape, f.stride(), strict=True) if size > 1)
 
 
 # Kinds of calls of one model, by structure and numbers: each has a graph of its own.

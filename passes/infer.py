@@ -158,17 +158,19 @@ def _layout(value: Any) -> Layout | None:
 
 def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:
     """Remove conversions to what a tensor is already, and padding by nothing."""
+    by_layout = any(map(is_repeated, graph.nodes))  # it tells what is a view
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         converts = (node.op == "call_method" and node.target in CONVERSIONS) or (
             node.target in (pad, pad_zero) and not any(node.kwargs["padding"]))  # type: ignore[arg-type]
-        if converts and isinstance(source, fx.Node) and _alike(node, source):
+        if converts and isinstance(source, fx.Node) and _alike(node, source, by_layout):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
             result.changed.append(f"{node.name}: converts to what it is already")
 
 
-def _alike(one: fx.Node, other: fx.Node) -> bool:
+def _alike(one: fx.Node, other: fx.Node, by_layout: bool) -> bool:
     a, b = one.meta["value"], other.meta["value"]
     return (isinstance(a, Tensor) and isinstance(b, Tensor)
-            and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device))
+            and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+            and not (by_layout and a.stride() != b.stride()))

@@ -66,6 +66,8 @@ def returns_new(model: nn.Module, node: fx.Node) -> bool:
         return (type_before_parametrizations(module).__module__.startswith("torch.nn.modules.")
                 and not isinstance(module, (*SAME_MODULES, nn.Flatten, nn.Unflatten)))
     target = node.target
+    if target is torch.einsum and len(node.all_input_nodes) > 1:
+        return True  # a product
     if target is getattr or target in UNSURE or (
             target in VIEW_METHODS if node.op == "call_method" else target in VIEW_FUNCTIONS):
         return False
@@ -121,9 +123,8 @@ def write_through(x: Any, value: Any, views: tuple[View, ...],
             and all arguments, with `HERE` for the tensor.
         functions: those that have no name; see `through`.
     """
-    # In the memory format of the dense model: in another one a reshape would be a copy.
-    copied = pytree.tree_map_only(
-        Tensor, lambda t: t.clone(memory_format=torch.contiguous_format), x)
+    # In its own memory format, the dense model's (`infer`): it tells which reshapes are copies.
+    copied = pytree.tree_map_only(Tensor, torch.clone, x)
     seen = copied
     for name, args, kwargs in views:
         if isinstance(name, str):

@@ -659,8 +659,9 @@ def test_an_export_of_it_is_refused(follow, modules):
         follow(delta, frame())
 
 
-def test_frames_of_many_sizes_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr("deltaconvert.module.PROGRAM_BYTES", 0)
+@pytest.mark.parametrize("limit", ["PROGRAM_BYTES", "MOST_PROGRAMS"])
+def test_frames_of_many_sizes_do_not_fill_the_memory(monkeypatch, limit):
+    monkeypatch.setattr(f"deltaconvert.module.{limit}", 8 if limit == "MOST_PROGRAMS" else 0)
     delta = deltaconvert.convert(net(), backend="reference")
     first = delta.new_stream()
     frames = [frame(1, 3, 8, 8 + extra) for extra in range(12)]
