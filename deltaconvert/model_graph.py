@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, FrameShapeError, FrameTypeError
 from deltaconvert.passes.calls import Call
+from deltaconvert.passes.views import is_repeated
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class ModelGraph:
     def input_names(self) -> list[str]:
         """The names of its tensors, in order."""
         return [node.name for node in self.graph.nodes if node.op == "placeholder"]
+
+    @cached_property
+    def by_layout(self) -> bool:
+        """Whether what it computes may go by how frames lie in memory: by what is a view then."""
+        return any(is_repeated(node) for node in self.graph.nodes)
 
     def takes(self, frames: Sequence[Tensor]) -> bool:
         """Whether it is right for such frames."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import random
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,9 +38,11 @@ from deltaconvert.summary import summarize
 
 NONE: Mapping[str, Any] = types.MappingProxyType({})
 # Of one module: each has weights of its own, in its own layout, so frames whose size or batch
-# differs again and again must not fill the memory. An island of a detector is called for five or
-# six sizes a frame. Streams keep theirs.
-MOST_PROGRAMS = 8
+# differs again and again must not fill the memory. As many as fit into so many bytes are kept, but
+# never fewer than these nor more: a small model's nodes take more memory than its weights. Streams
+# keep theirs.
+FEWEST_PROGRAMS, MOST_PROGRAMS = 8, 64
+PROGRAM_BYTES = 1 << 30
 MOST_GRAPHS = 64
 
 
@@ -61,9 +66,11 @@ class DeltaModule(nn.Module):
     stream: Stream
     _root: nn.Module
     _graphs: list[ModelGraph]  # that of the last new frame first
+    _call: Call | None  # that it was converted for
     _targets: tuple[str, ...]  # those names as they are given
     _retraces: bool
     _programs: dict[Any, Program]
+    _chance: random.Random
     _version: int
     _compiled_from: Any  # what the weights of the programs were
     _weights_device: torch.device | None
@@ -82,8 +89,10 @@ class DeltaModule(nn.Module):
         # Not attributes that nn.Module would register: the graph's modules are root's own.
         self.__dict__.update(_root=root, _graphs=[traced], _retraces=retraces, config=config,
                              strict=strict, preprocessing=preprocessing, loaded_from=None,
-                             _programs={}, _version=0, _compiled_from=None, _weights_device=None)
+                             _programs={}, _chance=random.Random(0), _version=0,
+                             _compiled_from=None, _weights_device=None)
         self.__dict__["input_names"] = traced.input_names
+        self.__dict__["_call"] = traced.call
         self.__dict__["_targets"] = tuple(
             str(n.target) for n in self.graph.nodes if n.op == "placeholder")
         self.__dict__["stream"] = Stream(self)
@@ -98,6 +107,16 @@ class DeltaModule(nn.Module):
     def graph(self) -> fx.Graph:
         """The graph of `traced`."""
         return self.traced.graph
+
+    @property
+    def kept(self) -> ModelGraph:
+        """The graph for a file: of the last call without numbers of its own beside its tensors.
+
+        So what a frame was given once is not what a file takes from then on; numbers are those that
+        the model was converted with, or its defaults.
+        """
+        return next((g for g in self._graphs if g.call in (None, self._call) or all(
+            kind is Tensor for kind, _ in g.call.constants)), self.traced)  # type: ignore[union-attr]
 
     def forward(self, *frames: Any, **named: Any) -> Any:
         """Compute the outputs for the next frame of the module's own stream; see `Stream`.
@@ -117,7 +136,7 @@ class DeltaModule(nn.Module):
                 isinstance(i, Tensor) for i in inputs):
             return [without_gradient(i) for i in inputs]
         if self._retraces:
-            found = arranged(own_forward(self._root), inputs, named, self.input_names)
+            found = arranged(self._forward, inputs, named, self.input_names, self._signature)
             assert found.call is not None
             return list(found) if found.call.is_flat and found.call.names == self._targets else (
                 found)
@@ -126,6 +145,15 @@ class DeltaModule(nn.Module):
             raise FrameError(f"{', '.join(wrong)}: no input of that name is left; the inputs are "
                              f"{', '.join(self._targets)}.")
         return [without_gradient(i) for i in (*inputs, *(named[n] for n in waiting if n in named))]
+
+    @cached_property
+    def _forward(self) -> Callable[..., Any]:
+        return own_forward(self._root)
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        """That of the model's ``forward``: it is asked at every frame with nested inputs."""
+        return inspect.signature(self._forward)
 
     def new_stream(self) -> Stream:
         """Start another stream with the same weights and a past of its own."""
@@ -171,7 +199,7 @@ class DeltaModule(nn.Module):
             "and deltaconvert.load(path) reads it in any process.")
 
     def _like(self, root: nn.Module, config: Config) -> DeltaModule:
-        plain = next((g for g in self._graphs if g.call is None), self.traced)
+        plain = next((g for g in self._graphs if g.call == self._call), self.kept)
         made = DeltaModule(root, plain, config, strict=self.strict,
                            preprocessing=self.preprocessing, retraces=self._retraces)
         made.__dict__["_graphs"] = list(self._graphs)
@@ -212,9 +240,9 @@ class DeltaModule(nn.Module):
 
     def _forget(self) -> None:
         self._programs.clear()
-        if self._retraces and (self.traced.traced_for or self.traced.by_numbers):
+        if self._retraces and any(g.traced_for or g.by_numbers for g in self._graphs):
             # It may hold a device, a dtype, or what the numbers in a buffer led to.
-            self._graphs[:] = [dataclasses.replace(self.traced, is_guess=True)]
+            self._graphs[:] = [dataclasses.replace(self.kept, is_guess=True)]
         self.__dict__["_version"] += 1
         self.__dict__["_weights_device"] = None
 
@@ -250,13 +278,13 @@ class DeltaModule(nn.Module):
                              f"{len(frames)} were given.")
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
-        self.graph_for(frames)
-        return ((self._version, autocast_of(frames), call),
+        strides = _strides(frames) if self.graph_for(frames).by_layout else None
+        return ((self._version, autocast_of(frames), call, strides),
                 *((tuple(f.shape), f.dtype, f.device) for f in frames))
 
     def is_signature(self, signature: Any, frames: Sequence[Any]) -> bool:
         """Whether frames have a signature that was made before; quicker than making theirs."""
-        (version, autocast, call), *specs = signature
+        (version, autocast, call, strides), *specs = signature
         if version != self._version or len(specs) != len(frames):
             return False
         if call != (frames.call if isinstance(frames, Frames) else None):
@@ -265,7 +293,7 @@ class DeltaModule(nn.Module):
             isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
             and f.layout is torch.strided
             for f, (shape, dtype, device) in zip(frames, specs, strict=True)
-        ) and autocast == autocast_of(frames)
+        ) and autocast == autocast_of(frames) and strides in (None, _strides(frames))
 
     def takes(self, frames: Sequence[Tensor]) -> bool:
         """Whether a graph is there that is right for such frames."""
@@ -347,9 +375,27 @@ class DeltaModule(nn.Module):
             if as_known:  # behind it: the model's own code may write into buffers
                 self.__dict__["_compiled_from"] = self._weights()
         self._programs[signature] = program  # the last
-        for old in list(self._programs)[:-MOST_PROGRAMS]:
-            self._programs.pop(old, None)
+        self._make_room()
         return program
+
+    def _make_room(self) -> None:
+        """Drop programs while they take too much memory, any but the last.
+
+        Dropping the one that is not used for longest would drop each just before its turn, in a
+        clip that goes round through one size more than there is room for.
+        """
+        kept = {key: program.nbytes for key, program in list(self._programs.items())}
+        while len(kept) > MOST_PROGRAMS or (
+                len(kept) > FEWEST_PROGRAMS and sum(kept.values()) > PROGRAM_BYTES):
+            dropped = self._chance.choice(list(kept)[:-1])
+            del kept[dropped]
+            self._programs.pop(dropped, None)
+
+
+def _strides(frames: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return how frames lie in memory, but for the strides that mean nothing."""
+    return tuple(stride for f in frames
+                 for size, stride in zip(f.shape, f.stride(), strict=True) if size > 1)
 
 
 # Kinds of calls of one model, by structure and numbers: each has a graph of its own.

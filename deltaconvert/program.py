@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,13 @@ class Program:
             state.runner = backend.runner(self.graph_module, self.nodes, bound) or state.runner
         return state
 
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of derived weights and of other constants; about as many as it takes at least."""
+        seen: dict[int, int] = {}
+        _weigh([self.weights, *(node.about for node in self.nodes)], seen)
+        return sum(seen.values())
+
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
         """Return frames by the inputs' names in the precision of the doors that they come to."""
         doors = self._doors
@@ -127,3 +134,22 @@ def converted(frame: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _flat(frame: Tensor) -> Tensor:
     return frame.as_strided((frame.numel(),), (1,))
+
+
+def _weigh(value: Any, seen: dict[int, int]) -> None:
+    """Note the bytes of each array and tensor in containers and records, by its memory."""
+    if isinstance(value, torch.Tensor):
+        if value.layout is torch.strided:
+            seen[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
+    elif isinstance(value, np.ndarray):
+        base = value
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        seen[id(base)] = base.nbytes
+    elif isinstance(value, Mapping):
+        _weigh(list(value.values()), seen)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _weigh(part, seen)
+    elif is_dataclass(value) and not isinstance(value, type):
+        _weigh([getattr(value, f.name) for f in fields(value)], seen)

@@ -78,7 +78,7 @@ def without_gradient(frame: Any) -> Any:
 
 
 def arranged(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any],
-             names: Sequence[str] = ()) -> Frames:
+             names: Sequence[str] = (), signature: inspect.Signature | None = None) -> Frames:
     """Return the tensors in the arguments of a call, and how they are given.
 
     Args:
@@ -86,13 +86,14 @@ def arranged(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[st
         args: by their place.
         named: by name.
         names: of the inputs that it usually has, for the message.
+        signature: of ``forward``, where it is known already.
 
     Raises:
         FrameError: ``forward`` has no such parameters.
         FrameTypeError: for what is neither a tensor, a number, nor a container of them.
     """
     try:
-        bound = inspect.signature(forward).bind(*args, **named)
+        bound = (signature or inspect.signature(forward)).bind(*args, **named)
     except TypeError as error:
         raise FrameError(_expected(forward, args, named, names)) from error
     _forget_defaults(bound)

@@ -11,16 +11,32 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import GraphModule
 
 from deltaconvert.passes.result import PassResult
+from deltaconvert.passes.views import (
+    HERE,
+    MAYBE_COPIES,
+    SAME,
+    SAME_MODULES,
+    UNSURE,
+    VIEW_ATTRIBUTES,
+    VIEW_FUNCTIONS,
+    VIEW_METHODS,
+    VIEWS_IN_PLACE,
+    View,
+    again,
+    memory,
+    returns_new,
+    through,
+    write_through,
+)
 
 OUT_OF_PLACE = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
@@ -30,47 +46,24 @@ OUT_OF_PLACE = {
 }
 # Of a tensor of the model's own, which is no proxy and so is recorded by these names.
 IN_PLACE_METHODS = frozenset({"__setitem__", *(f"__{f.__name__}__" for f in OUT_OF_PLACE)})
-VIEW_METHODS = frozenset({
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
-    "t", "chunk", "split", "narrow", "select", "unbind", "expand", "expand_as", "view_as",
-    "detach", "swapaxes", "swapdims", "movedim", "tensor_split", "diagonal", "contiguous",
-    "unfold", "ravel", "broadcast_to", "as_strided", "hsplit", "vsplit", "dsplit", "adjoint",
-    "positive", "resolve_conj", "resolve_neg", "conj", "moveaxis", "split_with_sizes",
-    "unsafe_chunk", "unsafe_split", "sum_to_size"})
-# These are copies where there is something to convert.
-CONVERSIONS = frozenset({
-    "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "short", "bool",
-    "byte", "char", "cpu", "cuda"})
-VIEW_METHODS |= CONVERSIONS
-# And these where memory does not lie as they want it.
-MAYBE_COPIES = CONVERSIONS | {"reshape", "flatten", "ravel", "contiguous", "sum_to_size"}
-# After these a tensor is itself another view of what lies in its memory.
-VIEWS_IN_PLACE = frozenset({
-    "unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_"})
-VIEW_FUNCTIONS = frozenset(
-    {getattr(torch, name) for name in VIEW_METHODS if callable(getattr(torch, name, None))}
-    | {operator.getitem, operator.pos, torch.atleast_1d, torch.atleast_2d, torch.atleast_3d,
-       torch.view_as_real, torch.view_as_complex, torch.real, torch.imag})
-# What `write_through` may be told.
-VIEW_NAMES = VIEW_METHODS | {f.__name__ for f in VIEW_FUNCTIONS} - {"pos"}
-VIEW_ATTRIBUTES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "T": ("t", ()), "mT": ("transpose", (-2, -1)), "H": ("adjoint", ()), "mH": ("adjoint", ()),
-    "real": ("real", ()), "imag": ("imag", ())}
-# What returns its very argument, in eval mode.
-DROPOUTS = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
-                      F.feature_alpha_dropout, torch.dropout})
-SAME_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd)
 SHAPE_METHODS = frozenset({"size", "dim", "numel", "ndimension", "nelement", "stride"})
 SHAPE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
 
 
 @dataclass(eq=False)
 class _Family:
-    """One tensor among those that share memory."""
+    """One tensor (or a tuple of some) among those that may share memory.
+
+    Args:
+        latest: what holds its numbers now.
+        view: the call that made it of others.
+        parents: these, by the nodes that stand for them in the call.
+        children: what was made of it.
+    """
 
     latest: fx.Node
-    parent: _Family | None = None
     view: fx.Node | None = None
+    parents: dict[fx.Node, _Family] = field(default_factory=dict)
     children: list[_Family] = field(default_factory=list)
 
 
@@ -88,44 +81,6 @@ def out_of_place(x: Any, method: str, *args: Any, **kwargs: Any) -> Any:
     return x
 
 
-View = tuple[str, tuple[Any, ...], dict[str, Any]]
-SAME: View = ("detach", (), {})
-
-
-def write_through(x: Any, value: Any, views: tuple[View, ...]) -> Any:
-    """Return a copy of ``x`` in which one view of it was overwritten with ``value``.
-
-    Args:
-        x: the tensor that the view is of.
-        value: what was written into the view.
-        views: the calls that lead from ``x`` to the view, one on the other's result: name,
-            arguments behind the first, keyword arguments.
-    """
-    # In the memory format of the dense model: in another one a reshape would be a copy.
-    x = x.clone(memory_format=torch.contiguous_format)
-    seen = x
-    for name, args, kwargs in views:
-        seen = _named(name)(seen, *args, **kwargs)
-    # Where the view was a copy, the dense model's write did not reach x either.
-    if seen.untyped_storage()._cdata == x.untyped_storage()._cdata:
-        seen.copy_(value)
-    return x
-
-
-def seen_again(x: Any, before: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Return what a view is of an ``x`` written into since; where it is a copy, as ``before``."""
-    made = _named(name)(x, *args, **kwargs)
-    return made if made.untyped_storage()._cdata == x.untyped_storage()._cdata else before
-
-
-def _named(view: str) -> Callable[..., Any]:
-    """Return the function of a view that `_described` named."""
-    if view == "getitem":
-        return operator.getitem
-    made: Callable[..., Any] = getattr(torch.Tensor if view in VIEW_METHODS else torch, view)
-    return made
-
-
 def functionalize(graph_module: GraphModule) -> PassResult:
     """Rewrite every in-place call; the modules of the (private) copy become out-of-place."""
     graph, result = graph_module.graph, PassResult("functionalize")
@@ -139,8 +94,7 @@ def functionalize(graph_module: GraphModule) -> PassResult:
             node.target, node.args, node.kwargs = "detach", node.args[:1], {}
         receiver = _written(graph_module, node)
         written = families.get(receiver) if receiver is not None else None
-        target = _view_of(graph_module, node)
-        parent = families.get(target) if target is not None else None
+        sources = [families[n] for n in _sources(graph_module, node) if n in families]
         node.args = fx.map_arg(node.args, lambda n: families[n].latest if n in families else n)
         node.kwargs = fx.map_arg(node.kwargs, lambda n: families[n].latest if n in families else n)
         if _is_shape(node, shape_values):
@@ -148,9 +102,7 @@ def functionalize(graph_module: GraphModule) -> PassResult:
             node.target = OUT_OF_PLACE.get(node.target, node.target)
             continue
         if written is None:
-            families[node] = _Family(node, parent, node if parent else None)
-            if parent:
-                parent.children.append(families[node])
+            families[node] = _seen(node, sources)
             continue
         is_view = node.op == "call_method" and node.target in VIEWS_IN_PLACE
         _make_functional(node)
@@ -166,10 +118,17 @@ def functionalize(graph_module: GraphModule) -> PassResult:
     return result
 
 
+def _seen(node: fx.Node, parents: Sequence[_Family]) -> _Family:
+    """Return the family of what a call makes of others' memory, if it does."""
+    made = _Family(node, node, {parent.latest: parent for parent in parents})
+    for parent in made.parents.values():
+        parent.children.append(made)
+    return made
+
+
 def _look_otherwise(families: dict[fx.Node, _Family], seen: _Family, node: fx.Node) -> None:
     """Let all names of a tensor stand for a view of it; other views of its memory stay."""
-    view = _Family(node, seen, node)
-    seen.children.append(view)
+    view = _seen(node, [seen])
     families.update({name: view for name, family in families.items() if family is seen})
     families[node] = view
 
@@ -181,6 +140,34 @@ def written_into(model: nn.Module, node: fx.Node) -> fx.Node | None:
             source := _view_of(model, receiver) or _written(model, receiver)):
         receiver = source
     return receiver
+
+
+@torch.no_grad()
+def writes_into_copy(model: nn.Module, node: fx.Node, value: Callable[[str], Any]) -> bool:
+    """Whether what a call writes into is a converted copy of a weight or buffer.
+
+    Args:
+        model: that the graph is over.
+        node: whose `written_into` is one.
+        value: gives the tensor of that name.
+    """
+    def made(n: fx.Node) -> Any:
+        if n.op == "get_attr":
+            return value(str(n.target))
+        source = _view_of(model, n)
+        if source is None:
+            return made(_written(model, n))  # type: ignore[arg-type]
+        args, kwargs = fx.map_arg((n.args, dict(n.kwargs)),
+                                  lambda a: made(a) if a is source else value(str(a.target)))
+        return _function(model, n)(*args, **kwargs)
+    receiver = _written(model, node)
+    assert receiver is not None
+    try:
+        seen = made(receiver)
+    except Exception:  # of what only a frame tells
+        return False
+    root: Any = written_into(model, node)
+    return memory(value(str(root.target))).isdisjoint(memory(seen))
 
 
 def _written(model: nn.Module, node: fx.Node) -> fx.Node | None:
@@ -222,9 +209,19 @@ def _argument(node: fx.Node, name: str) -> Any:
 
 
 def _view_of(model: nn.Module, node: fx.Node) -> fx.Node | None:
-    """Return the node whose memory a call's result may be."""
+    """Return the node whose memory a call's result is, or may be by what is known of it."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     return first if isinstance(first, fx.Node) and _is_view(model, node) else None
+
+
+def _sources(model: nn.Module, node: fx.Node) -> list[fx.Node]:
+    """Return all nodes whose memory a call's result may be."""
+    if not node.op.startswith("call_"):
+        return []
+    seen = _view_of(model, node)
+    if seen is not None:
+        return [seen]
+    return [] if returns_new(model, node) else node.all_input_nodes
 
 
 def _is_view(model: nn.Module, node: fx.Node) -> bool:
@@ -233,13 +230,13 @@ def _is_view(model: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(model.get_submodule(str(node.target)),
                           (*SAME_MODULES, nn.Flatten, nn.Unflatten))
-    if node.op != "call_function" or node.target is getattr:
-        return node.op == "call_function" and node.args[1] in VIEW_ATTRIBUTES
+    if node.target is getattr:
+        return node.args[1] in VIEW_ATTRIBUTES
     return node.target in VIEW_FUNCTIONS or _is_inactive_dropout(node)
 
 
 def _is_inactive_dropout(node: fx.Node) -> bool:
-    is_dropout = node.target in DROPOUTS or (  # torchvision's, which FX is told not to follow
+    is_dropout = node.target in UNSURE or (  # torchvision's, which FX is told not to follow
         getattr(node.target, "__name__", "") == "stochastic_depth")
     return is_dropout and any(_argument(node, name) is False for name in ("training", "train"))
 
@@ -301,41 +298,74 @@ def _twin(function: Any) -> Callable[..., Any]:
 
 
 def _update_relatives(model: GraphModule, written: _Family, after: fx.Node) -> None:
-    """Bring everything that shares memory with a written tensor up to date, behind the write."""
-    graph, root, last = model.graph, written, after
-    path: list[View] = []
-    while root.parent is not None:
-        path.insert(0, _described(model, root.view))
-        root = root.parent
-        if root.parent is not None and not _may_copy(_described(model, root.view)):
-            continue  # it is replayed
-        if all(view == SAME for view in path):
-            root.latest = written.latest
-            continue
-        with graph.inserting_after(last):
-            last = graph.call_function(write_through, (root.latest, written.latest, tuple(path)))
-        last.meta.update(after.meta)
-        root.latest = last
-    pending = [root]
-    while pending:
-        family = pending.pop()
-        for relative in family.children:
-            if relative is not written:
-                last = _replay(model, relative, family.latest, last)
-            pending.append(relative)
+    """Bring everything that may share memory with a written tensor up to date, behind the write."""
+    last, reached = after, [written]
+
+    def rise(family: _Family, path: list[_Step]) -> None:
+        nonlocal last
+        for source, parent in family.parents.items():
+            assert family.view is not None
+            steps = [(family.view, source), *path]
+            reached.append(parent)
+            if not parent.parents or _may_copy(model, parent.view):  # others are replayed
+                last = _write_back(model, parent, written.latest, steps, last, after)
+            rise(parent, steps)
+
+    rise(written, [])
+    waiting, relatives = reached, dict.fromkeys(reached)
+    while waiting:
+        waiting = [c for family in waiting for c in family.children if c not in relatives]
+        relatives.update(dict.fromkeys(waiting))
+    place = {node: i for i, node in enumerate(model.graph.nodes)}
+    for relative in sorted(relatives, key=lambda f: place[f.view]):  # type: ignore[index]
+        if relative is written and not any(_may_copy(model, c.view) for c in written.children):
+            continue  # else it has to lie in memory as in the dense model
+        if any(p in relatives for p in relative.parents.values()):
+            last = _replay(model, relative, last)
 
 
-def _may_copy(view: View) -> bool:
-    """Whether what is no view of every tensor, or by every index, is so of some."""
-    name, args, _ = view
+_Step = tuple[fx.Node, fx.Node]  # a view, and the node in its arguments that it is a view of
+
+
+def _write_back(model: GraphModule, parent: _Family, value: fx.Node, steps: list[_Step],
+                last: fx.Node, after: fx.Node) -> fx.Node:
+    """Give a tensor what was written into a view of it; return the last node that was made."""
+    functions: list[Callable[..., Any]] = []
+    views = tuple(_described(model, view, source, functions) for view, source in steps)
+    if all(view == SAME for view in views):
+        parent.latest = value
+        return last
+    with model.graph.inserting_after(last):
+        made = model.graph.call_function(
+            through(functions) if functions else write_through,
+            (parent.latest, value, views))
+    made.meta.update({key: value for key, value in after.meta.items() if key != "whole"})
+    if held := parent.latest.meta.get("held"):  # of the model: nobody else may read it
+        made.meta.update(held=held, whole=True)
+    parent.latest = made
+    return made
+
+
+def _may_copy(model: nn.Module, view: fx.Node | None) -> bool:
+    """Whether a call is a view of some tensors alone, or by some indices."""
+    assert view is not None
+    if _view_of(model, view) is None:
+        return True
+    name, args, _ = _described(model, view, view, [])
     if name != "getitem":
         return name in MAYBE_COPIES
     index = args[0] if isinstance(args[0], tuple) else (args[0],)
     return not all(i is None or i is ... or isinstance(i, (int, slice)) for i in index)
 
 
-def _described(model: nn.Module, view: fx.Node | None) -> View:
-    assert view is not None
+def _described(model: nn.Module, view: fx.Node, source: fx.Node,
+               functions: list[Callable[..., Any]]) -> View:
+    """Describe a call for `write_through`; a function that has no name there is added to these."""
+    if _view_of(model, view) is None:
+        functions.append(_function(model, view))
+        args, kwargs = fx.map_arg((view.args, dict(view.kwargs)),
+                                  lambda n: HERE if n is source else n)
+        return len(functions) - 1, args, kwargs
     kwargs = {name: value for name, value in view.kwargs.items() if name != "input"}
     if view.op == "call_method":
         return str(view.target), view.args[1:], kwargs
@@ -354,20 +384,32 @@ def _described(model: nn.Module, view: fx.Node | None) -> View:
     return name, view.args[1:], kwargs
 
 
-def _replay(model: GraphModule, family: _Family, source: fx.Node, last: fx.Node) -> fx.Node:
+def _function(model: nn.Module, call: fx.Node) -> Callable[..., Any]:
+    """Return what a call calls, as a function of all its arguments."""
+    if call.op == "call_method":
+        return _method(str(call.target))
+    if call.op == "call_module":
+        return model.get_submodule(str(call.target))
+    return call.target  # type: ignore[return-value]
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, name)(*args, **kwargs)
+    return method
+
+
+def _replay(model: GraphModule, family: _Family, last: fx.Node) -> fx.Node:
     graph, view = model.graph, family.view
     assert view is not None
-    described = name, args, kwargs = _described(model, view)
-    if _may_copy(described):
-        with graph.inserting_after(last):
-            new = graph.call_function(seen_again, (source, family.latest, name, *args), kwargs)
-        new.meta.update(view.meta)
-        family.latest = new
-        return new
+    args, kwargs = fx.map_arg((view.args, dict(view.kwargs)), lambda n: (
+        family.parents[n].latest if n in family.parents else n))
     with graph.inserting_after(last):
-        new = graph.node_copy(view)
-    new.args = (source, *view.args[1:])
-    new.kwargs = {name: value for name, value in view.kwargs.items() if name != "input"}
-    new.meta.update(view.meta)
+        if _may_copy(model, view):
+            new = graph.call_function(again(_function(model, view)), (family.latest, *args), kwargs)
+        else:
+            new = graph.node_copy(view)
+            new.args, new.kwargs = args, kwargs
+    new.meta.update({key: value for key, value in view.meta.items() if key != "whole"})
     family.latest = new
     return new

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
+from deltaconvert.errors import UnsupportedError
 from deltaconvert.nodes import Layout
 from deltaconvert.operators import registry
 from deltaconvert.operators.cat import cat
@@ -34,6 +35,7 @@ from deltaconvert.passes.annotate import (
 )
 from deltaconvert.passes.find_selects import find_selects
 from deltaconvert.passes.result import PassResult
+from deltaconvert.passes.views import is_repeated
 
 CONVERSIONS = frozenset({"to", "float", "double", "half", "bfloat16", "type", "type_as",
                          "expand_as", "expand", "cpu", "cuda"})
@@ -44,7 +46,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
 
     Raises:
         FrameError: where a node fails on such frames, with its line and reason.
-        UnsupportedError: for a quantised model.
+        UnsupportedError: for a quantised model, and where a buffer is written into.
     """
     result = PassResult("infer")
     try:
@@ -71,13 +73,32 @@ def _fake_frames(frames: Sequence[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def _annotate(graph_module: GraphModule, frames: list[Tensor]) -> None:
     waiting = list(frames)
-    for node in graph_module.graph.nodes:
+    for node in list(graph_module.graph.nodes):
         if node.op == "placeholder":
             node.meta.update(value=waiting.pop(0), constant=False)
         elif node.op == "get_attr":
             node.meta.update(value=attribute(graph_module, str(node.target)), constant=True)
         elif node.op != "output":
             annotate(graph_module, node)
+            if is_repeated(node):
+                _settle(node)
+
+
+def _settle(node: fx.Node) -> None:
+    """Drop a call that brings up to date what turned out to share no memory with what is written.
+
+    Raises:
+        UnsupportedError: it does, and is a buffer or the like, which the next frame would find so.
+    """
+    source = node.args[0]
+    if isinstance(source, fx.Node) and node.meta["value"] is source.meta["value"]:
+        node.replace_all_uses_with(source)
+        node.graph.erase_node(node)
+    elif held := node.meta.get("held"):
+        where = f" ({node.meta['source']})" if node.meta.get("source") else ""
+        raise UnsupportedError(
+            f"it keeps {held} from frame to frame: a view of that is written into{where}. Convert "
+            "the parts without state with modules=, or give it as an input and return it.")
 
 
 def _inline_numbers(graph: fx.Graph) -> None:
@@ -137,17 +158,19 @@ def _layout(value: Any) -> Layout | None:
 
 def _drop_conversions(graph: fx.Graph, result: PassResult) -> None:
     """Remove conversions to what a tensor is already, and padding by nothing."""
+    by_layout = any(map(is_repeated, graph.nodes))  # it tells what is a view
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         converts = (node.op == "call_method" and node.target in CONVERSIONS) or (
             node.target in (pad, pad_zero) and not any(node.kwargs["padding"]))
-        if converts and isinstance(source, fx.Node) and _alike(node, source):
+        if converts and isinstance(source, fx.Node) and _alike(node, source, by_layout):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
             result.changed.append(f"{node.name}: converts to what it is already")
 
 
-def _alike(one: fx.Node, other: fx.Node) -> bool:
+def _alike(one: fx.Node, other: fx.Node, by_layout: bool) -> bool:
     a, b = one.meta["value"], other.meta["value"]
     return (isinstance(a, Tensor) and isinstance(b, Tensor)
-            and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device))
+            and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+            and not (by_layout and a.stride() != b.stride()))

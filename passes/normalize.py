@@ -21,13 +21,9 @@ from deltaconvert.operators.registry import Call, Refusal
 from deltaconvert.passes.emit import emit
 from deltaconvert.passes.find_weight import WeightFinder
 from deltaconvert.passes.find_writes import drop_unused
-from deltaconvert.passes.functionalize import (
-    functionalize,
-    out_of_place,
-    set_item,
-    write_through,
-)
+from deltaconvert.passes.functionalize import functionalize, out_of_place, set_item
 from deltaconvert.passes.result import PassResult
+from deltaconvert.passes.views import write_through
 
 WRITES = {set_item: "an assignment to a part of a tensor",
           write_through: "a write into a tensor through a view of it",
@@ -74,8 +70,9 @@ def _adapter(graph_module: GraphModule, node: fx.Node) -> tuple[Callable[..., An
     if node.op == "call_module":
         return _module_adapter(graph_module, node)
     adapter = _of_target(node.target)
-    if node.target in WRITES:
-        return None, WRITES[node.target]
+    written = getattr(node.target, "__wrapped__", node.target)
+    if written in WRITES:
+        return None, WRITES[written]
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "?")
     return adapter, f"{name} is not an operator that deltaconvert knows"
 

@@ -659,7 +659,9 @@ def test_an_export_of_it_is_refused(follow, modules):
         follow(delta, frame())
 
 
-def test_frames_of_many_sizes_do_not_fill_the_memory():
+@pytest.mark.parametrize("limit", ["PROGRAM_BYTES", "MOST_PROGRAMS"])
+def test_frames_of_many_sizes_do_not_fill_the_memory(monkeypatch, limit):
+    monkeypatch.setattr(f"deltaconvert.module.{limit}", 8 if limit == "MOST_PROGRAMS" else 0)
     delta = deltaconvert.convert(net(), backend="reference")
     first = delta.new_stream()
     frames = [frame(1, 3, 8, 8 + extra) for extra in range(12)]
@@ -668,12 +670,25 @@ def test_frames_of_many_sizes_do_not_fill_the_memory():
         delta(one)
     assert len(delta._programs) == 8
     program = delta.stream.program
-    delta(frames[-2])
     delta(frames[-1])
     assert delta.stream.program is program  # not compiled again
     kept = first.program
     first(frames[0])
     assert first.program is kept
+
+
+@pytest.mark.parametrize("room", [0, 1 << 30])
+def test_a_clip_that_goes_round_through_many_sizes_finds_most_programs_again(monkeypatch, room):
+    """With the last used kept each would be dropped just before its turn."""
+    monkeypatch.setattr("deltaconvert.module.PROGRAM_BYTES", room)
+    delta = deltaconvert.convert(net(), backend="reference")
+    compiled, made = [], delta._specialize
+    delta.__dict__["_specialize"] = lambda frames: compiled.append(len(frames)) or made(frames)
+    for _ in range(10):
+        for extra in range(9):
+            delta(frame(1, 3, 8, 8 + extra))
+    assert len(compiled) < 60 if room == 0 else len(compiled) == 9
+    assert all(program.nbytes > 3 * 4 * 9 for program in delta._programs.values())
 
 
 class _Mixed(nn.Module):

@@ -63,19 +63,20 @@ def save(delta: DeltaModule, path: Path_) -> None:
     if not isinstance(delta, DeltaModule):
         raise InputError(f"save takes a converted model, not a {type(delta).__name__}: do "
                          "deltaconvert.save(deltaconvert.convert(model), path).")
-    if delta.traced.is_guess:
+    traced = delta.kept
+    if traced.is_guess:
         raise InputError("the model's code branches on shapes or on numbers, and a file holds no "
                          "code: it is for one size. Run a frame of it before saving, or give "
                          "convert its example_inputs (on the command line --size).")
     tensors: dict[str, Tensor] = {}
     entries = collect(delta, tensors)
     model = {
-        "graph": encode_graph(delta.graph, delta._root),
-        "outputs": encode_spec(delta.traced.out_spec),
+        "graph": encode_graph(traced.graph, delta._root),
+        "outputs": encode_spec(traced.out_spec),
         "config": delta.config.to_dict(),
         "strict": delta.strict,
-        "traced_for": delta.traced.traced_for,
-        "dtypes": encode(delta.traced.dtypes if delta.traced.traced_for else None, {}),
+        "traced_for": traced.traced_for,
+        "dtypes": encode(traced.dtypes if traced.traced_for else None, {}),
         "preprocessing": delta.preprocessing and delta.preprocessing.to_dict(),
         "tensors": [vars(entry) for entry in entries],
     }

@@ -79,7 +79,7 @@ def _named_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, T
 def _constants(delta: DeltaModule, known: set[str]) -> list[tuple[str, Tensor, Kind]]:
     """Return what the graph reads beside parameters and buffers: a module's plain tensors."""
     found: dict[str, tuple[str, Tensor, Kind]] = {}
-    for node in delta.graph.nodes:
+    for node in delta.kept.graph.nodes:
         name = str(node.target)
         if node.op != "get_attr" or name in known:
             continue

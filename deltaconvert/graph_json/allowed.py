@@ -18,13 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from deltaconvert.operators.conv2d import before_same, behind_same
-from deltaconvert.passes.functionalize import (
-    SHAPE_ATTRIBUTES,
-    VIEW_NAMES,
-    out_of_place,
-    set_item,
-    write_through,
-)
+from deltaconvert.passes.functionalize import SHAPE_ATTRIBUTES, out_of_place, set_item
+from deltaconvert.passes.views import VIEW_NAMES, write_through
 
 
 def _words(text: str) -> frozenset[str]:

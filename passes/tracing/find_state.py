@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert.passes.functionalize import written_into
+from deltaconvert.passes.functionalize import writes_into_copy, written_into
 from deltaconvert.passes.tracing.attributes import Attributes, proxies, storage
 from deltaconvert.passes.tracing.compare_graphs import alike, attribute_before, constants_of, same
 from deltaconvert.passes.tracing.find_numbers import with_numbers
@@ -102,11 +102,19 @@ def _trace_with_caches(model: nn.Module, graph: fx.Graph, attributes: Attributes
 
 
 def _receivers(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> list[str]:
-    """Return which tensors of the model a graph writes into, itself or through a view."""
+    """Return which tensors of the model a graph writes into, itself or through a view.
+
+    What may be a view of them, only calling it tells: they are marked for that.
+    """
     storages = attributes.storages()
-    found = [written_into(model, node) for node in graph.nodes]
-    tensors = [attribute_before(model, attributes, str(n.target)) for n in found
-               if n is not None and n.op == "get_attr"]
+    for node in graph.find_nodes(op="get_attr"):
+        if place := storages.get(storage(attribute_before(model, attributes, str(node.target)))):
+            node.meta["held"] = place
+    def value(path: str) -> Any:
+        return attribute_before(model, attributes, path)
+    tensors = [value(str(root.target)) for node in graph.nodes
+               if (root := written_into(model, node)) is not None and root.op == "get_attr"
+               and not writes_into_copy(model, node, value)]
     return [storages[storage(t)] for t in tensors if storage(t) in storages]
 
 

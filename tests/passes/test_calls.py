@@ -178,6 +178,16 @@ def test_numbers_are_told_apart_as_they_are_written():
     assert len(delta._graphs) == 6
 
 
+def test_a_file_has_the_numbers_that_the_model_was_converted_with(tmp_path):
+    model = calling(lambda self, x, k=2.0: x * k)
+    for example, k in ((None, 2.0), ([FRAMES[0], 3.0], 3.0)):
+        delta = deltaconvert.convert(model, example, backend="reference")
+        for number in (5.0, k, 7.0):
+            assert_same(delta(FRAMES[0], number), FRAMES[0] * number)
+        deltaconvert.save(delta, tmp_path / "x.delta")
+        assert_same(deltaconvert.load(tmp_path / "x.delta")(FRAMES[1]), FRAMES[1] * k)
+
+
 def test_what_can_be_given_by_its_place_alone_stays_there():
     model = calling(lambda self, x, p=None, *rest: sum(rest, x) if p is None else x - p)
     delta = deltaconvert.convert(model, [FRAMES[0]], backend="reference")

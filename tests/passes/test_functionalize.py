@@ -343,3 +343,48 @@ def test_a_write_behind_an_identity_costs_no_copy():
     model = Model(forward, conv=nn.Conv2d(2, 2, 3), dropout=nn.Dropout())
     delta = assert_same_outputs(model, frames_like(1, 2, 8, 8))
     assert {n.about.rule for n in program_of(delta).nodes} == {"sparsify", "local"}
+
+
+def lies_turned(self, x):
+    return torch.relu((x * 3).permute(0, 2, 3, 1))  # keeps the order of its input in memory
+
+
+def lies_with_channels_last(self, x):
+    return (x * 3).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("source", [lies_turned, lies_with_channels_last])
+@pytest.mark.parametrize("seen", ["contiguous", "ravel"])
+def test_a_reshape_copies_or_not_as_the_dense_model_lies_in_memory(source, seen):
+    def forward(self, x):
+        y = source(self, x)
+        getattr(y, seen)().add_(1)
+        return y * 1
+    frames = frames_like(2, 3, 4, 6)
+    assert_same_outputs(Model(forward), frames)
+    assert_same_outputs(
+        Model(forward), [f.contiguous(memory_format=torch.channels_last) for f in frames])
+
+
+def test_frames_that_lie_otherwise_in_memory_change_what_a_view_is():
+    def forward(self, x):
+        y = torch.relu(x)
+        y.contiguous().add_(1)
+        return y * 1
+    dense, (first, *_) = Model(forward).eval(), frames_like(2, 3, 4, 6)
+    turned = first.contiguous(memory_format=torch.channels_last)
+    delta = deltaconvert.convert(dense, first)
+    for frame in (first, first + 1, turned, turned + 1, first):
+        torch.testing.assert_close(delta(frame), dense(frame))
+
+
+def test_a_product_that_is_written_into_is_no_view_and_goes_into_a_file(tmp_path):
+    def forward(self, x):
+        y = torch.einsum("nchw,ndhw->ncd", x, x * 2)
+        y *= 3
+        return y, x * 1
+    model, frames = Model(forward).eval(), frames_like(1, 2, 4, 6)
+    deltaconvert.save(deltaconvert.convert(model, frames[0]), tmp_path / "x.delta")
+    loaded = deltaconvert.load(tmp_path / "x.delta")
+    for frame in frames:
+        torch.testing.assert_close(loaded(frame), model(frame))
