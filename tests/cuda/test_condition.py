@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deltaconvert.backends.cuda.dense import BREAK_EVEN, LEAST, break_even
+from deltaconvert.backends.cuda.dense import BREAK_EVEN, LEAST, estimated
 from deltaconvert.cuda.arguments import ConditionArgs, DenseArgs, EndArgs
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -47,7 +47,7 @@ def test_the_way_follows_from_the_last_frames_work(share, doors, changed, way):
 
 
 def test_small_nodes_go_the_dense_way_sooner():
-    shares = [break_even(100 * each, 100) for each in (1e9, 1e8, 4e7, 2e7, 1e6)]
+    shares = [estimated(100 * each, 100) for each in (1e9, 1e8, 4e7, 2e7, 1e6)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx(BREAK_EVEN, abs=0.01)
     assert shares[-1] == LEAST

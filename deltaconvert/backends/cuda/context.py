@@ -163,6 +163,11 @@ class Context:
         row = self._rows.setdefault(edge.spec.name, len(self._rows))
         return self.thresholds.data_ptr() + 4 * row * self.thresholds.shape[1]
 
+    def thresholds_of(self, name: str) -> Tensor:
+        """Return an edge's thresholds on the device, ``[lanes]``; none of one without a rule."""
+        row = self._rows.get(name, len(self.thresholds))
+        return self.thresholds[row:row + 1]
+
     def upload_thresholds(self, edges: Mapping[str, Edge]) -> None:
         """Copy the edges' thresholds to the device."""
         table = torch.zeros(self.thresholds.shape, dtype=torch.float32, device="cpu")

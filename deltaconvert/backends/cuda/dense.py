@@ -72,7 +72,7 @@ def foresee(node: DeltaNode, step: Any, context: Context) -> bool:
     return True
 
 
-def break_even(cost_of_all: float, nodes: float) -> float:
+def estimated(cost_of_all: float, nodes: float) -> float:
     """Return the share of work from which on the dense way is taken.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,9 +20,11 @@ from deltaconvert.backends.cuda.branches import (
     run_branches,
     turns_of,
 )
+from deltaconvert.backends.cuda.break_even import by_events, measured
 from deltaconvert.backends.cuda.candidates import THREADS, WARP, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
-from deltaconvert.backends.cuda.dense import break_even, dense_of, foresee
+from deltaconvert.backends.cuda.dense import dense_of, estimated, foresee
+from deltaconvert.backends.cuda.kinds import Program
 from deltaconvert.backends.cuda.library import LibraryStep
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
@@ -46,7 +49,7 @@ class Runner:
     """
 
     def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State,
-                 context: Context, graphs: bool,
+                 context: Context, program: Program,
                  scratch: Mapping[str, Sequence[str]] | None = None) -> None:
         """Bind the kernels around a frame; compile all that it needs.
 
@@ -55,16 +58,18 @@ class Runner:
             nodes: those with a step, in order.
             state: whose steps are all bound.
             context: of the stream.
-            graphs: use CUDA graphs, where no node asks the host anything.
+            program: of the stream; says whether to use CUDA graphs, where no node asks the host
+                anything.
             scratch: names of the working memory that each node uses.
         """
         self.graph_module, self.nodes = graph_module, nodes
         self.state, self.context, self.scratch = state, context, scratch or {}
+        self.program = program
         self.frames = 0
         self.told = context.told.numpy()  # the same memory; every frame looks at it
         self.places: list[tuple[object, ...]] = []  # of the frames that the graph points to
         self.graph: FrameGraph | None = None
-        self.no_graph = _why_no_graph(nodes, context, graphs)
+        self.no_graph = _why_no_graph(nodes, context, program.config.graphs)
         self.exits = exits(graph_module)
         self.doors = [step for step in state.steps.values() if isinstance(step, CudaSparsify)]
         self.plain = False
@@ -72,6 +77,7 @@ class Runner:
             door.runner = self
         self.begin = self._begin()
         self.in_chain = 0.0  # nodes by which the way is chosen, one behind the other
+        self.break_even = math.inf
         self.dense = self._dense()
         self.end = self._end()
         self.everything = self._everything()
@@ -181,10 +187,25 @@ class Runner:
                         if isinstance(step, LibraryStep):
                             step.prepare()
                     bodies.append(captured(partial(self._run_dense, dense, turns), bodies[0]))
+                    self._settle_break_even(bodies)
                 self.graph = self._graph_of(before, bodies)
         except RuntimeError as error:
             self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
             warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
+
+    def _settle_break_even(self, bodies: list[torch.cuda.CUDAGraph]) -> None:
+        """Measure it, if no stream of the program has; estimate it where runs must be alike."""
+        if torch.are_deterministic_algorithms_enabled():
+            self.break_even = estimated(self.context.cost_of_all, self.in_chain)
+            return
+        if self.program.break_even is None:
+            from deltaconvert.cuda.graph import FrameGraph
+
+            sparse, dense = (FrameGraph(self.context.launcher, [], [body], [], None).replay
+                             for body in bodies)
+            self.program.break_even = measured(self.context, self.nodes, self.doors, self.begin,
+                                               sparse, dense, by_events)
+        self.break_even = self.program.break_even
 
     def _run_dense(self, steps: list[Step], turns: list[Turn]) -> None:
         launcher = self.context.launcher
@@ -212,7 +233,7 @@ class Runner:
                              bad=context.bad.data_ptr(), lanes=self.state.lanes,
                              doors=len(self.doors), ways=ways)
         if ways > 1:
-            args.break_even = break_even(context.cost_of_all, self.in_chain)
+            args.break_even = self.break_even
         for i, door in enumerate(self.doors):
             args.changed[i] = context.changed_counter(door.buffers.output)
         return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)
