@@ -39,14 +39,15 @@ def stem(channels: int, stride: int) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """A convolution with a residual and an activation that cuDNN has not."""
+    """Two convolutions, the second with a residual and an activation that cuDNN has not."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel, 1, kernel // 2)
+        self.a = nn.Conv2d(channels, channels, 1)
+        self.b = nn.Conv2d(channels, channels, kernel, 1, kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.silu(x + self.conv(x))
+        return nn.functional.silu(x + self.b(torch.relu(self.a(x))))
 
 
 class Gate(nn.Module):
@@ -188,7 +189,7 @@ class Case:
         about, edge = node.about, self.state.edges[node.about.name]
         pixels, size = edge.mask.numel(), edge.value.element_size()
         tally = self.context.tallies[about.name]
-        whole = dense or about.rule == "global"
+        whole = dense or (about.rule == "global" and about.function_name != "window_attention")
         found = pixels if whole else float(self.context.counters[tally.candidates].sum())
         if about.rule == "sparsify":
             found = float(edge.mask.sum())
