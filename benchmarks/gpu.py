@@ -27,7 +27,7 @@ import torch
 from deltaconvert.cuda.launcher import CupyLauncher
 
 GPU = gpu_layers.GPU
-SECONDS, PREPARING_SECONDS = 450, 100  # after which nothing new is begun; and of the processes
+SECONDS, PREPARING_SECONDS = 430, 100  # after which nothing new is begun; and of the processes
 SHARES = {"float16": (0.05, 0.2, 1.0), "bfloat16": (0.05,), "tf32": (0.05, 0.2), "float32": (0.05,)}
 Part = Iterator[dict[str, Any]]  # rows, one after the other
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.backends.cuda.context import channels_of
 from deltaconvert.backends.cuda.dense import dense_of
+from deltaconvert.cuda.arguments import VectorArgs
 from deltaconvert.cuda.launcher import CupyLauncher, Launch
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.state import State
@@ -34,8 +35,14 @@ AREA = 0.04  # of the rectangle
 
 
 def stem(channels: int, stride: int) -> nn.Module:
-    """Return what makes a map of a frame: patches of it."""
-    return nn.Conv2d(3, channels, stride, stride)
+    """Return what makes a map of a frame: patches of it, and patches of these."""
+    made, width = [], 3
+    while stride > 1:
+        each = min(stride, 4)
+        stride //= each
+        made.append(nn.Conv2d(width, channels if stride == 1 else 32, each, each))
+        width = 32
+    return nn.Sequential(*made)
 
 
 class Residual(nn.Module):
@@ -131,7 +138,9 @@ class Case:
                 step = dense_of(self.state.steps[node.about.name])
                 if hasattr(step, "prepare"):
                     step.prepare()
-                    step()  # which says where the library's result is
+                    given = step.convolve()  # kept until it is read
+                    for launch in step.launches:
+                        launch.args.given = given.data_ptr()
                 yield from self._timed("dense", step.launches, node)
                 launcher.launch(self.runner.end)
 
@@ -141,7 +150,7 @@ class Case:
     def _frame(self, changing: str, frame: Tensor) -> Iterator[dict[str, Any]]:
         (door,) = self.runner.doors
         node = next(n for n in self.runner.nodes if n.about.rule == "sparsify")
-        door._point_to(frame)
+        door.point_to(frame)
         yield from self._timed(changing, [door.examination], node)
         yield from self._timed(changing, [self.runner.begin], None)
         yield from self._timed(changing, [door.replacement], node)
@@ -151,6 +160,11 @@ class Case:
                 yield from self._timed(changing, step.before, inner)
                 step.context.counters.copy_(self.before)
                 step()
+                for launch in step.behind:  # the result itself is gone when a graph is captured
+                    if isinstance(launch.args, VectorArgs):
+                        launch.args.given = step.given.data_ptr()
+                    else:
+                        launch.args.source[0].data = step.given.data_ptr()
                 yield from self._timed(changing, step.behind, inner, runs=False)
             else:
                 yield from self._timed(changing, step.launches, inner)

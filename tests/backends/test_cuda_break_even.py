@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,37 +11,39 @@ import torch
 import deltaconvert
 from deltaconvert.backends import cuda
 from deltaconvert.backends.cuda import CudaBackend
-from deltaconvert.backends.cuda.break_even import LEAST, ROUNDS, SIDES, even, measured
+from deltaconvert.backends.cuda.break_even import ROUNDS, SIDES, even, measured
 from deltaconvert.backends.cuda.dense import dense_of, foresee
 from deltaconvert.backends.rule import change_norm
+from deltaconvert.cuda.launcher import Launch
 from tests.backends.test_cuda_networks import Small, small_clip
 from tests.cuda.host.launcher import HostLauncher, compiler
+
+NOTHING = None
 
 
 @pytest.mark.parametrize("points, dense, wanted", [
     ([(0.1, 1.0), (0.2, 2.0), (0.4, 3.0)], 2.5, 0.3),
     ([(0.1, 1.0), (0.2, 2.0)], 1.5, 0.15),
     ([(0.1, 1.0), (0.2, 2.0), (0.3, 3.0)], 5.0, 0.5),  # dearer than all that was tried
-    ([(0.1, 1.0), (0.2, 1.0)], 5.0, math.inf),  # the same whatever there is to do
-    ([(0.1, 1.0), (0.1, 1.5)], 5.0, math.inf),
-    ([(0.1, 2.0)], 1.0, 0.05),  # dense is faster for the least that was tried
-    ([(0.01, 9.0)], 1.0, LEAST),
-    ([(0.0, 9.0)], 1.0, math.inf),  # nothing has less to do by it
-    ([(0.1, 1.0), (0.2, 0.9), (0.4, 2.0)], 1.5, pytest.approx(0.2 + 0.2 * 0.6 / 1.1)),
+    ([(0.1, 1.0), (0.2, 1.0)], 5.0, NOTHING),  # the same whatever there is to do
+    ([(0.1, 1.0), (0.1, 1.5)], 5.0, NOTHING),
+    ([(0.1, 1.0)], 5.0, NOTHING),
+    ([(0.1, 2.0)], 1.0, 0.0),  # dense is faster for the least that was tried
+    ([(0.1, 1.0), (0.2, 0.9), (0.4, 2.0)], 1.5, 0.2 + 0.2 * 0.6 / 1.1),
 ])
 def test_lines_between_points_say_where_both_ways_are_even(points, dense, wanted):
-    assert even(points, dense) == (wanted if not isinstance(wanted, float)
-                                   else pytest.approx(wanted))
+    found = even(points, dense)
+    assert found is None if wanted is NOTHING else found == pytest.approx(wanted)
 
 
-class Ways:
-    """A small network behind two frames, both of its ways, and a clock that counts its work."""
+class HostGraph:
+    """A small network behind two frames; its graph, and a clock that counts its work."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, dense: float) -> None:
         compiler()
         monkeypatch.setattr(cuda, "create", lambda config, device: CudaBackend(
             config, device, HostLauncher()))
-        self.delta = deltaconvert.convert(Small(), backend="cuda", threshold=0.05)
+        self.delta = deltaconvert.convert(Small(), backend="cuda", threshold=0.01)
         for frame in small_clip()[:2]:
             self.delta(frame)
         self.state, self.dense_ms = self.delta.stream._state, dense
@@ -51,39 +52,43 @@ class Ways:
         self.steps = [self.state.steps[n.about.name] for n in nodes]
         for node, step in zip(nodes, self.steps, strict=True):
             foresee(node, step, self.context)
-        self.context.costs /= self.context.cost_of_all
-        self.ran: list[tuple[str, float]] = []
+        self.end = self.runner._end()  # with costs
+        self.way = torch.zeros(1, dtype=torch.int32)
+        self.condition = self.runner._condition(2)
+        self.condition.args.condition = self.way.data_ptr()
+        self.updated: list[Launch] = []
+        self.ran: list[tuple[int, float]] = []  # ways, and the share of pixels that changed
 
-    def sparse(self) -> None:
+    def update(self, launch: Launch) -> None:
+        self.updated.append(launch)
+
+    def replay(self) -> None:
+        (door,), launch = self.runner.doors, self.context.launcher.launch
+        assert self.updated[-2:] == [door.examination, door.replacement]
+        for one in (door.examination, self.runner.begin, door.replacement, self.condition):
+            launch(one)
+        if int(self.way) == 1:
+            launch(self.runner._everything())
         for step in self.steps:
-            step()
+            (dense_of(step) if int(self.way) else step)()
+        launch(self.end)
+        self.ran.append((int(self.way), float(door.buffers.output.mask.float().mean())))
 
-    def dense(self) -> None:
-        self.context.launcher.launch(self.runner._everything())
-        for step in self.steps:
-            dense_of(step)()
+    def clock(self, run: Callable[[int], None], rounds: int) -> list[float]:
+        """First rounds take long; the sparse way takes a second, and ten for all of the work."""
+        times = []
+        for turn in range(rounds):
+            run(turn)
+            took = 1.0 + 9.0 * float(self.context.work[0])
+            times.append(100.0 if turn < 2 else self.dense_ms if int(self.way) else took)
+        return times
 
-    def clock(self, run: Callable[[], None]) -> float:
-        """A first round takes long; the sparse way takes a second, and ten for all of the work."""
-        name = run.__name__
-        found = sum(1 for ran, _ in self.ran if ran == name)
-        changed = float(self.state.edges["x"].mask.float().mean())
-        run()
-        self.ran.append((name, changed))
-        if found % ROUNDS == 0:
-            return 100.0
-        if name == "dense":
-            return self.dense_ms
-        return 1.0 + 9.0 * float((self.context.counters * self.context.costs).sum())
-
-    def measured(self) -> float:
-        return measured(self.context, self.runner.nodes, self.runner.doors, self.runner.begin,
-                        self.sparse, self.dense, self.clock)
+    def measured(self) -> float | None:
+        return measured(self.context, self.runner.doors, self, self.clock)
 
 
 def furthest_from_the_law(delta: Any) -> float:
-    state = delta.stream._state
-    found = [0.0]
+    state, found = delta.stream._state, [0.0]
     for node in delta.stream.program.nodes:
         about = node.about
         if about.rule in ("sparsify", "densify") or about.aliases:
@@ -96,31 +101,31 @@ def furthest_from_the_law(delta: Any) -> float:
 
 
 def test_both_ways_are_timed_and_nothing_is_left_of_it(monkeypatch):
-    ways = Ways(monkeypatch, dense=5.5)
+    graph = HostGraph(monkeypatch, dense=5.5)
     kept = [(t, t.clone()) for t in (
-        ways.context.thresholds, ways.context.counters, ways.state.masks, ways.context.work,
-        ways.state.edges["x"].value)]
-    last = ways.delta.stream.last
-    assert ways.measured() == pytest.approx(0.5)
+        graph.context.counters, graph.context.totals, graph.state.masks, graph.context.work,
+        graph.state.edges["x"].value)]
+    last, totals = graph.delta.stream.last, graph.delta.stream.totals
+    assert graph.measured() == pytest.approx(0.5)
     for now, before in kept:
         assert torch.equal(now, before)
-    assert ways.delta.stream.last == last
-    assert furthest_from_the_law(ways.delta) < 1e-5
-    assert ways.ran[-1] == ("dense", 0.0), "the last one leaves nothing held back"
+    assert (graph.delta.stream.last, graph.delta.stream.totals) == (last, totals)
+    assert {way for way, _ in graph.ran[:ROUNDS]} == {1}
+    assert {way for way, _ in graph.ran[ROUNDS:]} == {0}
+    assert furthest_from_the_law(graph.delta) < 1e-5
     for frame in small_clip():
-        ways.delta(frame)
-        assert furthest_from_the_law(ways.delta) < 1e-5
+        graph.delta(frame)
+        assert furthest_from_the_law(graph.delta) < 1e-5
 
 
 def test_rectangles_grow_until_the_dense_way_is_faster(monkeypatch):
-    ways = Ways(monkeypatch, dense=1000.0)
-    assert ways.measured() == pytest.approx(111.0)
-    changed = [share for name, share in ways.ran if name == "sparse"]
+    graph = HostGraph(monkeypatch, dense=1000.0)
+    assert graph.measured() == pytest.approx(111.0, rel=1e-3)
+    shares = [share for way, share in graph.ran if way == 0]
     height, width = small_clip()[0].shape[2:]
-    wanted = [len(range(*slice(round(height * (1 - s) / 2), round(height * (1 + s) / 2)).indices(
-        height))) * len(range(*slice(round(width * (1 - s) / 2), round(
-            width * (1 + s) / 2)).indices(width))) / (height * width) for s in SIDES]
-    assert changed == pytest.approx([share for share in wanted for _ in range(ROUNDS)])
-    few = Ways(monkeypatch, dense=1.1)
-    assert few.measured() < 0.5
-    assert sum(1 for name, _ in few.ran if name == "sparse") == ROUNDS, "the least was too much"
+    wanted = [max(1, round(height * s)) * max(1, round(width * s)) / (height * width)
+              for s in SIDES for _ in range(ROUNDS)]
+    assert shares == pytest.approx(wanted)
+    few = HostGraph(monkeypatch, dense=1.0)
+    assert few.measured() == 0.0
+    assert sum(1 for way, _ in few.ran if way == 0) == ROUNDS, "the least was too much"

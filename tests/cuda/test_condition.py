@@ -21,8 +21,9 @@ def decide(fresh: int, changed: tuple[int, int], work: torch.Tensor, ways: int,
     flags = torch.tensor([0, 0, fresh], dtype=torch.int32)  # of two lanes, and of any
     counters = torch.tensor(changed, dtype=torch.int32)
     said = torch.full((1,), 9, dtype=torch.int32)
+    work[5] = 0.5
     args = ConditionArgs(condition=said.data_ptr(), fresh=flags.data_ptr(), bad=bad.data_ptr(),
-                         work=work.data_ptr(), lanes=2, doors=2, break_even=0.5, ways=ways)
+                         work=work.data_ptr(), lanes=2, doors=2, ways=ways)
     args.changed[0], args.changed[1] = counters.data_ptr(), counters.data_ptr() + 4
     HostLauncher().launch(
         Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32))

@@ -163,10 +163,9 @@ class Context:
         row = self._rows.setdefault(edge.spec.name, len(self._rows))
         return self.thresholds.data_ptr() + 4 * row * self.thresholds.shape[1]
 
-    def thresholds_of(self, name: str) -> Tensor:
-        """Return an edge's thresholds on the device, ``[lanes]``; none of one without a rule."""
-        row = self._rows.get(name, len(self.thresholds))
-        return self.thresholds[row:row + 1]
+    def set_break_even(self, share: float) -> None:
+        """Say from which share of the sparse way's work on a frame goes the dense way."""
+        self.work[5] = share
 
     def upload_thresholds(self, edges: Mapping[str, Edge]) -> None:
         """Copy the edges' thresholds to the device."""

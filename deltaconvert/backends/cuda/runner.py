@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -77,7 +76,6 @@ class Runner:
             door.runner = self
         self.begin = self._begin()
         self.in_chain = 0.0  # nodes by which the way is chosen, one behind the other
-        self.break_even = math.inf
         self.dense = self._dense()
         self.end = self._end()
         self.everything = self._everything()
@@ -187,25 +185,23 @@ class Runner:
                         if isinstance(step, LibraryStep):
                             step.prepare()
                     bodies.append(captured(partial(self._run_dense, dense, turns), bodies[0]))
-                    self._settle_break_even(bodies)
                 self.graph = self._graph_of(before, bodies)
+                if self.graph.ways > 1:
+                    self._settle_break_even(self.graph)
         except RuntimeError as error:
             self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
             warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
 
-    def _settle_break_even(self, bodies: list[torch.cuda.CUDAGraph]) -> None:
+    def _settle_break_even(self, graph: FrameGraph) -> None:
         """Measure it, if no stream of the program has; estimate it where runs must be alike."""
-        if torch.are_deterministic_algorithms_enabled():
-            self.break_even = estimated(self.context.cost_of_all, self.in_chain)
-            return
-        if self.program.break_even is None:
-            from deltaconvert.cuda.graph import FrameGraph
-
-            sparse, dense = (FrameGraph(self.context.launcher, [], [body], [], None).replay
-                             for body in bodies)
-            self.program.break_even = measured(self.context, self.nodes, self.doors, self.begin,
-                                               sparse, dense, by_events)
-        self.break_even = self.program.break_even
+        context, program = self.context, self.program
+        share = program.break_even
+        if share is None and not torch.are_deterministic_algorithms_enabled():
+            share = measured(context, self.doors, graph, by_events)
+        if share is None:
+            share = estimated(context.cost_of_all, self.in_chain)
+        program.break_even = share
+        context.set_break_even(share)
 
     def _run_dense(self, steps: list[Step], turns: list[Turn]) -> None:
         launcher = self.context.launcher
@@ -232,8 +228,6 @@ class Runner:
         args = ConditionArgs(fresh=context.fresh_flags(), work=context.work.data_ptr(),
                              bad=context.bad.data_ptr(), lanes=self.state.lanes,
                              doors=len(self.doors), ways=ways)
-        if ways > 1:
-            args.break_even = self.break_even
         for i, door in enumerate(self.doors):
             args.changed[i] = context.changed_counter(door.buffers.output)
         return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)

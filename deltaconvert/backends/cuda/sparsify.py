@@ -53,10 +53,9 @@ class CudaSparsify:
         height, width = size_of(edge)
         lanes = edge.mask.shape[0]
         context.doors[context.tallies[node.about.name].changed] = 1
-        self.marks = buffers.scratch[f"cuda.marks.{node.about.name}"]
         args = FrameArgs(
             rule=context.rule(node, buffers), value=edge.value.data_ptr(),
-            marks=self.marks.data_ptr(),
+            marks=buffers.scratch[f"cuda.marks.{node.about.name}"].data_ptr(),
             bad=context.bad.data_ptr(), step=pixel_step(edge), lanes=lanes, height=height,
             width=width, threshold=config.input_threshold, cap=config.cap)
         block = config.input_test == "block" and config.input_threshold > 0
@@ -86,29 +85,17 @@ class CudaSparsify:
         """
         if self.runner is not None:
             self.runner.raise_refusals()
-        self._point_to(frame)
+        self.point_to(frame)
         if self.runner is None or not self.runner.replays:
             self.context.launcher.launch(self.examination)
 
     def __call__(self, frame: Tensor) -> None:
         """Replace the pixels that were marked; all of a fresh lane."""
-        self._point_to(frame)
+        self.point_to(frame)
         self.context.launcher.launch(self.replacement)
 
-    def let_in(self, side: float) -> None:
-        """Mark a rectangle in the middle as changed, though its numbers stay what they are.
-
-        Args:
-            side: of it, in parts of the frame's.
-        """
-        edge = self.buffers.output
-        marks = self.marks[:edge.mask.numel()].view(edge.mask.shape).zero_()
-        rows, cols = (slice(round(size * (1 - side) / 2), round(size * (1 + side) / 2))
-                      for size in size_of(edge))
-        marks[:, rows, cols] = 1
-        self(edge.value)
-
-    def _point_to(self, frame: Tensor) -> None:
+    def point_to(self, frame: Tensor) -> None:
+        """Let both launches read a frame."""
         place = frame.data_ptr(), *frame.stride()
         if place == self.place:
             return
