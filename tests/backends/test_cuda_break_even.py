@@ -21,6 +21,12 @@ from tests.cuda.host.launcher import HostLauncher, compiler
 NOTHING = None
 
 
+@pytest.fixture(autouse=True)
+def _exact():
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
 @pytest.mark.parametrize("points, dense, wanted", [
     ([(0.1, 1.0), (0.2, 2.0), (0.4, 3.0)], 2.5, 0.3),
     ([(0.1, 1.0), (0.2, 2.0)], 1.5, 0.15),
