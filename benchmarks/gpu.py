@@ -27,7 +27,7 @@ import torch
 from deltaconvert.cuda.launcher import CupyLauncher
 
 GPU = gpu_layers.GPU
-SECONDS, PREPARING_SECONDS = 430, 100  # after which nothing new is begun; and of the processes
+SECONDS, PREPARING_SECONDS = 430, 120  # after which nothing new is begun; and of the processes
 SHARES = {"float16": (0.05, 0.2, 1.0), "bfloat16": (0.05,), "tf32": (0.05, 0.2), "float32": (0.05,)}
 Part = Iterator[dict[str, Any]]  # rows, one after the other
 
@@ -84,24 +84,28 @@ def compiled_layers() -> Part:
             torch.cuda.empty_cache()
 
 
-def networks() -> Part:
-    """Measure the networks; the compiled peer at 1080p in float16, single precision at 0.05."""
+def networks(prepared: dict[str, float]) -> Part:
+    """Measure the networks; single precision at 0.05.
+
+    The compiled peer is one at 1080p in float16, where it was compiled beforehand.
+    """
     for name in gpu_networks.NETWORKS:
         for size, lanes, precision in gpu_networks.cases():
             if precision == "float16":
-                yield from network(name, size, lanes, precision)
+                compiled = size == "1080p" and f"compiled {name} {lanes}" in prepared
+                yield from network(name, size, lanes, precision, compiled)
     for precision in ("tf32", "float32"):
         for name in gpu_networks.NETWORKS:
             for lanes in (1, 8):
-                yield from network(name, "1080p", lanes, precision)
+                yield from network(name, "1080p", lanes, precision, False)
 
 
-def network(name: str, size: str, lanes: int, precision: str) -> Part:
+def network(name: str, size: str, lanes: int, precision: str, compiled: bool) -> Part:
     """Measure one."""
     half = precision == "float16"
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     yield from gpu_networks.measure(
-        name, size, lanes, gpu_networks.dtype_of(precision), half and size == "1080p",
+        name, size, lanes, gpu_networks.dtype_of(precision), compiled,
         (0.0, 0.05) if half else (0.05,))
     torch.cuda.empty_cache()
 
@@ -109,14 +113,15 @@ def network(name: str, size: str, lanes: int, precision: str) -> Part:
 PARTS = {
     "ceilings": ceilings, "layers": layers, "compiled_layers": compiled_layers,
     "kernels": lambda: iter(gpu_kernels.all_rows(CupyLauncher(GPU))),
-    "resize": lambda: iter(gpu_resize.all_rows(CupyLauncher(GPU))), "networks": networks}
+    "resize": lambda: iter(gpu_resize.all_rows(CupyLauncher(GPU)))}
 
 
 def main() -> None:
     """Run what is asked for, print it and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="bench-gpu.json")
-    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parts = [*PARTS, "networks"]
+    parser.add_argument("--only", nargs="*", choices=parts, default=parts)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--no-preparing", action="store_true")
     options = parser.parse_args()
@@ -131,8 +136,9 @@ def main() -> None:
         print(result["preparing"], flush=True)
     for part in options.only:
         begun, result[part] = time.monotonic(), []
+        run = PARTS.get(part, lambda: networks(result.get("preparing", {})))
         with torch.inference_mode():
-            for row in PARTS[part]():
+            for row in run():
                 result[part].append(row | {"at_s": time.monotonic() - start})
                 result["seconds"][part] = time.monotonic() - begun
                 Path(options.out).write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -29,7 +29,7 @@ Job = tuple[str, ...]
 
 
 def prepare(jobs: Iterable[Job], seconds: float) -> dict[str, float]:
-    """Run jobs side by side, and end those that take longer; return what each took."""
+    """Run jobs side by side, and end those that take longer; return what others took."""
     start, took = time.monotonic(), {}
     started = {" ".join(job): subprocess.Popen(
         [sys.executable, str(Path(__file__).resolve()), *job], stdout=subprocess.DEVNULL,
@@ -41,8 +41,9 @@ def prepare(jobs: Iterable[Job], seconds: float) -> dict[str, float]:
         except subprocess.TimeoutExpired:
             process.kill()
             said = "not done in time"
-        took[name] = time.monotonic() - start
-        if process.returncode != 0:
+        if process.returncode == 0:
+            took[name] = time.monotonic() - start
+        else:
             print(f"not prepared: {name}: {said.strip().splitlines()[-1:]}", flush=True)
     return took
 
