@@ -34,8 +34,9 @@ extern "C" __global__ void decide(ConditionArgs args) {
     }
     if (threadIdx.x != 0) return;
     Work& work = *args.work;
-    // As much a pixel at the doors as in the last frame that had any, and was not dense.
-    const float share = work.share * (work.doors > 0.f ? pixels / work.doors : 1.f);
+    // As much a pixel at the doors as in the last frame that had any, and was not dense; no more
+    // than all.
+    const float share = fminf(work.share * (work.doors > 0.f ? pixels / work.doors : 1.f), 1.f);
     bool dense = any && share >= work.break_even;
     for (int lane = 0; lane < args.lanes; ++lane) dense = dense && !args.bad[lane];
     const float patience = fmaxf(work.patience, FEWEST_FRAMES);

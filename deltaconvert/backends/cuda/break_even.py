@@ -1,8 +1,8 @@
 """From which share of the work on a frame is faster the dense way: measured, once a program.
 
 When a stream has its graph, it runs some frames of its own making both ways: its last frame, and
-the same with other numbers in a rectangle, by turns. They are frames like any others, so that the
-law holds for what they leave.
+the same with other numbers in a rectangle, by turns. Nothing is left of them: what a frame builds
+on is kept meanwhile, in as much memory as all values take.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.cuda.launcher import Launch
 
 SIDES = 1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4  # of a rectangle, in parts of the frame's
-ROUNDS = 4  # of which the first two are not counted; an even number ends with the frame itself
+ROUNDS = 4  # of which the first two are not counted
 ALWAYS_SPARSE, ALWAYS_DENSE = 1e9, -1.0
 
 Timer = Callable[[Callable[[int], None], int], list[float]]
@@ -46,7 +46,7 @@ def measured(context: Context, doors: Sequence[CudaSparsify], graph: Graph,
         timer: calls a function with 0, 1, ... and returns how long each call took.
 
     Returns:
-        The share; nothing where the sparse way takes as long for little as for much.
+        The share; nothing where the rectangles make no difference to it.
     """
     frames = [Frames(door) for door in doors]
 
@@ -67,10 +67,11 @@ def measured(context: Context, doors: Sequence[CudaSparsify], graph: Graph,
         dense = ms(ALWAYS_DENSE, SIDES[0])
         points: list[tuple[float, float]] = []
         for side in SIDES:
+            context.work[0] = 0  # for where the doors let nothing in
             took = ms(ALWAYS_SPARSE, side)
             points.append((float(context.work[0]), took))
-            if took > dense:
-                break
+            if all(took > dense for _, took in points[-2:]) and len(points) > 1:
+                break  # not by one alone, which other work on the card may have held up
     return even(points, dense)
 
 
@@ -84,9 +85,9 @@ class Frames:
         self.changed = self.value.clone()
         generator = torch.Generator(self.value.device).manual_seed(0)
         noise = torch.randn(self.value.shape, device=self.value.device, generator=generator)
-        spread = self.value.float().std()
-        self.other = self.value + (noise * torch.where(spread > 0, spread, 1.0)).to(
-            self.value.dtype)
+        spread, most = self.value.float().std(), torch.finfo(self.value.dtype).max
+        other = self.value + noise * torch.where(spread > 0, spread, 1.0)
+        self.other = other.clamp(-most, most).to(self.value.dtype)  # or it would be refused
 
     def change(self, side: float) -> None:
         """Take numbers over, in a rectangle with sides of so many parts of the map's."""
@@ -104,25 +105,36 @@ def even(points: Sequence[tuple[float, float]], dense: float) -> float | None:
         dense: how long the dense way took.
 
     Returns:
-        0 where dense is the faster for the least that was tried; nothing without a line.
+        0 where dense is the faster for the least that was tried, and more than any share where it
+        never is; nothing without a line.
     """
-    if points[0][1] > dense:
+    shares, times = zip(*points, strict=True)
+    if not shares[-1]:
+        return None
+    # More work takes no less time: what took longer than more work did was held up.
+    times = tuple(min(times[i:]) for i in range(len(times)))
+    if times[0] > dense:
         return 0.0
-    if len(points) == 1:
+    if shares[-1] <= shares[0]:
         return None
-    # The line that crosses, or the last one, further on.
-    at = next((i for i, (_, took) in enumerate(points) if took > dense), len(points) - 1)
-    (share, took), (more, longer) = points[at - 1:at + 1]
-    if longer <= took or more <= share:
-        return None
-    return share + (dense - took) * (more - share) / (longer - took)
+    # The line that crosses, or that through all, further on.
+    at = next((i for i, took in enumerate(times) if took > dense), 0)
+    low, high = (at - 1, at) if at else (0, len(times) - 1)
+    longer = times[high] - times[low]
+    if longer <= 0:
+        return ALWAYS_SPARSE
+    return shares[low] + (dense - times[low]) * (shares[high] - shares[low]) / longer
 
 
 @contextmanager
 def _set_aside(context: Context) -> Iterator[None]:
-    """Keep what frames have counted and marked."""
+    """Keep all values, and what frames have counted, marked and left to do."""
+    state = context.state
+    values = sorted((edge.value for edge in state.edges.values()), key=torch.numel)
+    whole = {value.untyped_storage().data_ptr(): value for value in values}  # no part of another
     kept: list[tuple[Tensor, Tensor]] = [(tensor, tensor.clone()) for tensor in (
-        context.counters, context.totals, context.work, context.state.masks)]
+        context.counters, context.totals, context.work, context.pending, state.masks,
+        *whole.values())]
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,8 @@ class Runner:
             return {}
         inner = [node for node in self.nodes if node.about.rule != "sparsify"]
         weighed = sum(foresee(node, steps[node.about.name], context) for node in inner)
+        if not weighed:
+            return {}  # no node has less to do by it
         chain = longest_chain(needs_of(inner, self.scratch))
         self.in_chain = weighed * chain / len(inner)
         return {node.about.name: dense_of(steps[node.about.name]) for node in inner}
@@ -193,11 +196,15 @@ class Runner:
             warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
 
     def _settle_break_even(self, graph: FrameGraph) -> None:
-        """Measure it, if no stream of the program has; estimate it where runs must be alike."""
+        """Measure it, if no stream of the program has.
+
+        Estimate it where runs must be alike, or memory is short.
+        """
         context, program = self.context, self.program
         share = program.break_even
         if share is None and not torch.are_deterministic_algorithms_enabled():
-            share = measured(context, self.doors, graph, by_events)
+            with suppress(torch.cuda.OutOfMemoryError):
+                share = measured(context, self.doors, graph, by_events)
         if share is None:
             share = estimated(context.cost_of_all, self.in_chain)
         program.break_even = share
