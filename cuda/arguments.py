@@ -42,7 +42,8 @@ class CandidateArgs(ctypes.Structure):
 
     _fields_ = (("fresh", c_void_p), ("list", c_void_p), ("counts", c_void_p), ("mask", c_void_p),
                 ("lanes", c_int), ("height", c_int), ("width", c_int), ("period_y", c_int),
-                ("period_x", c_int), ("sources", c_int), ("source", MaskSource * MOST_SOURCES))
+                ("period_x", c_int), ("sources", c_int), ("together", c_int), ("unused", c_int),
+                ("source", MaskSource * MOST_SOURCES))
 
 
 class BeginArgs(ctypes.Structure):
