@@ -8,8 +8,8 @@ constexpr int MOST_SOURCES = 8;
 // taps_x], input indices or -1 for a tap that is not there; or what those tables are for a
 // window: tap t of row y is row first_y + y * step_y + t * spread_y, where the map has it. ONE: all
 // read the only pixel of the lane. STRIPS: rows by table, columns as each strip knows them. SAME: a
-// pixel reads its own place. PATCHES: a window whose taps are neighbours, of any width; a warp looks
-// at a strip together.
+// pixel reads its own place. PATCHES: a window whose taps are neighbours, of any width; all threads
+// of a warp look at a strip.
 enum Reads { TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME, PATCHES };
 
 constexpr int THREADS = 256;

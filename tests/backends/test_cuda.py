@@ -210,6 +210,16 @@ def test_patches_are_found_by_warps(taps, stride, padding, size, norm) -> None:
         stream.check()  # how many there were, too
 
 
+@pytest.mark.parametrize("old, new", [
+    ("(c - from.taps_x) / from.step_x + 1", "(c - from.taps_x) / from.step_x"),
+    ("min(c / from.step_x, at.pixels - 1)", "min(c / from.step_x, at.pixels - 2)"),
+    ("+ 4 * rest;", "+ 4 * (rest | 1);")], ids=["a reader too many", "too few", "another word"])
+def test_a_mistake_in_patches_is_found(old: str, new: str) -> None:
+    case = conv(weights(6, 3, 2, 5), stride=(3, 13), padding=(1, 2)), [(3, 3, 9, 131)]
+    with pytest.raises(AssertionError):
+        KernelStream(make_node(scaled(case)), change=("masks.cu", old, new)).run()
+
+
 WIDE = conv(weights(72, 40, 3, 3), activation=("silu",)), [(3, 40, 7, 9)]
 
 
