@@ -40,6 +40,7 @@ def prepare(jobs: Iterable[Job], seconds: float) -> dict[str, float]:
             _, said = process.communicate(timeout=max(start + seconds - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()  # nothing is timed beside it
             said = "not done in time"
         if process.returncode == 0:
             took[name] = time.monotonic() - start
