@@ -1,6 +1,6 @@
 """Convolution layers on a GPU at given masks, against the dense library in the same run.
 
-    python benchmarks/gpu_layers.py [--quick] [--out FILE]
+    python benchmarks/gpu_layers.py [--dtype float16] [--shares 0.05 0.2 1] [--out FILE]
 
 Each layer of a ResNet-50's body at 1920x1080 (convolution, bias, residual, ReLU), with masks
 of blobs, one stream and eight different ones; outputs are checked before anything is timed.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from deltaconvert.state import Edge, State
 
 GPU = torch.device("cuda", 0)
 REPEATS = 8  # of a layer in a graph
+MOST_REPLAYS, FEWEST_REPLAYS, MOST_MS = 20, 5, 60.0  # of a graph, and what they may take
 ALL_PROPAGATE = -1.0  # as a threshold: every candidate is written, the most that a layer can cost
 
 
@@ -123,7 +124,6 @@ class Bound:
         self.inputs = tuple(
             Edge(spec, value, torch.zeros(spec.mask_shape, dtype=torch.uint8, device=GPU))
             for spec, value in zip(node.about.inputs, values, strict=True))
-        self.inputs[0].mask.copy_(blobs(lanes, *values[0].shape[2:], share))
         spec = node.about.output
         out = torch.randn(spec.shape, device=GPU, dtype=spec.dtype).contiguous(
             memory_format=torch.channels_last)
@@ -137,8 +137,14 @@ class Bound:
             state.context.lists.clear()
             state.context.scans.clear()
         self.context = state.context
-        self.mark_bits()
+        self.change(share)
         self.context.upload_thresholds({"y": self.output})
+
+    def change(self, share: float) -> None:
+        """Let blobs of about a share of the first input's pixels be what changed."""
+        mask = self.inputs[0].mask
+        mask.copy_(blobs(len(mask), *mask.shape[1:], share))
+        self.mark_bits()
 
     def mark_bits(self) -> None:
         """Keep the inputs' masks as bits, where they are wanted."""
@@ -244,7 +250,7 @@ class Bench(Dense, Bound):
             shapes=Shapes(tuple(shapes_in), shape, {"weight": tuple(self.weight.shape)}, params)))
 
 
-def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> float:
+def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = MOST_REPLAYS) -> float:
     """Return the median time of a CUDA graph; ``each``: what one call does several times."""
     for _ in range(3):
         function()
@@ -253,8 +259,9 @@ def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> fl
     with torch.cuda.graph(graph):
         for _ in range(REPEATS // each):
             function()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < repeats and (
+            len(times) < FEWEST_REPLAYS or REPEATS * sum(times) < MOST_MS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         graph.replay()
@@ -264,22 +271,37 @@ def time_ms(function: Callable[[], Any], each: int = 1, repeats: int = 20) -> fl
     return sorted(times)[len(times) // 2]
 
 
-def measure(layer: Layer, lanes: int, dtype: torch.dtype, share: float, threshold: float,
-            launcher: CupyLauncher) -> dict[str, Any]:
-    """Check a layer against dense, then time it beside dense; return the figures."""
-    bench = Bench(layer, lanes, dtype, share, threshold, launcher)
-    needed = bench.check(bench.sparse, bench.dense())
+def measure(layer: Layer, lanes: int, dtype: torch.dtype, shares: Sequence[float],
+            threshold: float, launcher: CupyLauncher) -> list[dict[str, Any]]:
+    """Check a layer against dense, then time it beside dense; return the figures at each share.
+
+    What takes the same whatever the masks is timed once.
+    """
+    bench = Bench(layer, lanes, dtype, shares[0], threshold, launcher)
+    wanted, tera = bench.dense(), 2e-9 * layer.multiply_adds * lanes
+    found = []
+    for share in shares:
+        bench.change(share)
+        needed = bench.check(bench.sparse, wanted)
+        sparse = time_ms(bench.sparse, REPEATS)
+        found.append({"share": share, "candidates": needed, "sparse_ms": sparse,
+                      "sparse_tflops": tera * needed / sparse})
     eager, dense = time_ms(bench.dense), time_ms(bench.dense_fused)
-    sparse = time_ms(bench.sparse, REPEATS)
-    tera = 2e-9 * layer.multiply_adds * lanes
-    other = {}
+    alike = {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
+             "fused": bench.tile.fused, "eager_ms": eager, "dense_ms": dense,
+             "dense_tflops": tera / dense}
     if dtype == torch.float16:
-        bench.check_fallback(bench.dense())
-        other = {"fallback_ms": time_ms(bench.fallback, REPEATS)}
-    return {"layer": str(layer), "times": layer.times, "lanes": lanes, "dtype": str(dtype),
-            "share": share, "candidates": needed, "fused": bench.tile.fused,
-            "eager_ms": eager, "dense_ms": dense, "sparse_ms": sparse, **other,
-            "dense_tflops": tera / dense, "sparse_tflops": tera * needed / sparse}
+        bench.check_fallback(wanted)
+        alike["fallback_ms"] = time_ms(bench.fallback, REPEATS)
+    return [alike | row for row in found]
+
+
+def compile_all(dtype: torch.dtype, launcher: CupyLauncher) -> None:
+    """Compile the kernels of all layers, several at once."""
+    launcher.prepare({
+        launch.kernel for lanes in (1, 8) for layer in body()
+        for step in Bench(layer, lanes, dtype, 0.05, ALL_PROPAGATE, launcher).steps[:1]
+        for launch in [*step.launches, *getattr(getattr(step, "dense", None), "launches", [])]})
 
 
 def compiled_ms(lanes: int, dtype: torch.dtype) -> float:
@@ -302,7 +324,6 @@ def compiled_ms(lanes: int, dtype: torch.dtype) -> float:
 def main() -> None:
     """Measure the body's layers, print them and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.2, 1.0])
     parser.add_argument("--out")
@@ -315,10 +336,11 @@ def main() -> None:
     print(torch.cuda.get_device_name(GPU), torch.__version__, options.dtype)
     with torch.inference_mode():
         for lanes in (1, 8):
-            for share in options.shares:
-                for layer in body():
-                    row = measure(layer, lanes, dtype, share, ALL_PROPAGATE, launcher)
-                    rows.append(row)
+            made = [measure(layer, lanes, dtype, options.shares, ALL_PROPAGATE, launcher)
+                    for layer in body()]
+            for share, some in zip(options.shares, zip(*made, strict=True), strict=True):
+                rows += some
+                for row in some:
                     print(f"{row['layer']:34} x{row['times']} lanes {lanes} share {share:4.0%} "
                           f"needed {row['candidates']:5.1%} eager {row['eager_ms'] * 1e3:6.1f} "
                           f"fused {row['dense_ms'] * 1e3:6.1f} us "
@@ -327,7 +349,6 @@ def main() -> None:
                           f"fallback {row.get('fallback_ms', 0) * 1e3:7.1f} us "
                           f"{row['dense_ms'] / row['sparse_ms']:5.2f}x "
                           f"{'fused' if row['fused'] else 'parts'}", flush=True)
-                some = [r for r in rows if r["lanes"] == lanes and r["share"] == share]
                 eager, dense, sparse = (sum(r[k] * r["times"] for r in some)
                                         for k in ("eager_ms", "dense_ms", "sparse_ms"))
                 print(f"== lanes {lanes} share {share:.0%}: eager {eager:.3f} ms, cuDNN's fusion "

@@ -15,8 +15,9 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 GPU = torch.device("cuda", 0)
 SIZES = {"720p": (720, 1280), "1080p": (1088, 1920)}
 MULTIPLES = {"hrnet_w32": 32}  # of which height and width must be
+MOST_SECONDS = 1.0  # of timing one thing
 
 
 def resnet50() -> nn.Module:
@@ -56,6 +58,47 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": resnet50, "pose_resnet": pose_resnet, "hrnet_w32": hrnet_w32}
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """Return what numbers of a precision are kept as; tf32 is a way to multiply float32."""
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def size_of(name: str, size: str) -> tuple[int, int]:
+    """Return height and width of a network's frames."""
+    multiple = MULTIPLES.get(name, 1)
+    height, width = (-(-side // multiple) * multiple for side in SIZES[size])
+    return height, width
+
+
+def cases() -> list[tuple[str, int, str]]:
+    """Return sizes, streams and precisions in which each network is measured."""
+    return [(size, lanes, "float16") for size in ("1080p", "720p") for lanes in (1, 8)] + [
+        ("1080p", lanes, precision) for precision in ("tf32", "float32") for lanes in (1, 8)]
+
+
+@cache
+def _built(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    return NETWORKS[name]().eval()
+
+
+def built(name: str) -> nn.Module:
+    """Return a network of its own, with random weights, on the CPU."""
+    return copy.deepcopy(_built(name))
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Any]:
+    """Return a network compiled for what it is given first.
+
+    "max-autotune" tries for minutes a network; the convolutions are cuDNN's in both.
+    """
+    torch._dynamo.reset()
+    made: Callable[[Tensor], Any] = torch.compile(model, mode="reduce-overhead", dynamic=False)
+    return made
+
+
 def clip(lanes: int, size: tuple[int, int], frames: int) -> list[Tensor]:
     """Return frames in float32: two rectangles a lane that move over a fixed background."""
     torch.manual_seed(0)
@@ -76,26 +119,32 @@ def clip(lanes: int, size: tuple[int, int], frames: int) -> list[Tensor]:
 
 
 def frame_ms(function: Callable[[Tensor], Any], frames: list[Tensor], rounds: int = 3) -> float:
-    """Return the median time of a frame in milliseconds, over `rounds` runs of the clip."""
+    """Return the median time of a frame in milliseconds, over up to `rounds` runs of the clip."""
     times = frame_times(function, frames, rounds)
     return times[len(times) // 2]
 
 
 def frame_times(function: Callable[[Tensor], Any], frames: list[Tensor],
                 rounds: int) -> list[float]:
-    """Return each frame's time in milliseconds, the shortest first."""
+    """Return each frame's time in milliseconds, the shortest first.
+
+    No run is begun once those before it have taken `MOST_SECONDS`.
+    """
     for frame in frames[:4]:
         function(frame)
     torch.cuda.synchronize()
-    times = []
+    times: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    started = time.monotonic()
     for _ in range(rounds):
+        if time.monotonic() - started > MOST_SECONDS:
+            break
         for frame in frames:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             function(frame)
             end.record()
             times.append((start, end))
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
     return sorted(start.elapsed_time(end) for start, end in times)
 
 
@@ -139,15 +188,15 @@ class Dense:
     figures: dict[str, Any]
 
 
-def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
-            with_compile: bool) -> list[dict[str, Any]]:
+def measure(name: str, size: str, lanes: int, dtype: torch.dtype, with_compile: bool,
+            thresholds: Sequence[float] = (0.0, 0.05)) -> list[dict[str, Any]]:
     """Return the figures of a network at each threshold, beside its dense runtimes."""
     dense = measure_dense(name, size, lanes, dtype, with_compile)
     unrelated = [f + torch.randn_like(f) for f in dense.frames[:4]] * 3
     rows = []
-    for threshold in (0.0, 0.05):
+    for threshold in thresholds:
         row = dense.figures | measure_converted(dense, threshold, unrelated)
-        if threshold == 0 and name == "hrnet_w32":  # where most of the work is needed
+        if threshold == 0 and name == "hrnet_w32" and lanes == 1:  # where most work is needed
             sparse = deltaconvert.convert(dense.model, backend="cuda", norm="rms",
                                           dense_fallback=False)
             row["sparse_only_ms"] = frame_ms(sparse, dense.frames[1:])
@@ -161,11 +210,8 @@ def measure(name: str, size: str, lanes: int, dtype: torch.dtype,
 def measure_dense(name: str, size: str, lanes: int, dtype: torch.dtype,
                   with_compile: bool) -> Dense:
     """Build a network, and measure it by its dense runtimes."""
-    multiple = MULTIPLES.get(name, 1)
-    height, width = (-(-side // multiple) * multiple for side in SIZES[size])
-    frames = clip(lanes, (height, width), 12)
-    torch.manual_seed(1)
-    model = NETWORKS[name]().eval().to(GPU)
+    frames = clip(lanes, size_of(name, size), 12)
+    model = built(name).to(GPU)
     batch_norm_statistics(model, [frames[0][:1], frames[5][:1]])
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     exact = [model(f[:1]) for f in frames]
@@ -173,14 +219,15 @@ def measure_dense(name: str, size: str, lanes: int, dtype: torch.dtype,
     model = model.to(dtype).to(memory_format=torch.channels_last)
     frames = [f.to(dtype).contiguous(memory_format=torch.channels_last) for f in frames]
     ms = {"eager": frame_ms(model, frames), "graph": frame_ms(graphed(model, frames[0]), frames)}
+    off = {"dense_error": error_of([model(f) for f in frames], exact)}
     if with_compile:
-        # max-autotune tries for minutes a network; the convolutions are cuDNN's in both.
-        compiled = torch.compile(copy.deepcopy(model), mode="reduce-overhead")
-        ms["compiled"] = frame_ms(compiled, frames)
+        run = compiled(model)
+        off["compiled_error"] = error_of([run(frames[0]).clone()], exact[:1])
+        ms["compiled"] = frame_ms(run, frames)
+        torch._dynamo.reset()  # with the memory of its graphs
     return Dense(model, frames, exact, {
         "network": name, "size": size, "lanes": lanes, "dtype": str(dtype), "tf32": tf32,
-        "share": float((frames[1] != frames[0]).any(1).float().mean()), "dense_ms": ms,
-        "dense_error": error_of([model(f) for f in frames], exact),
+        "share": float((frames[1] != frames[0]).any(1).float().mean()), "dense_ms": ms, **off,
         "frozen": error_of([exact[0]] * len(frames), exact)})
 
 
@@ -247,8 +294,7 @@ def main() -> None:
                 for lanes in options.lanes:
                     for precision in options.precisions:
                         torch.backends.cudnn.allow_tf32 = precision != "float32"
-                        dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
-                        rows += measure(name, size, lanes, dtype, options.compile)
+                        rows += measure(name, size, lanes, dtype_of(precision), options.compile)
                         torch.cuda.empty_cache()
     if options.out:
         Path(options.out).write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -34,7 +34,7 @@ class Work(ctypes.Structure):
     """What a frame had to do; ``work.cuh``."""
 
     _fields_ = (("share", c_float), ("doors", c_float), ("dense", c_float), ("frames", c_float),
-                ("patience", c_float))
+                ("patience", c_float), ("break_even", c_float))
 
 
 class CandidateArgs(ctypes.Structure):
@@ -42,7 +42,8 @@ class CandidateArgs(ctypes.Structure):
 
     _fields_ = (("fresh", c_void_p), ("list", c_void_p), ("counts", c_void_p), ("mask", c_void_p),
                 ("lanes", c_int), ("height", c_int), ("width", c_int), ("period_y", c_int),
-                ("period_x", c_int), ("sources", c_int), ("source", MaskSource * MOST_SOURCES))
+                ("period_x", c_int), ("sources", c_int), ("together", c_int), ("unused", c_int),
+                ("source", MaskSource * MOST_SOURCES))
 
 
 class BeginArgs(ctypes.Structure):
@@ -75,7 +76,7 @@ class ConditionArgs(ctypes.Structure):
 
     _fields_ = (("condition", c_longlong), ("fresh", c_void_p), ("bad", c_void_p),
                 ("work", c_void_p), ("changed", c_void_p * MOST_SOURCES), ("lanes", c_int),
-                ("doors", c_int), ("break_even", c_float), ("ways", c_int))
+                ("doors", c_int), ("ways", c_int), ("unused", c_int))
 
 
 class FrameArgs(ctypes.Structure):

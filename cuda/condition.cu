@@ -18,8 +18,7 @@ struct ConditionArgs {
     Work* work;           // of the last frame that compared
     const int* changed[MOST_SOURCES];  // of each door, how many pixels
     int lanes, doors;
-    float break_even;     // the share of work from which on the dense way is taken
-    int ways;             // 1 or 2
+    int ways, unused;     // 1 or 2
 };
 
 // A thread will do, and one warp is launched.
@@ -35,9 +34,10 @@ extern "C" __global__ void decide(ConditionArgs args) {
     }
     if (threadIdx.x != 0) return;
     Work& work = *args.work;
-    // As much a pixel at the doors as in the last frame that had any, and was not dense.
-    const float share = work.share * (work.doors > 0.f ? pixels / work.doors : 1.f);
-    bool dense = any && share >= args.break_even;
+    // As much a pixel at the doors as in the last frame that had any, and was not dense; no more
+    // than all.
+    const float share = fminf(work.share * (work.doors > 0.f ? pixels / work.doors : 1.f), 1.f);
+    bool dense = any && share >= work.break_even;
     for (int lane = 0; lane < args.lanes; ++lane) dense = dense && !args.bad[lane];
     const float patience = fmaxf(work.patience, FEWEST_FRAMES);
     if (!dense && any) {

@@ -66,6 +66,7 @@ class FrameGraph:
         """
         assert isinstance(launcher, CupyLauncher)
         self._launcher, self._bodies = launcher, bodies  # whose memory the graph uses
+        self.ways = len(bodies) if condition else 0
         self._library = driver()
         self._can_overlap = launcher.overlaps and hasattr(self._library, OVERLAP)
         self._graph, self._executable, self._last = c_void_p(), c_void_p(), c_void_p()

@@ -8,8 +8,9 @@ constexpr int MOST_SOURCES = 8;
 // taps_x], input indices or -1 for a tap that is not there; or what those tables are for a
 // window: tap t of row y is row first_y + y * step_y + t * spread_y, where the map has it. ONE: all
 // read the only pixel of the lane. STRIPS: rows by table, columns as each strip knows them. SAME: a
-// pixel reads its own place.
-enum Reads { TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME };
+// pixel reads its own place. PATCHES: a window whose taps are neighbours, of any width; all threads
+// of a warp look at a strip.
+enum Reads { TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME, PATCHES };
 
 constexpr int THREADS = 256;
 constexpr int STRIP = 8;  // neighbouring output pixels of a row, which a thread looks at together
@@ -40,6 +41,7 @@ struct CandidateArgs {
     int lanes, height, width;
     int period_y, period_x;  // phases of a transposed convolution; 1, 1 for anything else
     int sources;
+    int together, unused;  // 1: all threads of a warp look at a strip
     MaskSource source[MOST_SOURCES];
 };
 
@@ -135,6 +137,52 @@ __device__ __forceinline__ unsigned found_by_strips(const MaskSource& from, cons
     return found;
 }
 
+// Which pixels of the strip read the bytes of a word that are set: the first is `col` columns
+// behind the strip's first, and columns from `first` to before `end` are of this row.
+__device__ __forceinline__ unsigned readers_of(unsigned word, int col, int first, int end,
+                                               const MaskSource& from, const Strip& at) {
+    unsigned found = 0;
+    NO_UNROLL
+    for (int c = col; word; word >>= 8, ++c) {
+        if (!(word & 1u) || c < first || c >= end) continue;
+        const int last = min(c / from.step_x, at.pixels - 1);
+        const int least = c < from.taps_x ? 0 : (c - from.taps_x) / from.step_x + 1;
+        if (least <= last) found |= (2u << last) - (1u << least);
+    }
+    return found;
+}
+
+// By all threads of a warp, which share the words of all rows out; each gets the answer.
+__device__ unsigned found_by_patches(const MaskSource& from, const Strip& at) {
+    const int left = from.first_x + at.x * from.step_x;
+    const int first = max(-left, 0);
+    const int end = min((at.pixels - 1) * from.step_x + from.taps_x, from.width - left);
+    const int wide = (end - first + 6) / 4, total = end > first ? from.taps_y * wide : 0;
+    unsigned found = 0;
+    NO_UNROLL
+    for (int item = threadIdx.x % WARP; item < total; item += WORDS * WARP) {
+        unsigned words[WORDS];
+        int cols[WORDS];
+        UNROLL
+        for (int w = 0; w < WORDS; ++w) {
+            const int t = (item + w * WARP) / wide, rest = (item + w * WARP) % wide;
+            const int row = from.first_y + at.y * from.step_y + t * from.spread_y;
+            const int start = (at.lane * from.height + row) * from.width + left;
+            const int place = ((start + first) & ~3) + 4 * rest;
+            cols[w] = place - start;
+            const bool exists = t < from.taps_y && row >= 0 && row < from.height && cols[w] < end;
+            words[w] = exists ? *reinterpret_cast<const unsigned*>(from.mask + place) : 0;
+        }
+        NO_UNROLL
+        for (int w = 0; w < WORDS; ++w)
+            if (words[w]) found |= readers_of(words[w], cols[w], first, end, from, at);
+    }
+    unsigned all = 0;
+    UNROLL
+    for (int k = 0; k < STRIP; ++k) all |= (ballot(found >> k & 1u) != 0) << k;
+    return all;
+}
+
 __device__ __forceinline__ unsigned found_in(const MaskSource& from, const Strip& at) {
     if (from.reads == WINDOW) return found_by_window(from, at);
     if (from.reads == SAME)  // with what is behind the row's end, which is no pixel of the strip
@@ -142,6 +190,7 @@ __device__ __forceinline__ unsigned found_in(const MaskSource& from, const Strip
             bits_of(from.mask, (at.lane * from.height + at.y) * from.width + at.x, STRIP,
                     from.height * from.width * (at.lane + 1)));
     if (from.reads == STRIPS) return found_by_strips(from, at);
+    if (from.reads == PATCHES) return found_by_patches(from, at);
     if (from.reads == TAPS) return found_by_tables(from, at);
     if (from.reads == ONE) return from.mask[at.lane] ? ~0u : 0u;
     return *from.changed ? ~0u : 0u;
@@ -212,10 +261,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) find_candidates(Candida
     for (int f = 0; f < phase; ++f)
         base += args.lanes * ceil_div(args.height - f / args.period_x, args.period_y)
               * ceil_div(args.width - f % args.period_x, args.period_x);
-    const int rounds = ceil_div(total, gridDim.x * THREADS);  // of whole warps
+    const int at_once = gridDim.x * (args.together ? THREADS / WARP : THREADS);  // strips
+    const int rounds = ceil_div(total, at_once);                                 // of whole warps
+    const int thread = blockIdx.x * THREADS + threadIdx.x;
     NO_UNROLL
     for (int round = 0; round < rounds; ++round) {
-        const int place = (round * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
+        const int place = round * at_once + (args.together ? thread / WARP : thread);
         const int strip = place % strips * STRIP, row = place / strips;
         const Strip at = {row / rows, first_y + row % rows * args.period_y,
                           first_x + strip * args.period_x, args.period_x, min(STRIP, cols - strip)};
@@ -226,6 +277,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) find_candidates(Candida
             for (int s = 0; s < args.sources; ++s) found |= found_in(args.source[s], at);
             if (fresh) found = ~0u;
             found &= (1u << at.pixels) - 1u;
+            if (args.together && threadIdx.x % WARP != 0) found = 0;  // the first has it
         }
         if (!ballot(work)) return;
         list_strips(at, found, (at.lane * args.height + at.y) * args.width + at.x,

@@ -7,4 +7,5 @@ struct Work {
     float dense;     // 1: this frame goes the dense way
     float frames;    // that went it since one has compared
     float patience;  // after so many, one compares
+    float break_even;  // the share from which on the dense way is taken
 };

@@ -59,9 +59,11 @@ class Config:
         input_cap: with ``"block"``, the norm that no held pixel may exceed; ``None``
             is eight times ``input_threshold``.
         dense_fallback: where much is to be done, whole maps are computed densely: on ``cuda`` in
-            frames of which the device finds so, all nodes at all pixels, and none compared; on
-            ``cpu`` convolutions, in lanes, where this machine was found to be faster so (mostly it
-            is not; measured once, and kept). Last bits depend on the way.
+            frames of which the device finds so, all nodes at all pixels, and none compared, past
+            a share that is measured once a program (and estimated, the same in every run, under
+            ``torch.use_deterministic_algorithms``); on ``cpu`` convolutions, in lanes, where this
+            machine was found to be faster so (mostly it is not; measured once, and kept). Last
+            bits depend on the way.
         threads: threads of the ``cpu`` backend; ``None`` takes ``torch.get_num_threads()``.
         graphs: of the ``cuda`` backend: a frame is one CUDA graph, where nothing prevents it.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda import tiles
-from deltaconvert.backends.cuda.candidates import STRIP, strip_reads
+from deltaconvert.backends.cuda.candidates import PATCHES, STRIP, strip_reads
 from deltaconvert.backends.cuda.filters import numbers_of
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.nodes import DeltaNode, Slot
@@ -191,6 +191,33 @@ def test_what_strips_read(cols: list[list[int]]) -> None:
 
 def test_strips_that_read_far_apart_go_by_tables() -> None:
     assert strip_reads(np.array([[0], [60]])) is None
+
+
+# Patches, with gaps and overlaps, and what is read outside of the map; a strip's end is a row's.
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("taps, stride, padding, size", [
+    ((8, 8), (8, 8), (0, 0), (24, 80)), ((9, 16), (9, 16), (0, 0), (37, 150)),
+    ((7, 11), (4, 9), (3, 5), (19, 91)), ((2, 5), (3, 13), (1, 2), (9, 131)),
+    ((33, 32), (32, 32), (40, 36), (50, 67)), ((3, 70), (1, 1), (1, 9), (5, 77))])
+def test_patches_are_found_by_warps(taps, stride, padding, size, norm) -> None:
+    case = conv(weights(6, 3, *taps), stride=stride, padding=padding), [(3, 3, *size)]
+    stream = KernelStream(make_node(scaled(case), threshold=0.02, norm=norm), processors=1)
+    finds = next(one for one in stream.step.launches if one.kernel.entry == "find_candidates")
+    assert finds.args.source[0].reads == PATCHES
+    stream.run()
+    for share in (0.0005, 0.01, 0.3):
+        stream.change(share, [0, 2])
+        stream.check()  # how many there were, too
+
+
+@pytest.mark.parametrize("old, new", [
+    ("(c - from.taps_x) / from.step_x + 1", "(c - from.taps_x) / from.step_x"),
+    ("min(c / from.step_x, at.pixels - 1)", "min(c / from.step_x, at.pixels - 2)"),
+    ("+ 4 * rest;", "+ 4 * (rest | 1);")], ids=["a reader too many", "too few", "another word"])
+def test_a_mistake_in_patches_is_found(old: str, new: str) -> None:
+    case = conv(weights(6, 3, 2, 5), stride=(3, 13), padding=(1, 2)), [(3, 3, 9, 131)]
+    with pytest.raises(AssertionError):
+        KernelStream(make_node(scaled(case)), change=("masks.cu", old, new)).run()
 
 
 WIDE = conv(weights(72, 40, 3, 3), activation=("silu",)), [(3, 40, 7, 9)]

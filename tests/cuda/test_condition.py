@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deltaconvert.backends.cuda.dense import BREAK_EVEN, LEAST, break_even
+from deltaconvert.backends.cuda.dense import BREAK_EVEN, LEAST, estimated
 from deltaconvert.cuda.arguments import ConditionArgs, DenseArgs, EndArgs
 from deltaconvert.cuda.launcher import Launch
 from deltaconvert.cuda.loader import kernel
@@ -21,8 +21,9 @@ def decide(fresh: int, changed: tuple[int, int], work: torch.Tensor, ways: int,
     flags = torch.tensor([0, 0, fresh], dtype=torch.int32)  # of two lanes, and of any
     counters = torch.tensor(changed, dtype=torch.int32)
     said = torch.full((1,), 9, dtype=torch.int32)
+    work[5] = 0.5
     args = ConditionArgs(condition=said.data_ptr(), fresh=flags.data_ptr(), bad=bad.data_ptr(),
-                         work=work.data_ptr(), lanes=2, doors=2, break_even=0.5, ways=ways)
+                         work=work.data_ptr(), lanes=2, doors=2, ways=ways)
     args.changed[0], args.changed[1] = counters.data_ptr(), counters.data_ptr() + 4
     HostLauncher().launch(
         Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32))
@@ -47,7 +48,7 @@ def test_the_way_follows_from_the_last_frames_work(share, doors, changed, way):
 
 
 def test_small_nodes_go_the_dense_way_sooner():
-    shares = [break_even(100 * each, 100) for each in (1e9, 1e8, 4e7, 2e7, 1e6)]
+    shares = [estimated(100 * each, 100) for each in (1e9, 1e8, 4e7, 2e7, 1e6)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx(BREAK_EVEN, abs=0.01)
     assert shares[-1] == LEAST

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.backends.cuda import dense, unavailable
+from deltaconvert.backends.cuda import break_even, dense, unavailable
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.errors import FrameError
 from deltaconvert.nodes import DeltaNode, Slot
@@ -172,7 +172,7 @@ def test_resnet_equals_dense(graphs, launcher):
 @pytest.mark.parametrize("fallback", [True, False], ids=["with", "without"])
 def test_the_device_chooses_the_way(fallback, launcher, monkeypatch):
     """Two frames to begin with, then everything changes, little, nothing, and everything again."""
-    monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)  # for which these maps are too small
+    monkeypatch.setattr(break_even, "even", lambda *_: 0.42)  # these maps are too small
     model, small = network(), clip()
     delta = deltaconvert.convert(model, backend="cuda", dense_fallback=fallback)
     torch.manual_seed(2)
@@ -241,8 +241,7 @@ def furthest_from_the_law(delta: deltaconvert.DeltaModule) -> tuple[float, str]:
 @pytest.mark.parametrize("make", [network, mobile, Joined, AnchorFreeYolo])
 def test_the_law_holds_behind_dense_frames(make, launcher, monkeypatch):
     """In frames in which everything changes, and those behind them, at thresholds over 0."""
-    monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
-    monkeypatch.setattr(dense, "LEAST", 0.0)
+    monkeypatch.setattr(break_even, "even", lambda *_: 0.0)
     torch.manual_seed(0)
     model = make().eval().to(GPU)
     delta = deltaconvert.convert(model, backend="cuda", threshold=0.02, threshold_unit="std",
@@ -260,9 +259,58 @@ def test_the_law_holds_behind_dense_frames(make, launcher, monkeypatch):
     assert not ways[-1], "a frame equal to the last"
 
 
+def break_even_of(stream: Any) -> float:
+    return float(stream._state.context.work[5])
+
+
+def test_the_break_even_is_measured_once_a_program(launcher, monkeypatch):
+    """And leaves no trace: not in values, nor in what the frame is said to have done."""
+    even, told = break_even.even, []
+    monkeypatch.setattr(break_even, "even", lambda *args: told.append(args) or even(*args))
+    delta = deltaconvert.convert(mobile(), backend="cuda", threshold=0.05, threshold_unit="std")
+    first, second, *_ = clip()
+    delta(first)
+    delta(second)
+    (points, whole), = told
+    assert whole > 0
+    assert all(0 < share <= 1.001 and took > 0 for share, took in points)
+    assert [share for share, _ in points] == sorted(share for share, _ in points)
+    last = delta.stream.last
+    with_graphs, without = delta.stream, deltaconvert.convert(
+        mobile(), backend="cuda", threshold=0.05, threshold_unit="std", graphs=False)
+    without(first)
+    without(second)
+    assert last == without.stream.last
+    backend = with_graphs.program.backends["cuda"]
+    assert break_even_of(with_graphs) == pytest.approx(backend.break_even)
+    other = delta.new_stream()
+    other(first)
+    other(second)
+    assert break_even_of(other) == break_even_of(with_graphs)
+    assert len(told) == 1
+    for name, edge in other._state.edges.items():
+        assert torch.equal(edge.value, with_graphs._state.edges[name].value), name
+
+
+def lacks_memory(*_: object) -> None:
+    raise torch.cuda.OutOfMemoryError
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["must be alike", "without memory"])
+def test_where_it_cannot_be_measured_the_break_even_is_estimated(alike, launcher, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: alike)
+    monkeypatch.setattr(break_even, "Frames", lacks_memory)
+    delta = deltaconvert.convert(mobile(), backend="cuda")
+    for frame in clip(2):
+        delta(frame)
+    runner = delta.stream._state.runner
+    assert runner.graph is not None
+    assert break_even_of(delta.stream) == pytest.approx(
+        dense.estimated(runner.context.cost_of_all, runner.in_chain))
+
+
 def test_dense_frames_are_counted_as_such(launcher, monkeypatch):
-    monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
-    monkeypatch.setattr(dense, "LEAST", 0.0)
+    monkeypatch.setattr(break_even, "even", lambda *_: 0.0)
     delta = deltaconvert.convert(mobile(), backend="cuda")
     like = clip(1)[0]
     totals = []
@@ -283,7 +331,7 @@ def test_dense_frames_are_counted_as_such(launcher, monkeypatch):
 
 def test_now_and_then_a_frame_compares_and_may_go_back(launcher, monkeypatch):
     """All frames differ everywhere; how much of it thresholds hold back changes on the way."""
-    monkeypatch.setattr(dense, "BYTES_A_NODE", 0.0)
+    monkeypatch.setattr(break_even, "even", lambda *_: 0.42)
     delta = deltaconvert.convert(network(), backend="cuda", threshold=0.1, threshold_unit="std",
                                  norm="rms", input_threshold=0.0)
     torch.manual_seed(2)
@@ -296,8 +344,7 @@ def test_now_and_then_a_frame_compares_and_may_go_back(launcher, monkeypatch):
 
 
 def test_a_lane_that_is_refused_among_dense_frames_keeps_its_values(launcher, monkeypatch):
-    monkeypatch.setattr(dense, "BREAK_EVEN", 0.0)
-    monkeypatch.setattr(dense, "LEAST", 0.0)
+    monkeypatch.setattr(break_even, "even", lambda *_: 0.0)
     model = network()
     delta = deltaconvert.convert(model, backend="cuda")
     like = clip(1)[0]

@@ -141,8 +141,7 @@ class CudaBackend(Program, Backend):
 
     def runner(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State) -> Runner:
         """Return what runs a stream's frames, once all of its steps are bound."""
-        return Runner(graph_module, nodes, state, self.context(state), self.config.graphs,
-                      self.scratch)
+        return Runner(graph_module, nodes, state, self.context(state), self, self.scratch)
 
     def context(self, state: State) -> Context:
         """Return the stream's context; made with its first step."""

@@ -22,7 +22,7 @@ from deltaconvert.nodes import DeltaNode
 WARP, THREADS, BLOCKS_A_PROCESSOR = 32, 256, 4
 STRIP = 8  # pixels that a thread looks at together
 MOST_SPAN = 60  # columns that a strip reads: bits of a number, and three to align them
-TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME = range(6)  # `Reads` in masks.cu
+TAPS, WINDOW, EVERYTHING, ONE, STRIPS, SAME, PATCHES = range(7)  # `Reads` in masks.cu
 LIST_BYTES = 4 * (THREADS * STRIP + 2 * THREADS // WARP + 1)  # `Staged` in masks.cu
 STRIP_READS = np.dtype([("first", np.int32), ("span", np.int32), ("unused", np.int32, 2),
                         ("bits", np.uint64, STRIP)])  # `StripReads` in masks.cu
@@ -126,11 +126,14 @@ def list_of(node: DeltaNode, buffers: Buffers, context: Context, tables: Tables,
                                     changed=context.changed_counter(source))
         if node.about.rule == "local":
             _read(args.source[i], node.about.footprints[i], tables, period)
+            if args.source[i].reads == PATCHES:
+                args.together = 1
         else:
             args.source[i].reads = EVERYTHING
     strips = edge.mask.shape[0] * -(-height // period[0]) * -(-width // (period[1] * STRIP))
-    launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args,
-                    (blocks(context, strips, THREADS), phases), THREADS, LIST_BYTES)
+    grid = blocks(context, strips, THREADS // WARP if args.together else THREADS), phases
+    launch = Launch(kernel("masks.cu", "find_candidates", torch.float32), args, grid, THREADS,
+                    LIST_BYTES)
     return Lists(args.list, counts, phases), launch
 
 
@@ -147,9 +150,10 @@ def _read(source: MaskSource, footprint: Footprint, tables: Tables,
         source.reads = SAME
         return
     rows, cols = windows(footprint)
-    if not apart and rows and cols and (
-            (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN):
-        source.reads = WINDOW
+    near = rows and cols and (
+        (STRIP - 1) * cols[1] + (source.taps_x - 1) * cols[2] < MOST_SPAN)
+    if not apart and rows and cols and (near or cols[2] == 1):
+        source.reads = WINDOW if near else PATCHES
         source.first_y, source.step_y, source.spread_y = rows
         source.first_x, source.step_x, source.spread_x = cols
     else:

@@ -163,6 +163,10 @@ class Context:
         row = self._rows.setdefault(edge.spec.name, len(self._rows))
         return self.thresholds.data_ptr() + 4 * row * self.thresholds.shape[1]
 
+    def set_break_even(self, share: float) -> None:
+        """Say from which share of the sparse way's work on a frame goes the dense way."""
+        self.work[5] = share
+
     def upload_thresholds(self, edges: Mapping[str, Edge]) -> None:
         """Copy the edges' thresholds to the device."""
         table = torch.zeros(self.thresholds.shape, dtype=torch.float32, device="cpu")

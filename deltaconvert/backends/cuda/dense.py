@@ -21,10 +21,10 @@ from deltaconvert.nodes import DeltaNode
 # Of kernels: what nobody needs where everything changes, and what has a form for that.
 NEEDLESS = "find_candidates", "unite_masks"
 OF_LISTS = "compute_pixels", "depthwise", "convolve_sm90"
-# The dense way is taken from this share of the sparse way's work on. Where nodes are small it is
-# less, for a node of the sparse way takes a while however little there is to do: see
-# docs/performance-cuda.md. The work is counted in bytes that are moved, and in operations that take
-# as long.
+# Where nothing is measured (`break_even`), the dense way is taken from this share of the sparse
+# way's work on. Where nodes are small it is less, for a node of the sparse way takes a while
+# however little there is to do: see docs/performance-cuda.md. The work is counted in bytes that are
+# moved, and in operations that take as long.
 BREAK_EVEN, LEAST = 0.42, 0.2
 OPERATIONS_A_BYTE = 100
 BYTES_A_NODE = 2.5e6
@@ -72,8 +72,8 @@ def foresee(node: DeltaNode, step: Any, context: Context) -> bool:
     return True
 
 
-def break_even(cost_of_all: float, nodes: float) -> float:
-    """Return the share of work from which on the dense way is taken.
+def estimated(cost_of_all: float, nodes: float) -> float:
+    """Return the share of work from which on the dense way is likely to be faster.
 
     Args:
         cost_of_all: see `cost_of_pixel`; of all pixels of all nodes that have less to do by it.

@@ -36,6 +36,7 @@ class Program:
     def __post_init__(self) -> None:
         """Start with no node planned."""
         self.tables = Tables(self.device)
+        self.break_even: float | None = None  # once a stream has measured it; see `break_even.py`
 
 
 class Bound(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ from deltaconvert.backends.cuda.branches import (
     run_branches,
     turns_of,
 )
+from deltaconvert.backends.cuda.break_even import by_events, measured
 from deltaconvert.backends.cuda.candidates import THREADS, WARP, blocks
 from deltaconvert.backends.cuda.context import PACK_BYTES, Context
-from deltaconvert.backends.cuda.dense import break_even, dense_of, foresee
+from deltaconvert.backends.cuda.dense import dense_of, estimated, foresee
+from deltaconvert.backends.cuda.kinds import Program
 from deltaconvert.backends.cuda.library import LibraryStep
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
@@ -46,7 +49,7 @@ class Runner:
     """
 
     def __init__(self, graph_module: GraphModule, nodes: list[DeltaNode], state: State,
-                 context: Context, graphs: bool,
+                 context: Context, program: Program,
                  scratch: Mapping[str, Sequence[str]] | None = None) -> None:
         """Bind the kernels around a frame; compile all that it needs.
 
@@ -55,16 +58,18 @@ class Runner:
             nodes: those with a step, in order.
             state: whose steps are all bound.
             context: of the stream.
-            graphs: use CUDA graphs, where no node asks the host anything.
+            program: of the stream; says whether to use CUDA graphs, where no node asks the host
+                anything.
             scratch: names of the working memory that each node uses.
         """
         self.graph_module, self.nodes = graph_module, nodes
         self.state, self.context, self.scratch = state, context, scratch or {}
+        self.program = program
         self.frames = 0
         self.told = context.told.numpy()  # the same memory; every frame looks at it
         self.places: list[tuple[object, ...]] = []  # of the frames that the graph points to
         self.graph: FrameGraph | None = None
-        self.no_graph = _why_no_graph(nodes, context, graphs)
+        self.no_graph = _why_no_graph(nodes, context, program.config.graphs)
         self.exits = exits(graph_module)
         self.doors = [step for step in state.steps.values() if isinstance(step, CudaSparsify)]
         self.plain = False
@@ -101,6 +106,8 @@ class Runner:
             return {}
         inner = [node for node in self.nodes if node.about.rule != "sparsify"]
         weighed = sum(foresee(node, steps[node.about.name], context) for node in inner)
+        if not weighed:
+            return {}  # no node has less to do by it
         chain = longest_chain(needs_of(inner, self.scratch))
         self.in_chain = weighed * chain / len(inner)
         return {node.about.name: dense_of(steps[node.about.name]) for node in inner}
@@ -182,9 +189,26 @@ class Runner:
                             step.prepare()
                     bodies.append(captured(partial(self._run_dense, dense, turns), bodies[0]))
                 self.graph = self._graph_of(before, bodies)
+                if self.graph.ways > 1:
+                    self._settle_break_even(self.graph)
         except RuntimeError as error:
             self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
             warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
+
+    def _settle_break_even(self, graph: FrameGraph) -> None:
+        """Measure it, if no stream of the program has.
+
+        Estimate it where runs must be alike, or memory is short.
+        """
+        context, program = self.context, self.program
+        share = program.break_even
+        if share is None and not torch.are_deterministic_algorithms_enabled():
+            with suppress(torch.cuda.OutOfMemoryError):
+                share = measured(context, self.doors, graph, by_events)
+        if share is None:
+            share = estimated(context.cost_of_all, self.in_chain)
+        program.break_even = share
+        context.set_break_even(share)
 
     def _run_dense(self, steps: list[Step], turns: list[Turn]) -> None:
         launcher = self.context.launcher
@@ -211,8 +235,6 @@ class Runner:
         args = ConditionArgs(fresh=context.fresh_flags(), work=context.work.data_ptr(),
                              bad=context.bad.data_ptr(), lanes=self.state.lanes,
                              doors=len(self.doors), ways=ways)
-        if ways > 1:
-            args.break_even = break_even(context.cost_of_all, self.in_chain)
         for i, door in enumerate(self.doors):
             args.changed[i] = context.changed_counter(door.buffers.output)
         return Launch(kernel("condition.cu", "decide", torch.float32), args, (1, 1), 32)

@@ -85,16 +85,17 @@ class CudaSparsify:
         """
         if self.runner is not None:
             self.runner.raise_refusals()
-        self._point_to(frame)
+        self.point_to(frame)
         if self.runner is None or not self.runner.replays:
             self.context.launcher.launch(self.examination)
 
     def __call__(self, frame: Tensor) -> None:
         """Replace the pixels that were marked; all of a fresh lane."""
-        self._point_to(frame)
+        self.point_to(frame)
         self.context.launcher.launch(self.replacement)
 
-    def _point_to(self, frame: Tensor) -> None:
+    def point_to(self, frame: Tensor) -> None:
+        """Let both launches read a frame."""
         place = frame.data_ptr(), *frame.stride()
         if place == self.place:
             return
