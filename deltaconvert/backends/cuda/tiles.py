@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deltaconvert.backends.cuda.context import PACK_BYTES
 from deltaconvert.cuda.launcher import Launcher
 from deltaconvert.nodes import DeltaNode
 
@@ -133,7 +134,9 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
         likely = _likely_share(max(taps), max(node.about.params["stride"])) * pixels
         depth = node.about.args[1][0].numel() * dtype.itemsize // ROW_BYTES
         bk = ROW_BYTES // dtype.itemsize
-        tile = _of_warpgroups(width, depth, likely, launcher.processors, bk)
+        whole = all(size * dtype.itemsize % PACK_BYTES == 0
+                    for size in node.about.args[1].shape[:2])
+        tile = _of_warpgroups(width, depth, likely, launcher.processors, bk, whole)
         if told.get("warpgroups"):  # whatever the number of tiles
             tile = tile or _tile(64, 64, bk, 4)
         if tile and told.get("fused", True):
@@ -186,7 +189,8 @@ def _likely_share(taps: int, stride: int) -> float:
     return LIKELY_SHARE_OF_WINDOWS if stride == 1 else LIKELY_SHARE_OF_STEPS
 
 
-def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int) -> Tile | None:
+def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int,
+                   whole: bool = True) -> Tile | None:
     """Return the largest tile of which there are enough to keep a device busy.
 
     Nothing, where there are too many channels. Found by trying some for each layer of ResNet-50,
@@ -197,6 +201,7 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int
         rows: expected.
         processors: multiprocessors.
         bk: numbers of K in a stage.
+        whole: pixels are whole packs; else one warpgroup would copy too many parts of them.
     """
     narrowest = next((bn for bn in WIDTHS if -(-width // bn) <= MOST_COLUMNS), 0)
 
@@ -207,9 +212,10 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int
     narrow = max(narrowest, 64 if width > 32 else 32)
     if not narrowest:
         return None
-    many = _of_many_rows(width, depth, rows, processors) if bk == ROW_BYTES // 2 else None
-    if many:
-        return many
+    if whole and bk == ROW_BYTES // 2:
+        many = _of_many_rows(width, depth, rows, processors)
+        if many:
+            return many
     few = _of_few_rows(width, depth, -(-int(rows) // 64), processors, bk)
     if few:
         return few
@@ -235,8 +241,8 @@ def _of_many_rows(width: int, depth: int, rows: float, processors: int) -> Tile 
     """Return the tile of which a warpgroup copies, where many rows wait.
 
     Nothing, where that does not pay, nor where clusters would be large. Tiles of 128x128 are one a
-    multiprocessor, the others two: so sums are no longer where there are a few more tiles than
-    multiprocessors. Of many columns, blocks of a cluster wait longer for each other.
+    multiprocessor, the others two: better where some would have one more of the large ones than
+    others, worse for short sums of many columns, whose blocks wait for each other.
 
     Args:
         width, depth, rows, processors: see `_of_warpgroups`; of 16-bit numbers.
