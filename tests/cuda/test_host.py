@@ -231,9 +231,12 @@ def test_a_mistake_of_splits_is_noticed(mistake):
 @pytest.mark.parametrize("mistake", MISTAKES_AHEAD)
 @torch.inference_mode()
 def test_a_mistake_of_warps_that_copy_is_noticed(mistake):
+    # Of short sums, there is room for more tiles than rows are kept of.
+    case = SCANNED if mistake.startswith("rows that are replaced") else LONG
+
     def in_any_order() -> None:
         for order in range(len(ORDERS)):
-            run((COPIES_AHEAD, *MISTAKES_AHEAD[mistake]), AHEAD_TILE, LONG, order)
+            run((COPIES_AHEAD, *MISTAKES_AHEAD[mistake]), AHEAD_TILE, case, order)
 
     with pytest.raises(AssertionError):
         in_any_order()
