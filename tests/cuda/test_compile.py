@@ -66,7 +66,7 @@ TILES = ((128, 128, 3), (128, 256, 4), (128, 128, 4), (128, 64, 3), (128, 64, 6)
 
 
 # Those of which a warpgroup copies, for 16-bit numbers.
-TILES_AHEAD = ((128, 128, 6), (64, 128, 4), (128, 64, 4))
+TILES_AHEAD = ((128, 128, 6),)
 
 
 def ahead(dtype: torch.dtype) -> list[Kernel]:
