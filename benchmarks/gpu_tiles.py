@@ -31,7 +31,7 @@ TILES = {
           (64, 4, False, 4), (128, 3, False, 1), (128, 4, False, 1), (128, 4, False, 2)],
     256: [(64, 4, False, 1), (128, 4, False, 1), (64, 4, False, 2)]}
 # Of which a warpgroup copies, for 16-bit numbers: bm, bn, stages.
-AHEAD = ((128, 128, 6),)
+AHEAD = ((128, 64, 4), (64, 128, 4), (128, 128, 6))
 
 
 def tiles(layer: Layer, lanes: int, dtype: torch.dtype, limit: int) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,10 @@ constexpr bool STAY = false;  // nothing in the first cache: more is under way t
 constexpr int SLOT = A_STAGE + B_STAGE;
 constexpr int ROW_PACKS = BN / FEW;  // of a map
 constexpr int TURNS = 2;  // tiles that rows and norms are kept of
+// Registers a thread, where blocks share a multiprocessor: at first, as many as there are; then of
+// those that copy, and, with what these give up, of those that multiply. Each a multiple of 8.
+constexpr int REGISTERS = 65536 / (BLOCKS * BLOCK) / 8 * 8, OF_COPY = REGISTERS - 16;
+constexpr int OF_MULTIPLY = REGISTERS + 16 * THREADS / MULTIPLY;
 static_assert(sizeof(Number) == 2, "nobody would round A to tf32");
 static_assert(BM * BN * sizeof(Number) <= SLOT, "a map fits where a stage does");
 
@@ -344,7 +348,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) convolve_ahead(ConvA
     copy_bias(shared, args, column);
     if (columns > 1) cluster_barrier();
     else block_barrier();
-    if (threadIdx.x < THREADS) produce(shared, args, column, columns);
-    else consume(shared, args, column, columns);
+    if (threadIdx.x < THREADS) {
+        if (BLOCKS > 1) keep_registers<OF_COPY>();
+        produce(shared, args, column, columns);
+    } else {
+        if (BLOCKS > 1) take_registers<OF_MULTIPLY>();
+        consume(shared, args, column, columns);
+    }
     if (columns > 1) cluster_barrier();  // others send to a block's memory as long as it is there
 }

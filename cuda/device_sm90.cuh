@@ -121,6 +121,18 @@ __device__ __forceinline__ void first_threads_barrier() {
     asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
 }
 
+// Of a whole warpgroup: from here on it has so many registers a thread, a multiple of 8. It gives
+// the others back to its block, or waits for those that others have given.
+template <int REGISTERS>
+__device__ __forceinline__ void keep_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+template <int REGISTERS>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
 // Before the first product: orders it behind what the registers were used for.
 __device__ __forceinline__ void begin_products() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
