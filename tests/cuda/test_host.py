@@ -91,8 +91,8 @@ MISTAKES_OF_WARPGROUPS = {
         "+ slot * A_STAGE + swizzled(row, at))", "+ slot * A_STAGE + row * ROW_BYTES + at)"),
     "a thread's wrong channels": ("+ threadIdx.x % 4 * FEW;", "+ (threadIdx.x + 1) % 4 * FEW;"),
     "a thread's wrong row": (
-        "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;",
-        "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
+        "(threadIdx.x - FIRST) / WARP * 16 + threadIdx.x % WARP / 4;",
+        "(threadIdx.x - FIRST) / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
     "a store that is not masked": (
         "if (pixel < 0 || (!ALL && !exceeds(total[half], args.rule, threshold[half]))) continue;",
         "if (pixel < 0) continue;"),
