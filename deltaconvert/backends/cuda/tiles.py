@@ -34,7 +34,7 @@ AT_ONCE, ALONE_AT_ONCE, ALONE_IN_CLUSTERS = 1.12, 0.95, 0.8
 QUARTERS = ((128, 2 * LONG_SUM, ALONE_IN_CLUSTERS), (64, LONG_SUM, 1.25))
 # Tiles of 128 rows a multiprocessor, from which on it pays that a warpgroup copies: for long sums,
 # for shorter ones, and for those of one stage or few columns.
-FEWEST_OF_LONG, FEWEST_OF_SHORT, FEWEST_OF_SHORTEST = 0.25, 0.85, 2
+FEWEST_OF_LONG, FEWEST_OF_SHORT, FEWEST_OF_SHORTEST = 0.2, 0.85, 2
 REGISTERS, BLOCK_LIMIT = 65536, 8
 # Sums of convolutions, and bytes of small and of large maps, of which we compute all pixels.
 LONGEST_OF_ALL, MOST_BYTES_OF_FEW, FEWEST_BYTES_OF_ALL = 256, 6e6, 30e6
@@ -241,8 +241,8 @@ def _of_many_rows(width: int, depth: int, rows: float, processors: int) -> Tile 
     """Return the tile of which a warpgroup copies, where many rows wait.
 
     Nothing, where that does not pay, nor where clusters would be large. Tiles of 128x128 are one a
-    multiprocessor, the others two: better where some would have one more of the large ones than
-    others, worse for short sums of many columns, whose blocks wait for each other.
+    multiprocessor, the others two: better for long sums, worse for short ones of many columns,
+    whose blocks wait for each other.
 
     Args:
         width, depth, rows, processors: see `_of_warpgroups`; of 16-bit numbers.
@@ -254,14 +254,11 @@ def _of_many_rows(width: int, depth: int, rows: float, processors: int) -> Tile 
     if width <= 64:
         pays = share >= FEWEST_OF_SHORTEST
         return _tile(128, 64, bk, 4, early=True, ahead=True) if pays else None
-    if depth >= MEDIUM_SUM:
-        fewest, large = FEWEST_OF_LONG, 0.5 <= share <= 1
-    else:
-        fewest = FEWEST_OF_SHORT if depth > 1 else FEWEST_OF_SHORTEST
-        large = depth > 1 or columns != 2
+    long = depth >= MEDIUM_SUM
+    fewest = FEWEST_OF_LONG if long else FEWEST_OF_SHORT if depth > 1 else FEWEST_OF_SHORTEST
     if share < fewest:
         return None
-    if large:
+    if not long and (depth > 1 or columns != 2):
         return _tile(128, 128, bk, 6, early=True, ahead=True)
     return _tile(64, 128, bk, 4, early=True, ahead=True)
 
