@@ -30,10 +30,16 @@ TILES = {
           (64, 3, True, 2), (64, 4, True, 2), (64, 4, False, 2), (64, 4, True, 4),
           (64, 4, False, 4), (128, 3, False, 1), (128, 4, False, 1), (128, 4, False, 2)],
     256: [(64, 4, False, 1), (128, 4, False, 1), (64, 4, False, 2)]}
+# Of which a warpgroup copies, for 16-bit numbers: bm, bn, stages.
+AHEAD = ((128, 64, 4), (64, 128, 4), (128, 128, 6))
 
 
 def tiles(layer: Layer, lanes: int, dtype: torch.dtype, limit: int) -> Iterator[dict[str, Any]]:
     """Yield what is tried for a layer, where it fits."""
+    if dtype.itemsize == 2:
+        yield from ({"warpgroups": True, "bm": bm, "bn": bn, "stages": stages, "early": True,
+                     "splits": 1, "ahead": True} for bm, bn, stages in AHEAD
+                    if bn < 2 * layer.cout and layer.cout <= LARGE_CLUSTER * bn)
     for bn, some in TILES.items():
         for bm, stages, early, splits in some:
             tile = Tile(True, bm, bn, 128 // dtype.itemsize, stages, True, True, early, splits)
@@ -79,6 +85,7 @@ def accuracy(bench: Bench) -> str:
 def in_words(tile: Tile) -> str:
     """Return a tile as the tables have it."""
     return (f"{tile.bm}x{tile.bn} {tile.stages}{' early' if tile.early else ''}"
+            f"{' ahead' if tile.ahead else ''}"
             f"{f' /{tile.splits}' if tile.splits > 1 else ''}")
 
 

@@ -16,6 +16,7 @@
 #else
 #include "multiply_simt.cuh"
 #endif
+constexpr bool STAY = true;  // what is copied, in the first cache
 #include "gather.cuh"
 
 constexpr int WARPS = THREADS / WARP;

@@ -24,15 +24,11 @@
 
 constexpr int ROW_BYTES = 128;  // of a stage of A or B
 constexpr int BK = ROW_BYTES / static_cast<int>(sizeof(NUMBER)), THREADS = BM / 64 * WARPGROUP;
-#include "gather.cuh"
+constexpr int FIRST = 0;      // of the threads that multiply: all do
+constexpr bool STAY = true;   // what is copied, in the first cache
+#include "tile_sm90.cuh"
 #include "scan.cuh"
 
-constexpr int A_STAGE = BM * ROW_BYTES, B_STAGE = BN * ROW_BYTES;
-constexpr int WIDE = BN < 128 ? BN : 128, ACROSS = BN / WIDE;  // columns of an instruction
-constexpr int PACK = 16;  // bytes
-constexpr int FEW = PACK / static_cast<int>(sizeof(Number));  // channels of a pack
-constexpr int QUAD = 4 * FEW;  // channels that four threads have a pack of each
-constexpr int GROUPS = BN / QUAD;  // packs that a thread has in a row
 constexpr int AHEAD = STAGES - 2;  // stages under way: one is multiplied, one may be still
 static_assert(AHEAD >= 1, "stages: one to be copied, and two that are multiplied");
 
@@ -60,18 +56,8 @@ __device__ __forceinline__ Shared share(byte* memory, const ConvArgs& args) {
     return shared;
 }
 
-// What a tile's rows are, and the thresholds they are held to: a first frame's pixels to one that
-// everything exceeds.
-struct TileRows : Rows { float* threshold; };
-
-// By arithmetic alone: that these are addresses in shared memory must stay known.
 __device__ __forceinline__ TileRows rows_of(const Shared& shared, const ConvArgs& args, int turn) {
-    TileRows rows;
-    rows.pixel = shared.rows + turn * BM * (2 + args.most_taps_y + args.most_taps_x);
-    rows.threshold = reinterpret_cast<float*>(rows.pixel + BM);
-    rows.row = rows.pixel + 2 * BM;
-    rows.col = rows.row + BM * args.most_taps_y;
-    return rows;
+    return rows_at(shared.rows + turn * size_of_rows(args), args);
 }
 
 __device__ __forceinline__ Found found_of(const Shared& shared, const ConvArgs& args) {
@@ -90,12 +76,9 @@ __device__ __forceinline__ int pixel_of(const Shared& shared, const ConvArgs& ar
 
 __device__ __forceinline__ void find_tile(const TileRows& rows, const ConvArgs& args,
                                           const Phase& phase, int listed, int first, int count) {
-    const int i = threadIdx.x;
-    const int lane = i < BM && first + i < count ? listed / args.rule.plane : 0;
-    const int fresh = args.rule.fresh[lane];  // both at once
-    const float threshold = args.rule.thresholds[lane];
+    const float threshold = threshold_of(args, listed, first, count);
     find_rows(rows, args, phase, listed, first, count);
-    if (i < BM) rows.threshold[i] = fresh ? -1.f : threshold;
+    if (threadIdx.x < BM) rows.threshold[threadIdx.x] = threshold;
 }
 
 // Asks for what the rule will compare with and add, while the tile is multiplied.
@@ -110,16 +93,6 @@ __device__ void prefetch_rows(Rows rows, const ConvArgs& args, int column) {
         if (!ALL) prefetch(args.output + pixel * args.step_out + channel);
         if (args.residual) prefetch(args.residual + pixel * args.step_residual + channel);
     }
-}
-
-// The rows of a tile that a thread finishes: this one, and the one 8 further down.
-__device__ __forceinline__ int first_row() {
-    return threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-}
-
-// A thread has a pack of neighbouring channels in every QUAD of a row, in two rows, 8 apart.
-__device__ __forceinline__ int channel_of(int column, int group) {
-    return column * BN + group * QUAD + threadIdx.x % 4 * FEW;
 }
 
 // Where a pack that was copied early lies.
@@ -147,8 +120,6 @@ __device__ __forceinline__ void copy_early(const Shared& shared, const Rows& row
         }
     }
 }
-
-struct Sums { float at[ACROSS][WIDE / 2]; };
 
 // Copies stages of A and B, one after the other.
 struct Loader {
@@ -199,23 +170,6 @@ struct Loader {
         gather.advance();
     }
 };
-
-__device__ __forceinline__ void multiply_stage(Sums& sums, Matrix a, Matrix b) {
-    begin_products();
-    UNROLL
-    for (int k = 0; k < ROW_BYTES; k += 32) {
-        UNROLL
-        for (int n = 0; n < ACROSS; ++n)
-            multiply_warpgroup(Number(), sums.at[n], further(a, k),
-                               further(b, n * WIDE * ROW_BYTES + k));
-    }
-    commit_products();
-}
-
-__device__ __forceinline__ float& sum_of(Sums& sums, int half, int group, int i) {
-    const int column = group * QUAD;
-    return sums.at[column / WIDE][column % WIDE / 2 + i / 2 * 4 + half * 2 + i % 2];
-}
 
 // What this block of a cluster does: its channels, and its part of K.
 struct Part { int column, columns, split; };
@@ -283,10 +237,7 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, const Shared& shared, 
     }
     wait_for_copies<0>();
     wait_for_products<0>();
-    UNROLL
-    for (int n = 0; n < ACROSS; ++n)
-        UNROLL
-        for (int i = 0; i < WIDE / 2; ++i) settled(sums.at[n][i]);
+    settle(sums);
 }
 
 // Adds what the other splits have summed to the first one's sums, through the stages' memory, which
@@ -319,60 +270,6 @@ __device__ __forceinline__ void add_splits(Sums& sums, const Shared& shared, con
     cluster_has_read();  // before a block's stages are overwritten, or it has gone
 }
 
-// A pack of neighbouring channels of a pixel; 16-bit numbers two and two.
-template <typename T>
-struct alignas(PACK) Neighbours {
-    unsigned at[4];
-
-    __device__ __forceinline__ float number(int i) const {
-        return to_float(T{static_cast<unsigned short>(at[i / 2] >> (i % 2 * 16))});
-    }
-
-    // Sets two that begin with an even one.
-    __device__ __forceinline__ void set(int i, float x, float y) {
-        at[i / 2] = rounded_pair(T(), x, y);
-    }
-};
-
-template <>
-struct alignas(PACK) Neighbours<float> {
-    float at[4];
-
-    __device__ __forceinline__ float number(int i) const { return at[i]; }
-    __device__ __forceinline__ void set(int i, float x, float y) { at[i] = x, at[i + 1] = y; }
-};
-
-typedef Neighbours<Number> Few;
-
-// How a pack is moved, OUT_VEC numbers at once; `left` are the channels from here on.
-template <typename From, typename To>
-__device__ __forceinline__ void move(const From* from, To* to, int left) {
-    typedef Pack<Number, OUT_VEC> Part;
-    UNROLL
-    for (int i = 0; i < FEW / OUT_VEC; ++i)
-        if (i * OUT_VEC < left)
-            reinterpret_cast<Part*>(to)[i] = reinterpret_cast<const Part*>(from)[i];
-}
-
-// Groups whose loads are under way together: more would not fit into the registers.
-constexpr int CHUNK = GROUPS < 2 ? 1 : BN > 128 ? 4 : 2;
-
-// The norm over the channels, as far as it has come.
-struct Norm {
-    float sum;
-    bool exceeds;
-    float threshold;
-
-    // As `score`: for the largest magnitude, it is enough to know that one exceeds the threshold.
-    __device__ __forceinline__ void add(float now, float old, bool exists) {
-        const float d = now == old ? 0.f : now - old;
-        if (RMS) sum += exists ? d * d : 0.f;
-        else exceeds = exceeds || (exists && !(fabsf(d) <= threshold));
-    }
-
-    __device__ __forceinline__ float total() const { return RMS ? sum : exceeds ? 1.f : 0.f; }
-};
-
 // What the rule compares with and adds, from where it was copied to or from where it is.
 __device__ __forceinline__ void fetch(const Shared& shared, int map, int half, int group,
                                       const Number* from, Few& to, int left) {
@@ -380,56 +277,6 @@ __device__ __forceinline__ void fetch(const Shared& shared, int map, int half, i
         if (left > 0) to = *reinterpret_cast<const Few*>(early_at(shared, map, half, group));
     } else {
         move(from, &to, left);
-    }
-}
-
-// Makes new values of the sums of one of a thread's two rows; returns its part of the norm.
-__device__ __forceinline__ float finish_row(Sums& sums, const Shared& shared, const ConvArgs& args,
-                                            long long pixel, float threshold, int half,
-                                            int column) {
-    const Number* before = args.output + pixel * args.step_out;
-    const Number* residual = args.residual + pixel * args.step_residual;
-    Norm norm = {0.f, false, threshold};
-    UNROLL
-    for (int first = 0; first < GROUPS; first += CHUNK) {
-        Few old[CHUNK], added[CHUNK];
-        UNROLL
-        for (int g = 0; g < CHUNK; ++g) {
-            const int channel = channel_of(column, first + g), left = args.rule.channels - channel;
-            old[g] = added[g] = Few{};
-            if (!ALL) fetch(shared, 0, half, first + g, before + channel, old[g], left);
-            if (args.residual)
-                fetch(shared, 1, half, first + g, residual + channel, added[g], left);
-        }
-        UNROLL
-        for (int k = 0; k < CHUNK * FEW; k += 2) {
-            const int g = k / FEW, i = k % FEW;
-            const int left = args.rule.channels - channel_of(column, first + g);
-            float& x = sum_of(sums, half, first + g, i);
-            float& y = sum_of(sums, half, first + g, i + 1);
-            Few now;
-            now.set(i, activate(x + added[g].number(i), args.rule),
-                    activate(y + added[g].number(i + 1), args.rule));
-            x = now.number(i), y = now.number(i + 1);
-            if (ALL) continue;
-            norm.add(x, old[g].number(i), i / OUT_VEC * OUT_VEC < left);
-            norm.add(y, old[g].number(i + 1), (i + 1) / OUT_VEC * OUT_VEC < left);
-        }
-    }
-    return norm.total();
-}
-
-__device__ __forceinline__ void write_row(Sums& sums, const ConvArgs& args, long long pixel,
-                                          int half, int column) {
-    Number* output = args.output + pixel * args.step_out;
-    UNROLL
-    for (int g = 0; g < GROUPS; ++g) {
-        const int channel = channel_of(column, g);
-        Few now;
-        UNROLL
-        for (int i = 0; i < FEW; i += 2)
-            now.set(i, sum_of(sums, half, g, i), sum_of(sums, half, g, i + 1));
-        move(&now, output + channel, args.rule.channels - channel);
     }
 }
 
@@ -472,18 +319,7 @@ __device__ __forceinline__ void finish_tile(Sums& sums, const Shared& shared, Ti
         if (!ALL) total[half] = group_sum<4>(total[half]);
     }
     if (!ALL && part.columns > 1) add_over_blocks(total, shared, first, part.columns);
-    int listed = -1;  // the first two of four threads list a row each
-    UNROLL
-    for (int half = 0; half < 2; ++half) {
-        const int pixel = pixels[half];
-        if (pixel < 0 || (!ALL && !exceeds(total[half], args.rule, threshold[half]))) continue;
-        write_row(sums, args, pixel, half, column);
-        if (!ALL && column == 0 && threadIdx.x % 4 == half) {
-            mark(args.rule, pixel);
-            listed = pixel;
-        }
-    }
-    if (!ALL && column == 0) list_changes(args.rule, listed >= 0, listed);
+    write_changes(sums, args, column, pixels, total, threshold);
 }
 
 // Asks for the block's part of the filter, which no kernel writes; of many blocks, one does.

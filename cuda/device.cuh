@@ -95,13 +95,17 @@ __device__ __forceinline__ void tell_host(int* where, int what) {
 #if __CUDA_ARCH__ >= 800
 
 // Starts a copy to shared memory of BYTES (4, 8 or 16), or of zeros where !exists. The data
-// are there once `wait_for_copies` has returned and a barrier has been passed. They stay in the
-// multiprocessor's first cache too: neighbouring tiles read the same pixels and filters.
-template <int BYTES>
+// are there once `wait_for_copies` has returned and a barrier has been passed. As a rule they stay
+// in the multiprocessor's first cache too: neighbouring tiles read the same pixels and filters.
+template <int BYTES, bool STAY = true>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool exists) {
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
     const int size = exists ? BYTES : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from),
+    if (BYTES == 16 && !STAY)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from),
+                     "r"(size) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from),
                  "n"(BYTES), "r"(size) : "memory");
 }
 
@@ -114,7 +118,7 @@ __device__ __forceinline__ void wait_for_copies() {
 
 #else  // no asynchronous copies: each is done when it is asked for
 
-template <int BYTES>
+template <int BYTES, bool STAY = true>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool exists) {
     UNROLL
     for (int i = 0; i < BYTES / 4; ++i)

@@ -57,6 +57,82 @@ __device__ __forceinline__ void wait_for_arrival(Arrivals* arrivals, unsigned pa
                      "}" : "=r"(done) : "r"(arrived), "r"(parity) : "memory");
 }
 
+// Barriers of which each turn ends with so many arrivals, and with the bytes that these tell of; by
+// one thread, with `show_turns` behind all and then a barrier of the block or cluster.
+__device__ __forceinline__ void start_turns(Arrivals* arrivals, int count, int expected) {
+    for (int i = 0; i < count; ++i) {
+        const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(arrivals + i));
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(place), "r"(expected)
+                     : "memory");
+    }
+}
+
+__device__ __forceinline__ void show_turns() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    show_tensor_cores();
+}
+
+// Behind all that this thread has read and written.
+__device__ __forceinline__ void arrive(Arrivals* arrivals) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(arrivals));
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(place) : "memory");
+}
+
+// As soon as all asynchronous copies of this thread have landed.
+__device__ __forceinline__ void arrive_behind_copies(Arrivals* arrivals) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(arrivals));
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(place) : "memory");
+}
+
+// Tells how many bytes other blocks will `send`.
+__device__ __forceinline__ void arrive_expecting(Arrivals* arrivals, int bytes) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(arrivals));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(place), "r"(bytes)
+                 : "memory");
+}
+
+// Sends a number to where another block of the cluster, or this one, has what this one has at `to`.
+__device__ __forceinline__ void send(float x, float* to, Arrivals* arrivals, int block) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    const unsigned arrived = static_cast<unsigned>(__cvta_generic_to_shared(arrivals));
+    asm volatile("{\n"
+                 ".reg .u32 there, told;\n"
+                 "mapa.shared::cluster.u32 there, %0, %3;\n"
+                 "mapa.shared::cluster.u32 told, %1, %3;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %2, [told];\n"
+                 "}" ::"r"(place), "r"(arrived), "r"(__float_as_uint(x)), "r"(block) : "memory");
+}
+
+// `wait_for_arrival` of what other blocks send.
+__device__ __forceinline__ void wait_for_others(Arrivals* arrivals, unsigned parity) {
+    const unsigned arrived = static_cast<unsigned>(__cvta_generic_to_shared(arrivals));
+    unsigned done = 0;
+    while (!done)
+        asm volatile("{\n"
+                     ".reg .pred done;\n"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, done;\n"
+                     "}" : "=r"(done) : "r"(arrived), "r"(parity) : "memory");
+}
+
+// Of the first THREADS threads of a block.
+template <int THREADS>
+__device__ __forceinline__ void first_threads_barrier() {
+    asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
+}
+
+// Of a whole warpgroup: from here on it has so many registers a thread, a multiple of 8. It gives
+// the others back to its block, or waits for those that others have given.
+template <int REGISTERS>
+__device__ __forceinline__ void keep_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+template <int REGISTERS>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
 // Before the first product: orders it behind what the registers were used for.
 __device__ __forceinline__ void begin_products() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

@@ -111,7 +111,7 @@ struct Gather {
         } else {
             UNROLL
             for (int i = 0; i < A_COPIES; ++i)
-                copy_async<PACK_BYTES>(place(i), from[i], exists[i]);
+                copy_async<PACK_BYTES, STAY>(place(i), from[i], exists[i]);
         }
     }
 
@@ -136,7 +136,7 @@ struct Gather {
                     packs[i] = Pack<Number, VEC>{};
                     if (exists) packs[i] = *reinterpret_cast<const Pack<Number, VEC>*>(from);
                 } else {
-                    copy_async<PACK_BYTES>(place(first + i), from, exists);
+                    copy_async<PACK_BYTES, STAY>(place(first + i), from, exists);
                 }
             }
             if constexpr (BY_HAND) {

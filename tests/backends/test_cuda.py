@@ -95,6 +95,20 @@ def test_warpgroups(name: str, told: dict[str, Any], dtype: torch.dtype) -> None
     assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve_sm90"}
 
 
+# With warps that copy: two warpgroups that multiply, and a cluster, with few slots.
+AHEAD = {"warpgroups": True, "bm": 128, "bn": 64, "stages": 3, "early": True, "ahead": True}
+AHEAD_CLUSTER = {**AHEAD, "bm": 64, "bn": 32, "stages": 2}
+
+
+@pytest.mark.parametrize("told", [AHEAD, AHEAD_CLUSTER], ids=["two", "cluster"])
+@pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1 stride 2", "conv 7x7 of 3 channels",
+                                  "conv + residual + relu", "transposed"])
+def test_warps_that_copy(name: str, told: dict[str, Any]) -> None:
+    stream = KernelStream(at(make_node(scaled(CASES[name])), torch.float16), told=told)
+    stream.run()
+    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve_ahead"}
+
+
 # Words that are full and that are not, more of them than threads, and lanes that are fresh.
 @pytest.mark.parametrize("width", [31, 64, 130])
 @pytest.mark.parametrize("told", [TWO, SPLIT], ids=["two", "split"])
@@ -236,6 +250,25 @@ def test_clusters_of_warpgroups(order: int, dtype: torch.dtype, beside: int, tol
     stream.change(0.3, [0], size=1e-3)
     assert stream.check() > 0
     assert stream.output.counts == [0, 0, 0]
+
+
+@pytest.mark.parametrize("norm", ["max", "rms"])
+@pytest.mark.parametrize("order", range(len(ORDERS)))
+@pytest.mark.parametrize("beside, told", [(0, AHEAD_CLUSTER), (3, AHEAD_CLUSTER), (0, AHEAD)])
+@pytest.mark.parametrize("residual", [None, Slot(1)], ids=["3x3", "residual"])
+def test_clusters_with_warps_that_copy(residual: Slot | None, beside: int, told: Any, order: int,
+                                       norm: str) -> None:
+    """As above; with a residual, there are more maps than stages of K."""
+    case = WIDE
+    if residual:
+        case = (conv(weights(72, 40, 1, 1), padding=(0, 0), residual=residual,
+                     activation=("silu",)), [(3, 40, 11, 19), (3, 72, 11, 19)])
+    node = at(make_node(scaled(case), threshold=0.2, norm=norm), torch.float16)
+    stream = KernelStream(node, told=told, order=order, beside=beside, processors=1)
+    stream.run()
+    stream.change(0.3, [0], size=1e-3)
+    assert stream.check() > 0
+    assert {k.entry for k in stream.launcher.ran} == {"find_candidates", "convolve_ahead"}
 
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)

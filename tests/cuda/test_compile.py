@@ -21,15 +21,16 @@ from deltaconvert.backends.cuda.pixels import (
     MOST_PACKS_OF_OTHERS,
     THIN_BYTES,
 )
-from deltaconvert.backends.cuda.tiles import Tile
+from deltaconvert.backends.cuda.tiles import REGISTERS, Tile
 from deltaconvert.cuda.loader import FOLDER, Kernel, kernel, source_of
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 HALVES = (torch.float16, torch.bfloat16)
 # Beyond so many registers, too few threads are resident.
-MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "compute_pixels": 168,
-                  "attend_windows": 168, "depthwise": 128, "examine_pixels": 80, "finish_all": 96,
-                  "find_candidates": 96, "normalize_pixels": 128}
+MOST_REGISTERS = {"convolve": 168, "convolve_sm90": 255, "convolve_ahead": 168,
+                  "compute_pixels": 168, "attend_windows": 168, "depthwise": 128,
+                  "examine_pixels": 80, "finish_all": 96, "find_candidates": 96,
+                  "normalize_pixels": 128}
 MOST_OTHERWISE = 64
 # Bytes: without tensor cores, and of warpgroups, outside of their loops.
 MOST_SPILLED, MOST_SPILLED_OF_WARPGROUPS = 64, 16
@@ -62,6 +63,21 @@ TILES = ((128, 128, 3), (128, 256, 4), (128, 128, 4), (128, 64, 3), (128, 64, 6)
          (64, 128, 3, True), (64, 128, 4), (64, 256, 4), (128, 32, 3), (128, 32, 6),
          (64, 32, 4), (64, 64, 4, True, 4), (64, 64, 4, True, 2), (64, 128, 4, True, 4),
          (64, 64, 4, True))
+
+
+# Those of which a warpgroup copies, for 16-bit numbers.
+TILES_AHEAD = ((128, 128, 6), (64, 128, 4), (128, 64, 4))
+
+
+def ahead(dtype: torch.dtype) -> list[Kernel]:
+    """Each of them, with an activation, and with numbers copied one by one."""
+    made = [Tile(True, *tile[:2], 64, tile[2], True, True, True, ahead=True)
+            for tile in TILES_AHEAD]
+    return [kernel("convolution_ahead_sm90.cu", "convolve_ahead", dtype, BM=tile.bm, BN=tile.bn,
+                   STAGES=tile.stages, VEC=vec, OUT_VEC=8, RMS=1, BLOCKS=tile.resident,
+                   EARLY=early, WINDOWED=1, **activate)
+            for tile in made for vec, early, activate in (
+                (8, 1, {}), (8, 1, {"ACTIVATE": ACTIVATIONS["silu"]}), (1, 0, {}))]
 
 
 def of_warpgroups(dtype: torch.dtype) -> list[Kernel]:
@@ -121,7 +137,7 @@ def kernels(capability: int) -> list[Kernel]:
             kernel("windows.cu", "attend_windows", torch.bfloat16, VEC=8, TENSOR=1)]
     if capability == 90:
         made += of_warpgroups(torch.float16) + of_warpgroups(torch.float32)
-        made += of_warpgroups(torch.bfloat16)[:2]
+        made += of_warpgroups(torch.bfloat16)[:2] + ahead(torch.float16) + ahead(torch.bfloat16)[:1]
         made.append(kernel("condition.cu", "decide", torch.float32))
         made += without_lists(torch.float32)
     for dtype in (torch.float32, *HALVES):
@@ -162,6 +178,7 @@ def compile_for(capability: int, one: Kernel) -> list[tuple[str, int, int]]:
     log = compiler.getProgramLog(program)
     # Whoever reads a sum before `settled` has its products one after the other, or wrong.
     assert "warpgroup." not in log, log
+    assert "setmaxnreg" not in log, log  # that it was ignored
     found = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill "
                        r"loads.*?Used (\d+) registers", log, re.DOTALL)
     assert found, log
@@ -184,6 +201,11 @@ def test_within_limits(capability):
                     else MOST_SPILLED if ("TENSOR", 0) in one.defines else 0)
             assert spilled <= most, f"{what} spills {spilled} bytes for sm_{capability}"
             assert registers <= MOST_REGISTERS.get(entry, MOST_OTHERWISE), what
+            # Those that multiply wait for what others give, as the kernel's file counts it.
+            defines = dict(one.defines)
+            if entry == "convolve_ahead" and defines["BLOCKS"] > 1:
+                threads = (defines["BM"] // 64 + 1) * 128
+                assert registers == REGISTERS // (defines["BLOCKS"] * threads) // 8 * 8, what
 
 
 def test_sources_hold_all_they_include():

@@ -11,6 +11,7 @@ import torch
 from deltaconvert.nodes import Slot
 from tests.backends.test_cpu import CASES, conv, make_node, weights
 from tests.backends.test_cuda import ROUNDED, at, check_rounding, scaled
+from tests.cuda.host.launcher import ORDERS
 from tests.cuda.streams import KernelStream
 
 MISTAKES = {
@@ -90,8 +91,8 @@ MISTAKES_OF_WARPGROUPS = {
         "+ slot * A_STAGE + swizzled(row, at))", "+ slot * A_STAGE + row * ROW_BYTES + at)"),
     "a thread's wrong channels": ("+ threadIdx.x % 4 * FEW;", "+ (threadIdx.x + 1) % 4 * FEW;"),
     "a thread's wrong row": (
-        "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;",
-        "threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
+        "(threadIdx.x - FIRST) / WARP * 16 + threadIdx.x % WARP / 4;",
+        "(threadIdx.x - FIRST) / WARP * 16 + threadIdx.x % WARP / 4 * 2 % 8;"),
     "a store that is not masked": (
         "if (pixel < 0 || (!ALL && !exceeds(total[half], args.rule, threshold[half]))) continue;",
         "if (pixel < 0) continue;"),
@@ -113,6 +114,32 @@ MISTAKES_OF_ROUNDING = {
     "rows that are not rounded": (
         "for (int i = 0; i < A_COPIES; ++i) {\n                typedef Pack<unsigned",
         "for (int i = 1; i < A_COPIES; ++i) {\n                typedef Pack<unsigned"),
+}
+COPIES_AHEAD = "convolution_ahead_sm90.cu"
+MISTAKES_AHEAD = {
+    "a slot that is filled before it is empty": (
+        "        ring.wait_until_empty();\n        byte* const a", "        byte* const a"),
+    "a slot that is empty before its products are done": (
+        "        wait_for_products<1>();\n        if (before >= 0) release(ring.empty + before);\n"
+        "        before = ring.slot;", "        release(ring.empty + ring.slot);"),
+    "products of a slot that is not full": (
+        "        ring.wait_until_full();\n        show_tensor", "        show_tensor"),
+    "old values that have not arrived": (
+        "        ring.wait_until_full();\n        maps.at", "        maps.at"),
+    "a map that is filled before its slot is empty": (
+        "        ring.wait_until_empty();\n        Arrivals* const full = ring.full + ring.slot;\n"
+        "        copy_map",
+        "        Arrivals* const full = ring.full + ring.slot;\n        copy_map"),
+    "rows that are replaced while they are needed": (
+        "            wait_for_arrival(shared.read + turn, (number / TURNS & 1) ^ 1);\n", ""),
+    "rows that are read before all are there": (
+        "            first_threads_barrier<THREADS>();\n", ""),
+    "parts of a norm that are read too early": (
+        "    wait_for_others(shared.sent + turn, parity);\n", ""),
+    "a bias that is read too early": (
+        "    if (columns > 1) cluster_barrier();\n    else block_barrier();\n", ""),
+    "rows of the tile before": (
+        "            listed = further;\n", ""),
 }
 MISTAKES_OF_SCANS = {
     "an input whose mask is forgotten": ("if (args.more_bits) bits |= memory[i];", ""),
@@ -161,9 +188,13 @@ SCANNED = (conv(weights(40, 40, 1, 1), padding=(0, 0), residual=Slot(1)),
 LONG = conv(weights(40, 40, 3, 3)), [(3, 40, 7, 9)]
 
 
+# A warpgroup that multiplies, two blocks of a cluster, three tiles one after the other.
+AHEAD_TILE = {"warpgroups": True, "bm": 64, "bn": 32, "stages": 6, "early": True, "ahead": True}
+
+
 @pytest.mark.parametrize("told, case", [(WARP_TILE, None), (GROUP_TILE, LONG), (SPLIT_TILE, LONG),
-                                        (GROUP_TILE, SCANNED)],
-                         ids=["warps", "warpgroups", "splits", "scan"])
+                                        (GROUP_TILE, SCANNED), (AHEAD_TILE, LONG)],
+                         ids=["warps", "warpgroups", "splits", "scan", "ahead"])
 @torch.inference_mode()
 def test_without_a_mistake_all_is_well(told, case):
     run(None, told, case)
@@ -195,6 +226,20 @@ def test_a_mistake_of_one_column_is_noticed(mistake):
 def test_a_mistake_of_splits_is_noticed(mistake):
     with pytest.raises(AssertionError):
         run((WARPGROUPS, *MISTAKES_OF_SPLITS[mistake]), SPLIT_TILE, LONG)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_AHEAD)
+@torch.inference_mode()
+def test_a_mistake_of_warps_that_copy_is_noticed(mistake):
+    # Of short sums, there is room for more tiles than rows are kept of.
+    case = SCANNED if mistake.startswith("rows that are replaced") else LONG
+
+    def in_any_order() -> None:
+        for order in range(len(ORDERS)):
+            run((COPIES_AHEAD, *MISTAKES_AHEAD[mistake]), AHEAD_TILE, case, order)
+
+    with pytest.raises(AssertionError):
+        in_any_order()
 
 
 @pytest.mark.parametrize("mistake", MISTAKES_OF_SCANS)

@@ -30,7 +30,7 @@ from tests.backends.test_cuda import (
     scaled,
 )
 from tests.cuda.streams import TF32, KernelStream
-from tests.cuda.test_compile import TILES
+from tests.cuda.test_compile import TILES, TILES_AHEAD
 from tests.families import AnchorFreeYolo
 
 GPU = torch.device("cuda", 0)
@@ -97,12 +97,45 @@ def test_each_tile_of_warpgroups(tile, dtype, launcher):
     rows, columns, stages, early, splits = (*tile, *(False, 1)[len(tile) - 3:])
     told = {"bm": rows, "bn": columns, "bk": 128 // dtype.itemsize, "stages": stages,
             "tensor": True, "fused": True, "warpgroups": True, "early": early, "splits": splits}
-    case = (conv(weights(2 * columns, 320, 1, 1), padding=(0, 0), residual=Slot(1),
-                 activation=("relu",)), [(3, 320, 19, 23), (3, 2 * columns, 19, 23)])
     rounding = {"tolerance": TF32} if dtype == torch.float32 else {}
     with torch.backends.cudnn.flags(allow_tf32=True):
         for norm in ("max", "rms"):
-            run(at(make_node(scaled(case), norm=norm), dtype), launcher, told=told, **rounding)
+            run(at(make_node(scaled(of_two_tiles(columns)), norm=norm), dtype), launcher,
+                told=told, **rounding)
+
+
+def of_two_tiles(columns: int, size: tuple[int, int] = (19, 23)) -> Any:
+    """A convolution of twice as many channels, with a residual."""
+    return (conv(weights(2 * columns, 320, 1, 1), padding=(0, 0), residual=Slot(1),
+                 activation=("relu",)), [(3, 320, *size), (3, 2 * columns, *size)])
+
+
+# Two warpgroups that multiply, and one that copies.
+AHEAD = {"warpgroups": True, "bm": 128, "bn": 64, "stages": 4, "early": True, "splits": 1,
+         "ahead": True}
+
+
+# Of the larger map, each block has several tiles.
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(19, 23), (119, 223)], ids=str)
+@pytest.mark.parametrize("tile", TILES_AHEAD, ids=str)
+def test_each_tile_of_warps_that_copy(tile, size, dtype, launcher):
+    if launcher.capability != (9, 0):
+        pytest.skip("no Hopper")
+    rows, columns, stages = tile
+    told = {**AHEAD, "bm": rows, "bn": columns, "bk": 64, "stages": stages}
+    for norm in ("max", "rms"):
+        run(at(make_node(scaled(of_two_tiles(columns, size)), norm=norm), dtype), launcher,
+            told=told)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["conv 3x3", "conv 1x1 stride 2", "conv + residual + relu",
+                                  "transposed", "transposed with gaps", "conv 7x7 of 3 channels"])
+def test_warps_that_copy(name, dtype, launcher):
+    if launcher.capability != (9, 0):
+        pytest.skip("no Hopper")
+    run(at(make_node(scaled(CASES[name])), dtype), launcher, told=AHEAD)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -435,4 +468,7 @@ def test_under_the_sanitizer(launcher):
         with torch.backends.cudnn.flags(allow_tf32=True):
             run(at(make_node(scaled(CASES["conv 3x3"])), dtype), launcher, told={"fused": True},
                 tolerance=TF32 if dtype == torch.float32 else None)
+    if launcher.capability == (9, 0):
+        run(at(make_node(scaled(CASES["conv + residual + relu"])), torch.float16), launcher,
+            told=AHEAD)
     run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, dense=True)

@@ -262,10 +262,12 @@ def _kernel(node: DeltaNode, folded: Folded, args: ConvArgs) -> Kernel:
         "WINDOWED": int(folded.window is not None),
         **(applied(activation_of(node)) or NOTHING).defines}
     if tile.warpgroups:
-        defines["SCAN"] = int(folded.scans)
         early = tile.early and defines["OUT_VEC"] == PACK_BYTES // size
-        return kernel("convolution_sm90.cu", "convolve_sm90", dtype, BLOCKS=tile.resident,
-                      RMS=args.rule.rms, EARLY=int(early), SPLITS=tile.splits, **defines)
+        defines.update(BLOCKS=tile.resident, RMS=args.rule.rms, EARLY=int(early))
+        if tile.ahead:
+            return kernel("convolution_ahead_sm90.cu", "convolve_ahead", dtype, **defines)
+        return kernel("convolution_sm90.cu", "convolve_sm90", dtype, SCAN=int(folded.scans),
+                      SPLITS=tile.splits, **defines)
     return kernel("convolution.cu", "convolve", dtype, TENSOR=int(tile.tensor), BK=tile.bk,
                   FUSED=int(tile.fused), **defines)
 

@@ -39,7 +39,7 @@ def scans(node: DeltaNode, tile: Tile, phases: int, tables: Tables) -> bool:
         tables: of the program, as far as nodes are planned.
     """
     about = node.about
-    return (tile.warpgroups and phases == 1 and len(about.inputs) <= MOST_SOURCES
+    return (tile.warpgroups and not tile.ahead and phases == 1 and len(about.inputs) <= MOST_SOURCES
             and words_of(about.output) <= MOST_WORDS and not tables.reads_changes(node)
             and all(footprint.is_identity for footprint in about.footprints)
             and all(edge.name in tables.markers and edge.mask_shape == about.output.mask_shape

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deltaconvert.backends.cuda.context import PACK_BYTES
 from deltaconvert.cuda.launcher import Launcher
 from deltaconvert.nodes import DeltaNode
 
@@ -31,6 +32,9 @@ MEDIUM_SUM, LONG_SUM = 16, 32  # stages of K
 AT_ONCE, ALONE_AT_ONCE, ALONE_IN_CLUSTERS = 1.12, 0.95, 0.8
 # Columns of tiles whose sums are cut in four, the stages that pays from, blocks a multiprocessor.
 QUARTERS = ((128, 2 * LONG_SUM, ALONE_IN_CLUSTERS), (64, LONG_SUM, 1.25))
+# Tiles of 128 rows a multiprocessor, from which on it pays that a warpgroup copies: for long sums,
+# for shorter ones, and for those of one stage or few columns.
+FEWEST_OF_LONG, FEWEST_OF_SHORT, FEWEST_OF_SHORTEST = 0.2, 0.85, 2
 REGISTERS, BLOCK_LIMIT = 65536, 8
 # Sums of convolutions, and bytes of small and of large maps, of which we compute all pixels.
 LONGEST_OF_ALL, MOST_BYTES_OF_FEW, FEWEST_BYTES_OF_ALL = 256, 6e6, 30e6
@@ -48,6 +52,8 @@ class Tile:
         warpgroups: by convolution_sm90.cu, whose blocks are a cluster over the channels.
         early: old values and residual are copied to shared memory while a tile is multiplied.
         splits: parts of K, each a block of the cluster.
+        ahead: by convolution_ahead_sm90.cu, of whose warpgroups one copies for the others; 16-bit
+            numbers, with the stages for old values and residual, too.
     """
 
     tensor: bool
@@ -59,12 +65,13 @@ class Tile:
     warpgroups: bool = False
     early: bool = False
     splits: int = 1
+    ahead: bool = False
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
         if self.warpgroups:
-            return self.bm // 64 * 128
+            return (self.bm // 64 + self.ahead) * 128
         if self.tensor:
             return self.bm // 32 * (self.bn // (64 if self.bn >= 128 else 32)) * 32
         return self.bm // 8 * (self.bn // (8 if self.bn >= 128 else 4))
@@ -78,7 +85,7 @@ class Tile:
 
     def _stage_bytes(self, residual: bool) -> int:
         """Count what a block of warpgroups has for maps and filters."""
-        maps = (1 + residual) * self.early
+        maps = (1 + residual) * (self.early and not self.ahead)
         itemsize = ROW_BYTES // self.bk
         return (ROW_BYTES * self.stages * (self.bm + self.bn)
                 + itemsize * maps * self.bm * self.bn)
@@ -92,6 +99,10 @@ class Tile:
         """Count a block's shared memory as `Shared` in the kernel's file lays it out."""
         if self.warpgroups:
             rows = 1 + 2 * (2 + taps[0] + taps[1])
+            if self.ahead:
+                rows += 2 * self.cluster(channels) - 1
+                return (self._stage_bytes(residual) + 4 * self.bm * rows + 4 * self.bn
+                        + 8 * (2 * self.stages + 6))
             return self._stage_bytes(residual) + 4 * self.bm * rows + (self.stages + 1) // 2 * 16
         pad_a, pad_b = 16 // itemsize, 8 if self.tensor else 16 // itemsize
         pipeline = self.stages * itemsize * (
@@ -123,11 +134,14 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
         likely = _likely_share(max(taps), max(node.about.params["stride"])) * pixels
         depth = node.about.args[1][0].numel() * dtype.itemsize // ROW_BYTES
         bk = ROW_BYTES // dtype.itemsize
-        tile = _of_warpgroups(width, depth, likely, launcher.processors, bk)
+        whole = all(size * dtype.itemsize % PACK_BYTES == 0
+                    for size in node.about.args[1].shape[:2])
+        tile = _of_warpgroups(width, depth, likely, launcher.processors, bk, whole)
         if told.get("warpgroups"):  # whatever the number of tiles
             tile = tile or _tile(64, 64, bk, 4)
         if tile and told.get("fused", True):
-            return replace(tile, **told)
+            # Whose stages are told, that is by the kernel that is told, or by the plain one.
+            return replace(tile, **({"ahead": False, **told} if "stages" in told else told))
     bn = 128 if width > 64 else 64 if width > 32 else 32
     half = tensor and dtype.itemsize == 2
     # Of a dozen of each tried on an H100, in docs/performance-cuda.md.
@@ -175,7 +189,8 @@ def _likely_share(taps: int, stride: int) -> float:
     return LIKELY_SHARE_OF_WINDOWS if stride == 1 else LIKELY_SHARE_OF_STEPS
 
 
-def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int) -> Tile | None:
+def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int,
+                   whole: bool = True) -> Tile | None:
     """Return the largest tile of which there are enough to keep a device busy.
 
     Nothing, where there are too many channels. Found by trying some for each layer of ResNet-50,
@@ -186,6 +201,7 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int
         rows: expected.
         processors: multiprocessors.
         bk: numbers of K in a stage.
+        whole: pixels are whole packs; else one warpgroup would copy too many parts of them.
     """
     narrowest = next((bn for bn in WIDTHS if -(-width // bn) <= MOST_COLUMNS), 0)
 
@@ -196,6 +212,10 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int
     narrow = max(narrowest, 64 if width > 32 else 32)
     if not narrowest:
         return None
+    if whole and bk == ROW_BYTES // 2:
+        many = _of_many_rows(width, depth, rows, processors)
+        if many:
+            return many
     few = _of_few_rows(width, depth, -(-int(rows) // 64), processors, bk)
     if few:
         return few
@@ -215,6 +235,32 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int
     wide = max(narrow, 128)
     early = _tile(64, wide, bk, 3, early=True)
     return early if wide == 128 and early.resident > 1 else _tile(64, wide, bk, 4)
+
+
+def _of_many_rows(width: int, depth: int, rows: float, processors: int) -> Tile | None:
+    """Return the tile of which a warpgroup copies, where many rows wait.
+
+    Nothing, where that does not pay, nor where clusters would be large. Tiles of 128x128 are one a
+    multiprocessor, the others two: better for long sums, worse for short ones of many columns,
+    whose blocks wait for each other.
+
+    Args:
+        width, depth, rows, processors: see `_of_warpgroups`; of 16-bit numbers.
+    """
+    columns, bk = -(-width // 128), ROW_BYTES // 2
+    share = -(-int(rows) // 128) * columns / processors
+    if width <= 32 or columns > MOST_COLUMNS:
+        return None
+    if width <= 64:
+        pays = share >= FEWEST_OF_SHORTEST
+        return _tile(128, 64, bk, 4, early=True, ahead=True) if pays else None
+    long = depth >= MEDIUM_SUM
+    fewest = FEWEST_OF_LONG if long else FEWEST_OF_SHORT if depth > 1 else FEWEST_OF_SHORTEST
+    if share < fewest:
+        return None
+    if not long and (depth > 1 or columns != 2):
+        return _tile(128, 128, bk, 6, early=True, ahead=True)
+    return _tile(64, 128, bk, 4, early=True, ahead=True)
 
 
 def _of_few_rows(width: int, depth: int, tiles: int, processors: int, bk: int) -> Tile | None:
@@ -253,9 +299,10 @@ def _of_few_rows(width: int, depth: int, tiles: int, processors: int, bk: int) -
     return replace(tile, splits=2) if cut else tile
 
 
-def _tile(bm: int, bn: int, bk: int, stages: int, early: bool = False, splits: int = 1) -> Tile:
+def _tile(bm: int, bn: int, bk: int, stages: int, early: bool = False, splits: int = 1,
+          ahead: bool = False) -> Tile:
     """Return a tile of warpgroups."""
-    return Tile(True, bm, bn, bk, stages, True, True, early, splits)
+    return Tile(True, bm, bn, bk, stages, True, True, early, splits, ahead)
 
 
 def tensor_cores(dtype: torch.dtype, launcher: Launcher) -> bool:

@@ -43,7 +43,26 @@ constexpr int WARP_SIZE = 32;
 constexpr size_t STACK = 96 * 1024, CANARY = 256;
 
 struct Copy { void* to; const void* from; size_t bytes; bool exists; };
-enum State { READY, AT_GROUP, AT_BLOCK, AT_CLUSTER, DONE };
+enum State { READY, AT_GROUP, AT_BLOCK, AT_CLUSTER, AT_TURN, DONE };
+
+// A barrier of counted arrivals, and what lands when its turn ends.
+struct Turn {
+    int expected, pending;
+    long bytes = 0;  // that are still to come
+    unsigned ended = 0;
+    std::vector<Copy> copies;
+
+    void check() {
+        if (pending || bytes) return;
+        for (const Copy& copy : copies) {
+            if (copy.exists) memcpy(copy.to, copy.from, copy.bytes);
+            else memset(copy.to, 0, copy.bytes);
+        }
+        copies.clear();
+        pending = expected;
+        ++ended;
+    }
+};
 
 struct Product;  // of a warpgroup, in device_sm90.cuh
 
@@ -55,6 +74,8 @@ struct Thread {
     const char* call = nullptr;  // the function of a group of threads that it waits in
     int group = 0;               // how many they are
     const void* given = nullptr;
+    const struct Turn* turn = nullptr;  // that it waits for the end of
+    unsigned parity = 0;
     std::vector<std::vector<Copy>> groups;  // committed, not landed
     std::vector<Copy> open;
     std::vector<std::vector<std::shared_ptr<Product>>> products;  // committed, not done
@@ -77,6 +98,7 @@ struct Block {
     ucontext_t main;
     jmp_buf scheduler;
     std::string error;
+    std::map<const void*, Turn> turns;
     std::map<const void*, Copy> arriving;  // copies by one instruction, by what is told
 };
 
@@ -147,7 +169,7 @@ inline bool release_group(size_t waiting) {
     for (size_t i = first; i < first + size; ++i) {
         Thread& thread = block->threads[i];
         if (thread.state == DONE) continue;
-        if (thread.state != AT_GROUP) return false;
+        if (thread.state != AT_GROUP || static_cast<size_t>(thread.group) != size) return false;
         if (strcmp(block->threads[waiting].call, thread.call)) {
             complain(std::string("threads meet in ") + block->threads[waiting].call + " and "
                      + thread.call);
@@ -177,6 +199,9 @@ inline bool release() {
     bool ran = false, left = false;
     for (size_t first = 0; first < block->threads.size(); first += block->size)
         ran |= release_at(AT_BLOCK, first, first + block->size);
+    for (Thread& thread : block->threads)
+        if (thread.state == AT_TURN && thread.turn->ended % 2 != thread.parity)
+            thread.state = READY, ran = true;
     ran = ran || release_at(AT_CLUSTER, 0, block->threads.size());
     for (Thread& thread : block->threads) left |= thread.state != DONE;
     if (left && !ran)
@@ -229,6 +254,7 @@ inline void run_warps(const std::vector<int>& order, const std::vector<size_t>& 
 
 inline void run_block(const std::vector<int>& order, size_t shared_bytes) {
     for (Thread& thread : block->threads) thread = Thread();
+    block->turns.clear();
     for (auto& memory : block->memory)
         memset(memory.data(), block->poison, memory.size());
     std::vector<size_t> warps;
@@ -374,7 +400,7 @@ inline void let_next_kernel_begin() {}
 
 inline void tell_host(int* where, int what) { *where = what; }
 
-template <int BYTES>
+template <int BYTES, bool STAY = true>
 void copy_async(void* to, const void* from, bool exists) {
     if (reinterpret_cast<uintptr_t>(to) % BYTES || reinterpret_cast<uintptr_t>(from) % BYTES)
         host::complain("an asynchronous copy that is not aligned");
