@@ -27,6 +27,7 @@ constexpr int REGISTERS = 65536 / (BLOCKS * BLOCK) / 8 * 8, OF_COPY = REGISTERS 
 constexpr int OF_MULTIPLY = REGISTERS + 16 * THREADS / MULTIPLY;
 static_assert(sizeof(Number) == 2, "nobody would round A to tf32");
 static_assert(BM * BN * sizeof(Number) <= SLOT, "a map fits where a stage does");
+static_assert(STAGES >= 2, "slots: of two products one after the other, and of two maps");
 
 // The slots, and where a thread is in them.
 struct Ring {
@@ -302,6 +303,7 @@ __device__ __forceinline__ void finish_tile(Sums& sums, Shared& shared, const Co
             total[half] = finish_row(sums, maps, args, pixels[half], threshold[half], half, column);
         total[half] = group_sum<4>(total[half]);
     }
+    if (EARLY) show_tensor_cores();  // filters follow where maps were, by the proxy of these
     warp_barrier();
     if (EARLY) release(maps.empty[0]);
     if (EARLY && args.residual) release(maps.empty[1]);

@@ -5,8 +5,18 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+import torch
 
-from deltaconvert.backends.cuda.tiles import LARGE_CLUSTER, MOST_COLUMNS, ROW_BYTES, _of_warpgroups
+from deltaconvert.backends.cuda.tiles import (
+    LARGE_CLUSTER,
+    MOST_COLUMNS,
+    ROW_BYTES,
+    _of_warpgroups,
+    choose_tile,
+)
+from tests.backends.test_cpu import conv, make_node, weights
+from tests.backends.test_cuda import at
+from tests.cuda.host.launcher import HostLauncher
 
 SHARED_LIMIT = 227 * 1024
 SCANNED = 6 * 1024  # bytes: for what `scan.cuh` finds
@@ -33,3 +43,14 @@ def test_a_tile_of_warpgroups_fits(processors: int, itemsize: int) -> None:
 
 def test_there_is_none_for_more_channels_than_a_cluster_has() -> None:
     assert _of_warpgroups(MOST_COLUMNS * 256 + 1, 8, 1000, 132, 64) is None
+
+
+@pytest.mark.parametrize("taps, ahead", [((1, 3), True), ((3, 31), False), ((41, 41), True)])
+def test_a_tile_has_room_for_the_rows_of_large_windows(taps: tuple[int, int], ahead: bool) -> None:
+    case = conv(weights(72, 8, *taps), padding=(taps[0] // 2, taps[1] // 2))
+    node, launcher = at(make_node((case, [(1, 8, 40, 60)])), torch.float16), HostLauncher(
+        processors=1)
+    tile = choose_tile(node, 1, 72, launcher, {})
+    assert tile.shared_bytes(2, taps, 72) <= launcher.shared_limit
+    assert tile.warpgroups
+    assert tile.ahead is ahead

@@ -140,6 +140,8 @@ MISTAKES_AHEAD = {
         "    if (columns > 1) cluster_barrier();\n    else block_barrier();\n", ""),
     "rows of the tile before": (
         "            listed = further;\n", ""),
+    "thresholds of the tile before": (
+        "            threshold = threshold_of(args, listed, tile * BM, count);\n", ""),
 }
 MISTAKES_OF_SCANS = {
     "an input whose mask is forgotten": ("if (args.more_bits) bits |= memory[i];", ""),
@@ -161,6 +163,9 @@ def run(change: tuple[str, str, str] | None, told: dict[str, Any], case: Any = N
     for size in (0.3, 0.2, 1e-3):  # some near the threshold, and none that exceeds it
         stream.change(0.3, [0], size=size)
         stream.check()
+    stream.state.fresh[0] = True  # nothing exceeds the threshold but there
+    stream.change(0.3, [1], size=1e-3)
+    stream.check()
 
 
 MISTAKES_OF_DEPTHWISE = {

@@ -136,7 +136,11 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
         bk = ROW_BYTES // dtype.itemsize
         whole = all(size * dtype.itemsize % PACK_BYTES == 0
                     for size in node.about.args[1].shape[:2])
-        tile = _of_warpgroups(width, depth, likely, launcher.processors, bk, whole)
+        found = (_of_warpgroups(width, depth, likely, launcher.processors, bk, ahead)
+                 for ahead in (whole, False))
+        # Of very large windows, rows would take more memory than many slots leave.
+        tile = next((tile for tile in found if tile and tile.shared_bytes(
+            dtype.itemsize, taps, width) <= launcher.shared_limit), None)
         if told.get("warpgroups"):  # whatever the number of tiles
             tile = tile or _tile(64, 64, bk, 4)
         if tile and told.get("fused", True):
