@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule
 
@@ -46,7 +47,7 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
                  and (len(into) == 1 or (into and (node.target in VIEWS or _cuts(node))))
                  and all(depends[node] == depends[other] and _are_alike(node, other, volumes)
                          for other in into)
-                 and (node in volumes or not _is_vector(node.meta["value"], lanes)))
+                 and (into | {node} <= volumes or not _is_vector(node.meta["value"], lanes)))
         last[node] = into if joins else frozenset([node])
     for node in graph.nodes:
         for other in last.get(node, ()):
@@ -70,12 +71,16 @@ def _are_alike(node: fx.Node, other: fx.Node, volumes: set[fx.Node]) -> bool:
 
 
 def _volumes(graph: fx.Graph) -> set[fx.Node]:
-    """Return what is computed whole of maps over time, from the first operator on not known."""
+    """Return what is computed whole of maps over time, from the first operator on not known.
+
+    In a model's own precision only: what is not known computes in that, whatever is kept.
+    """
     found: set[fx.Node] = set()
     for node in graph.nodes:
         value, rule = node.meta.get("value"), node.meta.get("rule")
-        if (isinstance(value, Tensor) and value.dim() == 5 and rule in ("global", "unknown")
-                and (rule == "unknown" or any(e in found for e in edges(node)))):
+        if (rule in ("global", "unknown") and isinstance(value, Tensor) and value.dim() == 5
+                and value.dtype in (torch.float32, torch.float64)
+                and (is_unknown(node) or any(e in found for e in edges(node)))):
             found.add(node)
     return found
 
