@@ -57,7 +57,9 @@ EXCEPTIONS = {
     ATTENTION: "each place is weighed against the others: tokens, windows, what is made of them",
     BATCHES: "maps of another batch size than the frame's: RAFT encodes both pictures as one "
              "batch. As islands (modules=) its encoders are local",
-    VOLUMES: "convolutions over time as well as space: each call has other frames in it",
+    VOLUMES: "convolutions over time as well as space: a call has a whole clip in it, which is "
+             "computed when anything in it changes, at the speed of the dense model; it gains "
+             "where a clip is equal to the last",
     OUTSIDE: "the model's own code between the islands: heads that run on boxes",
 }
 

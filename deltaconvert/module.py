@@ -172,6 +172,11 @@ class DeltaModule(nn.Module):
         return summarize(self)
 
     @property
+    def newest_program(self) -> Program | None:
+        """What was compiled last, for a frame or for ``convert``'s ``example_inputs``."""
+        return next(reversed(self._programs.values()), None)
+
+    @property
     def statistics(self) -> dict[str, NodeStats]:
         """The work of the module's own stream since it was started, by node."""
         return self.stream.totals

@@ -10,13 +10,16 @@ only the last one's value leaves; a view joins each of its readers, and so does 
 up, of whose parts not every backend has a place for all. Vectors stay nodes: those of gates, whose
 thresholds hold back what would touch every pixel, and a classifier's, for which backends have
 loops. So does what depends on fewer inputs of the model than its readers do: it may rest while
-they run. Operators that are not known join their like only, so that reports tell them apart.
+they run. Operators that are not known join their like only, so that reports tell them apart. What
+is done to volumes (N x C x T x H x W) between these is their like, gates included: of a network for
+clips all runs when anything changes, and each value kept on the way is as large as a convolution's.
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule
 
@@ -33,7 +36,7 @@ SMALL = 8192  # numbers of a lane
 def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
     """Annotate the graph; ``lanes`` is the batch size."""
     graph, result = graph_module.graph, PassResult("join_whole")
-    depends = _inputs_behind(graph)
+    depends, volumes = _inputs_behind(graph), _volumes(graph)
     # Of the nodes that run whole: the last ones that each runs with.
     last: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in reversed(graph.nodes):
@@ -42,9 +45,9 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
         into = frozenset[fx.Node]().union(*(last.get(reader, ()) for reader in node.users))
         joins = (all(reader in last for reader in node.users)
                  and (len(into) == 1 or (into and (node.target in VIEWS or _cuts(node))))
-                 and all(depends[node] == depends[other]
-                         and is_unknown(node) == is_unknown(other) for other in into)
-                 and not _is_vector(node.meta["value"], lanes))
+                 and all(depends[node] == depends[other] and _are_alike(node, other, volumes)
+                         for other in into)
+                 and (into | {node} <= volumes or not _is_vector(node.meta["value"], lanes)))
         last[node] = into if joins else frozenset([node])
     for node in graph.nodes:
         for other in last.get(node, ()):
@@ -61,6 +64,25 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
 def is_unknown(node: fx.Node) -> bool:
     """Whether this computes what is not known; to cut a tensor up is not to compute."""
     return bool(node.meta["rule"] == "unknown") and not _cuts(node)
+
+
+def _are_alike(node: fx.Node, other: fx.Node, volumes: set[fx.Node]) -> bool:
+    return (node in volumes or is_unknown(node)) == (other in volumes or is_unknown(other))
+
+
+def _volumes(graph: fx.Graph) -> set[fx.Node]:
+    """Return what is computed whole of maps over time, from the first operator on not known.
+
+    In a model's own precision only: what is not known computes in that, whatever is kept.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        value, rule = node.meta.get("value"), node.meta.get("rule")
+        if (rule in ("global", "unknown") and isinstance(value, Tensor) and value.dim() == 5
+                and value.dtype in (torch.float32, torch.float64)
+                and (is_unknown(node) or any(e in found for e in edges(node)))):
+            found.add(node)
+    return found
 
 
 def _cuts(node: fx.Node) -> bool:

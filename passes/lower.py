@@ -141,8 +141,8 @@ class _Lowering:
         threshold, norm = self._held_back(node, parts)
         why = max(parts, key=lambda p: (bool(p.reason), p.multiply_adds))
         return replace(
-            parts[-1], rule="unknown" if is_unknown(node) else "global", reason=why.reason,
-            advice=why.advice, function=function, operator=None,
+            parts[-1], rule="unknown" if any(map(is_unknown, members)) else "global",
+            reason=why.reason, advice=why.advice, function=function, operator=None,
             args=tuple(Slot(i) for i in range(len(inputs))), params={},
             inputs=tuple(map(self._spec, inputs)), shapes=None, constants={},
             multiply_adds=sum(p.multiply_adds for p in parts),

@@ -83,3 +83,12 @@ def test_thresholds_of_global_nodes_keep_small_changes_from_marking_everything()
         out = delta(changed)
         assert (delta.stream.last["after"].candidates == 80) == everywhere
         assert (out - model(changed)).abs().max() <= 10 * threshold + 1e-5
+
+
+def test_a_summary_says_where_a_conversion_saves_nothing():
+    def summary(forward, **parts):
+        return deltaconvert.convert(Model(forward, **parts), FRAME, backend="reference").summary()
+    said = ("speed: 100% of the multiply-adds run whole when anything changes, and such a frame "
+            "takes about what it takes the dense model; one equal to the last, next to nothing")
+    assert said not in summary(lambda self, x: self.conv(x), conv=nn.Conv2d(4, 4, 3))
+    assert said in summary(lambda self, x: self.conv(x[:, None]), conv=nn.Conv3d(1, 4, 3))

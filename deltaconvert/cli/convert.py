@@ -31,6 +31,7 @@ from deltaconvert.model_specs import preprocessing_of
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
+from deltaconvert.summary import speed_in_words
 from deltaconvert.words import count
 
 USUAL_SIZE = 224, 224  # where nothing says another
@@ -154,7 +155,8 @@ def _described(delta: deltaconvert.DeltaModule, program: Program | None) -> dict
         {"node": n.about.name, "reason": n.about.reason, "source": n.about.source}
         for n in program.nodes if n.about.rule == "unknown"]
     return {"operators": len(calls), "parameters": sum(p.numel() for p in delta.parameters()),
-            "unknown": unknown, "config": delta.config.to_dict()}
+            "unknown": unknown, "speed": "" if program is None else speed_in_words(program.nodes),
+            "config": delta.config.to_dict()}
 
 
 def _text(data: dict[str, Any], weights: str, frames: str, size: str) -> str:
@@ -168,4 +170,6 @@ def _text(data: dict[str, Any], weights: str, frames: str, size: str) -> str:
         lines.append(f"unknown   {count(len(data['unknown']), 'operator')}, run whole and densely")
         lines += [f"          {u['node']}: {u['reason']} ({u['source'] or 'line unknown'})"
                   for u in data["unknown"]]
+    if data["speed"]:
+        lines.append(f"speed     {data['speed']}")
     return "\n".join([*lines, f"wrote     {data['out']}, {data['bytes'] / 1e6:.1f} MB"])

@@ -30,7 +30,7 @@ def _torch(input, weight, bias, running_mean, running_var, training, momentum, e
     return _function(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-@spelled_module(nn.BatchNorm2d, nn.SyncBatchNorm)
+@spelled_module(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 def _module(module, attribute, input):
     if module.running_mean is None:
         raise Refusal("BatchNorm without running statistics mixes pixels and lanes")

@@ -47,11 +47,15 @@ class _ShapedProxy(MutableProxy):
         return iter([self.__getitem__(i) for i in range(len(self))])
 
     def __getattr__(self, name: str) -> Any:
-        """Answer attributes that are not tensors at once; leave the rest to FX."""
+        """Answer attributes that are not tensors at once, and record those that are.
+
+        FX would record ``x.max(1).values`` at its first use, as what knows no shape.
+        """
         known = getattr(self.fake, name, None)
-        if known is None or callable(known) or _has_tensor(known):
+        if known is None or callable(known) or name == "data":
             return super().__getattr__(name)
-        return known
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {}) if (
+            _has_tensor(known)) else known
 
 
 class ShapeTracer(Tracer):

@@ -174,3 +174,17 @@ def test_modules_that_are_called_as_they_are_are_joined():
     model = Model(forward, conv=nn.Conv3d(1, 2, 3, padding=1), norm=nn.BatchNorm3d(2))
     delta = assert_same_outputs(model, frames_like(*SIZE))
     assert "Conv3d_to_BatchNorm3d" in [n.about.function_name for n in program_of(delta).nodes]
+
+
+def test_a_network_for_clips_is_one_node():
+    """As X3D: a gate, a residual and activations between convolutions that are not known."""
+    def forward(self, x):
+        y = F.silu(self.norm(self.conv(x.unflatten(1, (2, -1)))))
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3, 4), keepdim=True)))
+        return F.relu(y + self.conv(F.relu(y)[:, :2]))
+
+    model = Model(forward, conv=nn.Conv3d(2, 4, 3, padding=1), norm=nn.BatchNorm3d(4),
+                  gate=nn.Conv3d(4, 4, 1))
+    delta = assert_same_outputs(model, frames_like(*SIZE))
+    told = [(n.about.rule, n.about.reason) for n in program_of(delta).nodes if n.about.reason]
+    assert told == [("unknown", "Conv3d is not an operator that deltaconvert knows")]

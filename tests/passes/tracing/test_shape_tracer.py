@@ -77,7 +77,21 @@ def moving(frame: torch.Tensor) -> list[torch.Tensor]:
     return frames
 
 
-@pytest.mark.parametrize("made", [Branching, Anchored])
+class BestChannel(nn.Module):
+    """Asks for the shape of a part of what an operator returns, as RT-DETR's choice does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        best = self.conv(x).max(1, keepdim=True)
+        assert best.values.shape[2] % 2 == 0
+        height = best.values.shape[2]
+        return best.values * height, best.values.reshape(len(x), height, -1)
+
+
+@pytest.mark.parametrize("made", [Branching, Anchored, BestChannel])
 @pytest.mark.parametrize("given", [(), (torch.zeros(1, 3, 16, 16),)], ids=["", "for frames"])
 def test_a_branch_on_shapes_is_followed_for_each_size_that_comes(made, given):
     model = made().eval()
