@@ -19,9 +19,11 @@ from deltaconvert.state import Edge
 
 
 def at_double(value: Any) -> Any:
-    """The same numbers in double precision, in whatever container; modules too."""
+    """The same numbers in double precision, in whatever container; modules and dtypes too."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
+    if isinstance(value, torch.dtype):  # a conversion among joined calls
+        return torch.float64 if value.is_floating_point else value
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).double()
     if isinstance(value, Joined):
