@@ -169,7 +169,9 @@ def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def _refuse_writes(graph: fx.Graph) -> None:
-    """Refuse what writes into several tensors at once: a graph would not show it to later readers.
+    """Refuse what writes into several tensors, or gives one the memory of another.
+
+    A graph would not show it to later readers.
 
     Raises:
         NotSupported: naming the line.
@@ -180,6 +182,9 @@ def _refuse_writes(graph: fx.Graph) -> None:
                 name.startswith("_foreach_") and name.endswith("_")):
             raise NotSupported(f"{name} writes into several tensors at "
                                f"{node.meta['source']}. Let it return them there")
+        if "set_" in (node.target, name):
+            raise NotSupported("it gives a tensor the memory of another by .set_() at "
+                               f"{node.meta['source']}. Let it copy the numbers there: x.copy_(y)")
 
 
 def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:

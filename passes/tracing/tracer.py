@@ -27,6 +27,8 @@ from deltaconvert.passes.tracing.result_types import result_type
 
 Arguments = tuple[list[Any], dict[str, Any]]
 
+TRAINED_OTHERWISE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
 
 class NotSupported(Exception):
     """Raised for what can be traced, but means something that no graph says."""
@@ -46,6 +48,7 @@ class Tracer(fx.Tracer):
         self.hooks, self.hooks_failed = True, False
         self.out_spec: pytree.TreeSpec | None = None
         self.thread = threading.get_ident()
+        self.in_train_mode: set[nn.Module] = set()
 
     def proxy(self, node: fx.Node) -> Proxy:
         node.meta["result_type"] = result_type(self.root, node)
@@ -69,6 +72,10 @@ class Tracer(fx.Tracer):
             return inner(*args, **kwargs)
         if not self._holds(m):  # `nn.Softmax(1)(x)`
             return forward(*args, **kwargs)
+        if m.training and m not in self.in_train_mode and isinstance(m, TRAINED_OTHERWISE):
+            raise NotSupported(f"its forward calls {self.path_of_module(m)} in train mode at "
+                               f"{line_of_user(sys._getframe(1))}, and a converted model computes "
+                               "in eval mode. Leave that to what trains it")
         made = super().call_module(m, forward, args, kwargs)
         if self.is_leaf_module(m, self.path_of_module(m)):
             try:
@@ -98,6 +105,8 @@ class Tracer(fx.Tracer):
         The result is flattened, so that an ``OrderedDict`` or a named tuple is one again.
         """
         bound = own_forward(self.root)
+        # Whose `train` keeps them so, whatever it is told, are computed in eval mode.
+        self.in_train_mode = {m for m in self.root.modules() if m.training}
         by_place, proxies = self._given_as_called() if self.call else self._given(bound, root_fn)
 
         def flat(root: nn.Module) -> list[Any]:

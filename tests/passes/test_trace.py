@@ -239,6 +239,27 @@ def test_a_forward_that_switches_autocast_on_is_refused():
         deltaconvert.convert(conv)
 
 
+def test_a_forward_that_trains_a_layer_is_refused():
+    def forward(self, x):
+        self.norm.train()
+        found = self.norm(self.conv(x))
+        self.norm.eval()
+        return found
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(2))
+    with pytest.raises(TraceError, match=r"calls norm in train mode at .*test_trace\.py:\d+"):
+        deltaconvert.convert(model)
+
+
+def test_a_tensor_that_is_given_the_memory_of_another_is_refused():
+    def forward(self, x):
+        y, z = torch.relu(x), self.conv(x)
+        z.set_(y)
+        z += 1
+        return y
+    with pytest.raises(TraceError, match=r"memory of another by \.set_\(\) at .*copy_"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
+
+
 class Normalised(nn.Module):
     """Computes with buffers."""
 
