@@ -298,7 +298,8 @@ class DeltaModule(nn.Module):
             isinstance(f, Tensor) and f.shape == shape and f.dtype == dtype and f.device == device
             and f.layout is torch.strided
             for f, (shape, dtype, device) in zip(frames, specs, strict=True)
-        ) and autocast == autocast_of(frames) and strides in (None, _strides(frames))
+        ) and autocast == autocast_of(frames) and (
+            strides is None or strides == _strides(frames))
 
     def takes(self, frames: Sequence[Tensor]) -> bool:
         """Whether a graph is there that is right for such frames."""
