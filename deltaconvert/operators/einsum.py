@@ -1,17 +1,22 @@
 """Sums of products by a formula: local where all that is summed over are channels.
 
-``nchw,oc->nohw`` is a 1x1 convolution; ``nhid,nhjd->nhij`` is attention, which runs whole.
+``nchw,oc->nohw`` is a 1x1 convolution, and becomes one by the pass `find_convolutions`;
+``nhid,nhjd->nhij`` is attention, which runs whole.
 """
 
 from __future__ import annotations
 
 import math
 import string
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltaconvert.operators.registry import Refusal, Shapes, call, operator, spelled
+from deltaconvert.operators.conv2d import conv2d
+from deltaconvert.operators.linear import as_filter
+from deltaconvert.operators.permute import permute
+from deltaconvert.operators.registry import Call, Refusal, Shapes, call, operator, spelled
 
 ADVICE = "a formula in which all operands have the same places, and other letters are summed over"
 
@@ -52,6 +57,25 @@ def _mixes(shapes: Shapes) -> str | None:
         elif (term[0], term[2], term[3]) != places or len(set(term)) < 4:
             return "it sums over places, or moves them"
     return None
+
+
+def as_convolution(shapes: Shapes, x: Any, y: Any = None) -> Call | None:
+    """Return the convolution that a formula means, if it multiplies channels by a matrix."""
+    if len(shapes.constants) != 1 or len(shapes.inputs) != 1:
+        return None
+    terms, output = _terms(shapes)
+    (matrix, of_matrix), (image, of_map) = zip((x, y), terms, strict=True)
+    if "x" not in shapes.constants:
+        (matrix, of_matrix), (image, of_map) = (image, of_map), (matrix, of_matrix)
+    places = output[:1] + output[2:]
+    is_product = len(of_matrix) == 2 and len(of_map) == len(output) == 4 and (
+        len({*places, *of_matrix}) == 5 and of_map == places[0] + of_map[1] + places[1:])
+    if not is_product or {*of_matrix} != {output[1], of_map[1]}:
+        return None
+    if of_matrix[0] == of_map[1]:
+        matrix = call(permute, matrix, dims=(1, 0))
+    return call(conv2d, image, call(as_filter, matrix), None, None, stride=(1, 1), padding=(0, 0),
+                dilation=(1, 1), groups=1)
 
 
 def _multiply_adds(shapes: Shapes) -> int:
