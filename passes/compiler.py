@@ -16,6 +16,7 @@ from deltaconvert.config import Config
 from deltaconvert.exported import ExportedModel
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.passes.channels_first import channels_first
+from deltaconvert.passes.find_convolutions import find_convolutions
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fold_filters import delta_nodes, fold_filters
@@ -68,6 +69,7 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
     - `fold_batch_norm` first: it needs no shapes, and what it derives is computed by `infer`.
     - `store_as` behind `infer`, which derives weights in the model's own precision and drops
       conversions that do nothing; before all that looks at types.
+    - `find_convolutions` behind `store_as`: what it derives is a view, of weights as they are kept.
     - `rejoin_maps` behind `infer`, which tells a map from its tokens, and before
       `channels_first`, which makes local nodes of what it brings back to the map.
     - `channels_first` behind `infer`, which finds out where channels are moved, and before
@@ -91,7 +93,8 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
     lanes, device = frames[0].shape[0], frames[0].device
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)
     results = [fold_batch_norm(graph_module), infer(graph_module, frames),
-               store_as(graph_module, config.dtype), rejoin_maps(graph_module, lanes),
+               store_as(graph_module, config.dtype), find_convolutions(graph_module),
+               rejoin_maps(graph_module, lanes),
                channels_first(graph_module, lanes), fold_factors(graph_module),
                fold_squares(graph_module, chosen.squares), fuse(graph_module, chosen.unfused),
                partition(graph_module, lanes), join_whole(graph_module, lanes)]

@@ -1,38 +1,54 @@
 """Sums of products by a formula: local where all that is summed over are channels.
 
-``nchw,oc->nohw`` is a 1x1 convolution; ``nhid,nhjd->nhij`` is attention, which runs whole.
+``nchw,oc->nohw`` is a 1x1 convolution, and becomes one by the pass `find_convolutions`;
+``nhid,nhjd->nhij`` is attention, which runs whole.
 """
 
 from __future__ import annotations
 
 import math
 import string
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltaconvert.operators.registry import Refusal, Shapes, call, operator, spelled
+from deltaconvert.operators.conv2d import conv2d
+from deltaconvert.operators.linear import as_filter
+from deltaconvert.operators.permute import permute
+from deltaconvert.operators.registry import Call, Refusal, Shapes, call, operator, spelled
 
 ADVICE = "a formula in which all operands have the same places, and other letters are summed over"
 
 
-def _terms(equation: str) -> tuple[list[str], str]:
+def _operands(shapes: Shapes) -> list[tuple[int, ...]]:
+    moving = iter(shapes.inputs)
+    names = ("x", "y")[:shapes.params["equation"].count(",") + 1]
+    return [shapes.constants[name] if name in shapes.constants else next(moving) for name in names]
+
+
+def _terms(shapes: Shapes) -> tuple[list[str], str]:
+    """Return the letters of each operand and of the output, with some for an ellipsis."""
+    equation = shapes.params["equation"]
     inputs, _, output = equation.partition("->")
-    return inputs.split(","), output
+    free = "".join(c for c in string.ascii_letters if c not in equation)
+    counts = [len(size) - len(term.replace("...", "")) for size, term in
+              zip(_operands(shapes), inputs.split(","), strict=True)]
+    most = max(counts)
+    return [term.replace("...", free[most - count:most]) for term, count in
+            zip(inputs.split(","), counts, strict=True)], output.replace("...", free[:most])
 
 
 def _sizes(shapes: Shapes) -> dict[str, int]:
     """Return the size of each letter."""
-    terms, _ = _terms(shapes.params["equation"])
-    moving = iter(shapes.inputs)
     found: dict[str, int] = {}
-    for name, term in zip(("x", "y"), terms, strict=False):
-        found.update(zip(term, shapes.constants.get(name) or next(moving, ()), strict=False))
+    for term, size in zip(_terms(shapes)[0], _operands(shapes), strict=True):
+        found.update(zip(term, size, strict=True))
     return found
 
 
 def _mixes(shapes: Shapes) -> str | None:
-    terms, output = _terms(shapes.params["equation"])
+    terms, output = _terms(shapes)
     places = (output[0], output[2], output[3])
     for name, term in zip(("x", "y"), terms, strict=False):
         if name in shapes.constants:
@@ -43,8 +59,27 @@ def _mixes(shapes: Shapes) -> str | None:
     return None
 
 
+def as_convolution(shapes: Shapes, x: Any, y: Any = None) -> Call | None:
+    """Return the convolution that a formula means, if it multiplies channels by a matrix."""
+    if len(shapes.constants) != 1 or len(shapes.inputs) != 1:
+        return None
+    terms, output = _terms(shapes)
+    (matrix, of_matrix), (image, of_map) = zip((x, y), terms, strict=True)
+    if "x" not in shapes.constants:
+        (matrix, of_matrix), (image, of_map) = (image, of_map), (matrix, of_matrix)
+    places = output[:1] + output[2:]
+    is_product = len(of_matrix) == 2 and len(of_map) == len(output) == 4 and (
+        len({*places, *of_matrix}) == 5 and of_map == places[0] + of_map[1] + places[1:])
+    if not is_product or {*of_matrix} != {output[1], of_map[1]}:
+        return None
+    if of_matrix[0] == of_map[1]:
+        matrix = call(permute, matrix, dims=(1, 0))
+    return call(conv2d, image, call(as_filter, matrix), None, None, stride=(1, 1), padding=(0, 0),
+                dilation=(1, 1), groups=1)
+
+
 def _multiply_adds(shapes: Shapes) -> int:
-    output = _terms(shapes.params["equation"])[1]
+    output = _terms(shapes)[1]
     others = _sizes(shapes).keys() - {output[0], *output[2:]}
     return math.prod(_sizes(shapes)[letter] for letter in others)
 
@@ -59,9 +94,8 @@ def einsum(x: Tensor, y: Tensor | None = None, *, equation: str) -> Tensor:
 def _function(equation, *operands):
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or len(operands) > 2 or "." in equation:
-        raise Refusal("a formula with an ellipsis, or of more than two operands",
-                      "one letter for each dimension, and two operands at a time")
+    if not isinstance(equation, str) or len(operands) > 2:
+        raise Refusal("a formula of more than two operands", "two operands at a time")
     return call(einsum, *operands, equation=_in_full(equation))
 
 
@@ -70,4 +104,5 @@ def _in_full(equation: str) -> str:
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     if not arrow:
         output = "".join(c for c in string.ascii_letters if inputs.count(c) == 1)
+        output = "..." * ("." in inputs) + output
     return f"{inputs}->{output}"

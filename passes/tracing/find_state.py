@@ -46,9 +46,8 @@ def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
         graph, constants = _trace_alone(model, attributes, trace)
         if kept := _receivers(model, graph, attributes):
             raise KeepsState(kept)
-        if caches_by_shape(model, graph, attributes):
-            _trace_with_caches(model, graph, attributes, trace)
-        else:
+        if not caches_by_shape(model, graph, attributes) or not _same_with_caches(
+                model, graph, attributes, trace):
             _trace_again(model, graph, constants, attributes, trace)
         changed = attributes.changed()
     finally:
@@ -89,16 +88,13 @@ def _trace_again(model: nn.Module, graph: fx.Graph, constants: dict[str, Any],
         raise KeepsState(moving)
 
 
-def _trace_with_caches(model: nn.Module, graph: fx.Graph, attributes: Attributes,
-                       trace: Callable[[], fx.Graph]) -> None:
-    """Trace once more, with the shapes that the first forward left, and what it made of them."""
-    changed = attributes.changed()
+def _same_with_caches(model: nn.Module, graph: fx.Graph, attributes: Attributes,
+                      trace: Callable[[], fx.Graph]) -> bool:
+    """Trace once more, with what the first forward left, as numbers; see `same_with_caches`."""
     try:
-        is_same = same_with_caches(model, graph, attributes, trace)
-    except Exception as error:  # as above
-        raise KeepsState(changed) from error
-    if not is_same:
-        raise KeepsState(changed)
+        return same_with_caches(model, graph, attributes, trace)
+    except Exception:  # the first one went well: it is what it left that this failed on
+        return False
 
 
 def _receivers(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> list[str]:

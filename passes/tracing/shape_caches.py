@@ -15,22 +15,25 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.passes.tracing.attributes import Attributes, proxies
-from deltaconvert.passes.tracing.compare_graphs import attribute_before, same
+from deltaconvert.passes.functionalize import written_into
+from deltaconvert.passes.tracing.attributes import Attributes
+from deltaconvert.passes.tracing.compare_graphs import PLAIN, attribute_before, same
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 
 METHODS = {"truediv": "div", "floordiv": "__floordiv__", "mod": "remainder", "and_": "__and__",
-           "or_": "__or__", "xor": "__xor__"}
+           "or_": "__or__", "xor": "__xor__", "lshift": "__lshift__", "rshift": "__rshift__",
+           "getitem": "__getitem__"}
 
 
 def caches_by_shape(model: nn.Module, graph: fx.Graph, attributes: Attributes) -> bool:
-    """Whether all that a forward left is a shape, and what is made of shapes alone."""
-    left = [value for _, _, _, value in attributes.changes()]
+    """Whether all that a forward left is plain (a shape, ``[[h, w], ...]``) or made of shapes."""
+    left = [leaf for _, _, _, value in attributes.changes()
+            for leaf in pytree.tree_leaves(value, lambda v: isinstance(v, torch.Size))]
     of_numbers = with_numbers(model, graph, [])
-    return any(isinstance(value, torch.Size) for value in left) and not attributes.written() and (
-        all(isinstance(value, torch.Size) or (
-            proxies(value) and all("fake" in p.node.meta and p.node not in of_numbers
-                                   for p in proxies(value))) for value in left))
+    return any(isinstance(leaf, (torch.Size, fx.Proxy)) for leaf in left) and (
+        not attributes.written() and all(
+            "fake" in leaf.node.meta and leaf.node not in of_numbers if isinstance(leaf, fx.Proxy)
+            else isinstance(leaf, (torch.Size, *PLAIN)) for leaf in left))
 
 
 def same_with_caches(model: nn.Module, graph: fx.Graph, attributes: Attributes,
@@ -39,21 +42,21 @@ def same_with_caches(model: nn.Module, graph: fx.Graph, attributes: Attributes,
 
     Returns:
         whether what is done with a frame is then the same, with the same numbers beside it, be
-        they made anew or found.
+        they made anew or found, and it leaves what it found: so all later forwards are the same.
     """
     changes, first = attributes.changes(), _Numbers(model, graph, attributes)
+    found, after = [first.numbers(value) for _, _, _, value in changes], Attributes(model)
     try:
-        for _, holder, key, value in changes:
-            holder[key] = pytree.tree_map_only(
-                fx.Proxy, lambda p: pytree.tree_map_only(Tensor, Tensor.clone, first.of(p.node)),
-                value)  # copies, which it may write into
+        for (_, holder, key, _), value in zip(changes, found, strict=True):
+            holder[key] = pytree.tree_map_only(Tensor, Tensor.clone, value)  # it may be written to
         calls = first.calls()
         with torch.random.fork_rng(devices=[]):
-            second = trace()
-        return same(calls, _Numbers(model, second, attributes).calls())
+            second = _Numbers(model, trace(), attributes)
+        left = attributes.changes()
+        return len(left) == len(changes) and not attributes.written() and same(
+            [calls, found], [second.calls(), [second.numbers(value) for _, _, _, value in left]])
     finally:
-        for _, holder, key, value in changes:
-            holder[key] = value
+        after.restore(lambda value: True)
 
 
 class _Numbers:
@@ -64,10 +67,19 @@ class _Numbers:
         self._of_frames = with_numbers(model, graph, [])
         self._known: dict[fx.Node, Any] = {}
 
+    def numbers(self, value: Any) -> Any:
+        """Return a value with what its proxies stand for."""
+        return pytree.tree_map_only(fx.Proxy, lambda p: self.of(p.node), value)
+
     def calls(self) -> list[Any]:
         """Return what is done with a frame: calls, and arguments that are places or numbers."""
+        dropped: set[fx.Node] = set()  # only looked at for their shapes: ``ones_like(x[:, :1])``
+        for node in reversed(self._graph.nodes):
+            if node.users and self._of_frames.isdisjoint(node.users.keys() - dropped) and (
+                    written_into(self._model, node) is None):
+                dropped.add(node)
         places = {node: f"call {place}" for place, node in enumerate(
-            n for n in self._graph.nodes if n in self._of_frames)}
+            n for n in self._graph.nodes if n in self._of_frames and n not in dropped)}
         return [(_call(node), fx.map_arg(
             (node.args, node.kwargs), lambda n: places[n] if n in places else self.of(n)))
             for node in places]

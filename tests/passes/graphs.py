@@ -15,6 +15,7 @@ import deltaconvert
 from deltaconvert.operators import registry
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.compiler import compile_graph
+from deltaconvert.passes.find_convolutions import find_convolutions
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_factors import fold_factors
 from deltaconvert.passes.fold_squares import fold_squares
@@ -106,6 +107,7 @@ def specialised(model: nn.Module, *frames: Tensor,
     results = {}
     for name, run in [("fold_batch_norm", fold_batch_norm),
                       ("infer", lambda g: infer(g, frames)),
+                      ("find_convolutions", find_convolutions),
                       ("rejoin_maps", lambda g: rejoin_maps(g, frames[0].shape[0])),
                       ("channels_first", lambda g: channels_first(g, frames[0].shape[0])),
                       ("fold_factors", fold_factors),

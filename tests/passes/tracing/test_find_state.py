@@ -194,6 +194,27 @@ def in_a_global(self, x):
     return SEEN[0]
 
 
+def a_count_beside_a_grid(self, x):
+    if self.number == 0:
+        self.hidden = torch.ones_like(x[:, :1])
+    self.number += 1
+    return self.conv(x) * self.hidden * self.number
+
+
+def a_list_of_the_last_beside_a_grid(self, x):
+    first, self.queue = not self.queue, [[*x.shape]]
+    self.hidden = torch.ones_like(x[:, :1])
+    return self.conv(x) * (2 if first else 1) * self.hidden
+
+
+def from_the_third_on_beside_a_grid(self, x):
+    if self.queue != [[*x.shape]]:
+        self.queue, self.hidden = [[*x.shape]], torch.ones_like(x[:, :1])
+        return self.conv(x) * self.hidden
+    first, self.warm = not self.warm, True
+    return self.conv(x) * self.hidden if first else self.conv(x)
+
+
 STATES = {f.__name__: (f, name) for f, name in (
     (as_a_number_of_the_last, "hidden"), (as_a_copy_of_the_last, "hidden"),
     (counted_and_computed_with, "count"), (counted_anew, "count"), (counted_by_a_number, "number"),
@@ -270,7 +291,10 @@ HARMLESS = {f.__name__: f for f in (counted_by_a_number_in_vain, in_a_deque_for_
 SHAPED = {f.__name__: (f, name) for f, name in (
     (by_the_shape_of_the_last, "hidden"), (another_first_frame_of_a_shape, "number"),
     (a_grid_that_is_written_into, "hidden, number"),
-    (another_grid_than_it_left, "hidden, number"))}
+    (another_grid_than_it_left, "hidden, number"),
+    (a_count_beside_a_grid, "hidden, number"),
+    (a_list_of_the_last_beside_a_grid, "hidden, queue"),
+    (from_the_third_on_beside_a_grid, "hidden, queue"))}
 
 
 def model(function) -> Model:
@@ -347,6 +371,32 @@ def test_a_cache_may_go_by_what_a_frame_is_like(key, frames):
     model = Model(scaled, conv=nn.Conv2d(3, 4, 3), scales={})
     delta = deltaconvert.convert(model, frames, backend="reference")
     torch.testing.assert_close(delta(FRAME), 2 * model.conv(FRAME))
+
+
+def shapes_in_a_list(self, x):
+    shapes = [list(x.shape[2:])]
+    if self.queue != shapes:
+        self.hidden = torch.arange(x.shape[3]).type_as(x).expand(1, 2, *shapes[0])
+        self.queue = shapes
+    return self.conv(x) * self.hidden, self.hidden[:, self.conv(x)[0, :, 0, 0].argsort()]
+
+
+def sides_as_numbers(self, x):
+    if (self.number, self.count) != (x.shape[2], x.shape[3]):
+        self.number, self.count = x.shape[2:]
+        self.hidden = 2 * torch.ones_like(x[:, :1])
+    return self.conv(x) * self.hidden
+
+
+@pytest.mark.parametrize("function", [shapes_in_a_list, sides_as_numbers])
+@pytest.mark.parametrize("frames", [(), FRAME], ids=["guessed", "with a frame"])
+def test_a_cache_may_go_by_plain_numbers_of_a_shape(function, frames):
+    delta = deltaconvert.convert(cached := Model(
+        function, conv=nn.Conv2d(3, 2, 3, padding=1), hidden=None, queue=[], number=0, count=0),
+        frames, backend="reference")
+    for frame in (FRAME, FRAME + 1, torch.randn(1, 3, 9, 5)):
+        with torch.no_grad():
+            torch.testing.assert_close(delta(frame), cached(frame))
 
 
 class Registry(OrderedDict):
