@@ -46,6 +46,11 @@ class Activation:
 
 
 ACTIVATIONS = [
+    Activation("relu", nn.ReLU),
+    Activation("relu6", nn.ReLU6),
+    Activation("sigmoid", nn.Sigmoid),
+    Activation("silu", nn.SiLU),
+    Activation("hardswish", nn.Hardswish),
     Activation("tanh", nn.Tanh),
     Activation("gelu", nn.GELU, {"approximate": "none"}),
     Activation("hardsigmoid", nn.Hardsigmoid),
@@ -94,6 +99,7 @@ ALIASES: dict[str, list[Any]] = {
     "ge": [python.ge, torch.greater_equal, "greater_equal"],
     "bitwise_and": [python.and_, python.iand], "bitwise_or": [python.or_, python.ior],
     "bitwise_xor": [python.xor, python.ixor], "atan2": [torch.arctan2, "arctan2"],
+    "sigmoid": [torch.special.expit],
 }
 
 

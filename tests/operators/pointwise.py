@@ -12,6 +12,11 @@ TOLERANCE = 2e-5  # single precision, of numbers up to 180
 
 # A module with settings that are not the defaults, what goes in and what comes out.
 ACTIVATIONS = {
+    "relu": (nn.ReLU(), [-1, 0, 3, -5], [0, 0, 3, 0]),
+    "relu6": (nn.ReLU6(), [-1, 0, 5, 6, 7, 100], [0, 0, 5, 6, 6, 6]),
+    "sigmoid": (nn.Sigmoid(), [0, L3, -L3], [0.5, 0.75, 0.25]),
+    "silu": (nn.SiLU(), [0, L3, -L3], [0, 0.75 * L3, -0.25 * L3]),
+    "hardswish": (nn.Hardswish(), [-4, -3, -1, 0, 1, 3, 9], [0, 0, -2 / 6, 0, 4 / 6, 3, 9]),
     "tanh": (nn.Tanh(), [0, L2, -L2], [0, 0.6, -0.6]),
     "gelu": (nn.GELU("tanh"), [0, 1, -1], [0, 0.841192, -0.158808]),
     "hardsigmoid": (nn.Hardsigmoid(), [-4, -3, 0, 1.5, 3, 6], [0, 0, 0.5, 0.75, 1, 1]),
@@ -110,8 +115,16 @@ def activation(name: str) -> Cases:
         models["F, in place"] = one(lambda x: getattr(F, f"{name}_")(x, **settings))
     if hasattr(torch, name) and name != "threshold":
         models["torch"] = one(lambda x: getattr(torch, name)(x, **settings))
+    if hasattr(torch, f"{name}_") and name != "threshold":
+        models["torch, in place"] = one(lambda x: getattr(torch, f"{name}_")(x, **settings))
     if hasattr(Tensor, name):
         models["method"] = one(lambda x: getattr(x, name)(**settings))
+    if hasattr(Tensor, f"{name}_"):
+        models["method, in place"] = one(lambda x: getattr(x, f"{name}_")(**settings))
+    if name == "sigmoid":
+        models["expit"] = one(torch.special.expit)
+    if "in place" in models:
+        models["in place, in order"] = one(lambda x: function(x, *settings.values(), True))
     cases = Cases([Value("by hand", module, [line(given)], line(expected), TOLERANCE)],
                   [Group([(2, 3, 4, 5)], models)], [Tried(module, [(1, 2, 3, 4)])])
     if settings:
