@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import random
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,10 +37,9 @@ from deltaconvert.stream import Stream
 from deltaconvert.summary import summarize
 
 NONE: Mapping[str, Any] = types.MappingProxyType({})
-# Of one module: each has weights of its own, in its own layout, so frames whose size or batch
-# differs again and again must not fill the memory. As many as fit into so many bytes are kept, but
-# never fewer than these nor more: a small model's nodes take more memory than its weights. Streams
-# keep theirs.
+# Of one module: frames whose size or batch differs again and again must not fill the memory. As
+# many as fit into so many bytes are kept, weights that they share counted once, but never fewer
+# than these nor more: a small model's nodes take more memory than its weights. Streams keep theirs.
 FEWEST_PROGRAMS, MOST_PROGRAMS = 8, 64
 PROGRAM_BYTES = 1 << 30
 MOST_GRAPHS = 64
@@ -390,12 +389,20 @@ class DeltaModule(nn.Module):
         Dropping the one that is not used for longest would drop each just before its turn, in a
         clip that goes round through one size more than there is room for.
         """
-        kept = {key: program.nbytes for key, program in list(self._programs.items())}
+        kept = {key: program.memory for key, program in list(self._programs.items())}
         while len(kept) > MOST_PROGRAMS or (
-                len(kept) > FEWEST_PROGRAMS and sum(kept.values()) > PROGRAM_BYTES):
+                len(kept) > FEWEST_PROGRAMS and _together(kept.values()) > PROGRAM_BYTES):
             dropped = self._chance.choice(list(kept)[:-1])
             del kept[dropped]
             self._programs.pop(dropped, None)
+
+
+def _together(memories: Iterable[Mapping[int, int]]) -> int:
+    """Return the bytes of pieces of memory, each counted once."""
+    pieces: dict[int, int] = {}
+    for memory in memories:
+        pieces.update(memory)
+    return sum(pieces.values())
 
 
 def _strides(frames: Sequence[Tensor]) -> tuple[int, ...]:

@@ -77,12 +77,17 @@ class Program:
             state.runner = backend.runner(self.graph_module, self.nodes, bound) or state.runner
         return state
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
         """Bytes of derived weights and of other constants; about as many as it takes at least."""
+        return sum(self.memory.values())
+
+    @cached_property
+    def memory(self) -> dict[int, int]:
+        """The same for each piece of memory, by what names it; programs share many of them."""
         seen: dict[int, int] = {}
         _weigh([self.weights, *(node.about for node in self.nodes)], seen)
-        return sum(seen.values())
+        return seen
 
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
         """Return frames by the inputs' names in the precision of the doors that they come to."""

@@ -29,6 +29,7 @@ from deltaconvert.passes.normalize import normalize
 from deltaconvert.passes.partition import partition
 from deltaconvert.passes.plan_state import plan_state
 from deltaconvert.passes.rejoin_maps import rejoin_maps
+from deltaconvert.passes.share_weights import share_weights
 from deltaconvert.passes.store_as import store_as
 from deltaconvert.passes.trace import trace, trace_copy
 from deltaconvert.program import Program
@@ -81,6 +82,8 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
     - `infer` before `fuse`: only shapes tell a residual from a number that is broadcast.
     - `partition` behind `fuse`: a fused node is asked once, for all that it holds.
     - `join_whole` behind `partition`, which settles the rule of each node, and before `lower`.
+    - `share_weights` behind `lower`, when all weights are derived, and before `fold_filters`, which
+      finds by them what was made of them.
     - `fold_filters` behind `lower`: the backend is asked about delta nodes.
     - `plan_state` last: it needs to know which backend runs what.
 
@@ -103,6 +106,7 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
                        + [(n.name, n.meta.get("path", "")) for n in joined(graph_module)]
                        + [named for result in results for named in result.gone])
     backends = {fallback.name: fallback, chosen.name: chosen}
+    share_weights(lowered, graph_module.graph, root)
     weights = fold_filters(lowered, chosen, fallback)
     plan = plan_state(lowered, backends)
     return Program(lowered, traced.out_spec, delta_nodes(lowered), weights, plan, backends, config,

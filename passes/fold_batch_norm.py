@@ -7,8 +7,8 @@ After: ``y = conv2d(x, folded_weight(w, gamma, var), folded_bias(b, ...))``.
     s = gamma / sqrt(var + eps)
     (w * x + b - mean) * s + beta  =  (s w) * x + ((b - mean) s + beta)
 
-The original weights stay as they are: the derived ones are part of the graph, computed
-anew for every specialisation, in double precision. A convolution called twice, with
+The original weights stay as they are: the derived ones are part of the graph, computed in
+double precision, once for all specialisations. A convolution called twice, with
 a norm of its own behind each call, is folded twice.
 """
 
@@ -27,6 +27,7 @@ from deltaconvert.passes.find_writes import drop_unused
 from deltaconvert.passes.fold_factors import scaled_filter
 from deltaconvert.passes.functionalize import is_shape_read
 from deltaconvert.passes.result import PassResult
+from deltaconvert.sharing import made_once
 
 
 def fold_batch_norm(graph_module: GraphModule) -> PassResult:
@@ -94,6 +95,7 @@ def _scale(gamma: Tensor | None, var: Tensor, eps: float) -> Tensor:
     return scale if gamma is None else scale * gamma.double()
 
 
+@made_once
 def folded_weight(weight: Tensor, gamma: Tensor | None, var: Tensor, eps: float,
                   transposed_groups: int | None) -> Tensor:
     """Scale the filter of each output channel.
@@ -108,6 +110,7 @@ def folded_weight(weight: Tensor, gamma: Tensor | None, var: Tensor, eps: float,
     return scaled_filter(weight, _scale(gamma, var, eps), False, transposed_groups)
 
 
+@made_once
 def folded_bias(bias: Tensor | None, mean: Tensor, gamma: Tensor | None, beta: Tensor | None,
                 var: Tensor, eps: float) -> Tensor:
     """Return the bias of the convolution and the norm together, ``[C_out]``."""

@@ -1,8 +1,9 @@
 """Fold filters: weights into the layout that the backend's kernels read.
 
 Before: ``[C_out, C_in / groups, kh, kw]``, as the state dict has them.
-After: what `Backend.fold_filters` returns, channels last, once a program. Also settles
-which backend runs each node: what the chosen one cannot do runs by ``reference``.
+After: what `Backend.fold_filters` returns, channels last, made once for all programs
+whose weights and layouts are equal. Also settles which backend runs each node: what the
+chosen one cannot do runs by ``reference``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Each uses its own row and those above.
 LAYERS = (
-    "errors words processor outputs",
+    "errors words processor outputs sharing",
     "atomic footprint",
     "operators",
     "config nodes state cuda",

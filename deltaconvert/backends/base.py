@@ -80,7 +80,7 @@ class Backend(ABC):
 
     @abstractmethod
     def fold_filters(self, node: DeltaNode) -> Any:
-        """Return the node's weights in this backend's layout; once a program, shared by streams."""
+        """Return the node's weights in this backend's layout; shared by streams."""
 
     @abstractmethod
     def plan(self, node: DeltaNode) -> list[Scratch]:

@@ -272,3 +272,18 @@ def test_a_mistake_of_depthwise_is_noticed(mistake):
 def test_a_mistake_of_rounding_is_noticed(mistake):
     with pytest.raises(AssertionError):
         check_rounding(*ROUNDED[0], change=(WARPGROUPS, *MISTAKES_OF_ROUNDING[mistake]))
+
+
+@pytest.mark.parametrize("told", [{}, {"warpgroups": True}])
+def test_programs_of_two_sizes_share_packed_filters(told):
+    weight = weights(40, 24, 3, 3)
+    one, other, changed = (
+        KernelStream(make_node((conv(w), [(1, 24, 8, width)])), told=told).backend.prepared["y"]
+        for w, width in ((weight, 9), (weight.clone(), 11), (2 * weight, 9)))
+    assert one.kind == other.kind == "convolution"
+    assert one.data.tile == other.data.tile
+    assert one.data.weight is other.data.weight
+    assert one.data.whole is other.data.whole
+    assert one.data.tables.shape != other.data.tables.shape
+    assert one.data.weight is not changed.data.weight
+    assert not torch.equal(one.data.weight, changed.data.weight)

@@ -33,6 +33,7 @@ from deltaconvert.backends.cpu.native import Floats3, Longs, Longs2, call, layou
 from deltaconvert.backends.cpu.parts import GRAIN, MOST, TAKEN, Parts, divide, progress_of
 from deltaconvert.backends.cpu.steps import CompiledStep, row_scratch
 from deltaconvert.nodes import DeltaNode
+from deltaconvert.sharing import shared
 
 # Of a whole lane; below, the calls of Python and PyTorch are most of what dense would take.
 LEAST_NS = 100_000
@@ -170,9 +171,11 @@ _weights: WeakKeyDictionary[DeltaNode, Tensor] = WeakKeyDictionary()
 
 
 def _laid_out(node: DeltaNode) -> Tensor:
-    """Return the weight as maps lie, in one copy for all streams."""
+    """Return the weight as maps lie, in one copy for all streams and programs."""
     if node not in _weights:
-        _weights[node] = node.about.args[1].detach().contiguous(memory_format=torch.channels_last)
+        weight = node.about.args[1].detach()
+        _weights[node] = shared((_laid_out, weight), lambda: weight.clone(
+            memory_format=torch.channels_last))
     return _weights[node]
 
 

@@ -19,6 +19,7 @@ from deltaconvert.backends.cpu.few import HALF, MOST_COLUMNS
 from deltaconvert.backends.cpu.kernel import PANEL, WIDTH
 from deltaconvert.backends.cpu.storage import numbers_of
 from deltaconvert.nodes import DeltaNode, Slot
+from deltaconvert.sharing import shared
 
 # Groups narrower than this are multiplied together, as one matrix with blocks on its
 # diagonal: the zeros cost less than a product of four columns does.
@@ -140,31 +141,47 @@ def _group_channels(node: DeltaNode) -> tuple[int, int]:
 
 
 def fold(node: DeltaNode) -> Filters:
-    """Derive the matrices from the node's weight and bias."""
-    weight, bias = node.about.args[1], argument(node, 2)
+    """Derive the matrices from a convolution's weight and bias, once for all that are equal."""
     params = node.about.params
-    weight = weight.detach()
+    settings = [tuple(params[name]) for name in ("stride", "padding", "dilation")]
+    return shared((fold, is_transposed(node), params["groups"], *settings, node.about.args[1],
+                   argument(node, 2)), lambda: _fold(node))
+
+
+def _fold(node: DeltaNode) -> Filters:
+    params, weight = node.about.params, node.about.args[1].detach()
     transposed = is_transposed(node)
     taps = _by_group(weight, params["groups"], transposed)
     period = tuple(params["stride"]) if transposed else (1, 1)
     depthwise = None
     if is_depthwise(node):
-        depthwise = taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1).float().contiguous()
+        depthwise = _own(taps[..., 0, 0].permute(1, 2, 0).flatten(0, 1))
     cuts = [] if depthwise is not None else _cut(_merge(taps), params, period, transposed)
     tiled = [_tile(part) for _, _, part in cuts] if tiled_channels(node) else []
     few = _few_columns([part for _, _, part in cuts])
     return Filters(
         [_few(*cut, few) if few else _phase(*cut) for cut in cuts],
         [t for t in tiled if t] if all(tiled) else [], period, depthwise,
-        None if bias is None else bias.detach().float().contiguous())
+        _bias(node))
 
 
 def fold_matrix(node: DeltaNode) -> Filters:
     """Derive the matrix of a linear layer, the 1x1 filter of a map that is one pixel."""
-    weight, bias, first = node.about.args[1], argument(node, 2), np.zeros(1, np.int64)
-    phase = _phase((0, 0), (first, first), weight.detach().t()[None, None, None])
-    return Filters([phase], [], (1, 1), None,
-                   None if bias is None else bias.detach().float().contiguous())
+    weight, first = node.about.args[1], np.zeros(1, np.int64)
+    return shared((fold_matrix, weight, argument(node, 2)), lambda: Filters(
+        [_phase((0, 0), (first, first), weight.detach().t()[None, None, None])], [], (1, 1), None,
+        _bias(node)))
+
+
+def _bias(node: DeltaNode) -> Tensor | None:
+    bias = argument(node, 2)
+    return None if bias is None else _own(bias)
+
+
+def _own(numbers: Tensor) -> Tensor:
+    """Return float32 in memory of its own: the model's weights may be written to."""
+    return numbers.detach().to(torch.float32, copy=True,
+                               memory_format=torch.contiguous_format)
 
 
 def tiled_channels(node: DeltaNode) -> tuple[int, int] | None:

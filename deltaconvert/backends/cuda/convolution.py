@@ -38,6 +38,7 @@ from deltaconvert.backends.cuda.filters import (
     channel_order,
     filter_phases,
     is_convolution,
+    is_transposed,
     period_of,
     rounded_to_tf32,
     swizzled,
@@ -52,6 +53,7 @@ from deltaconvert.cuda.launcher import Launch, Launcher
 from deltaconvert.cuda.loader import Kernel, kernel
 from deltaconvert.footprint import Footprint
 from deltaconvert.nodes import DeltaNode, Slot
+from deltaconvert.sharing import shared
 
 
 @dataclass
@@ -87,8 +89,11 @@ class Folded:
 
     @cached_property
     def whole(self) -> Tensor:
-        """The filter as the library takes it, for the dense way; one for all streams."""
-        return self.given.contiguous(memory_format=torch.channels_last)
+        """The filter as the library takes it, for the dense way; one for all programs."""
+        if self.given.is_contiguous(memory_format=torch.channels_last):
+            return self.given
+        return shared((Folded, self.given), lambda: self.given.detach().clone(
+            memory_format=torch.channels_last))
 
 
 def prepare(node: DeltaNode, program: Program) -> Folded:
@@ -116,13 +121,24 @@ def _fold(node: DeltaNode, phases: list[FilterPhase], tile: Tile) -> Folded:
     tile = replace(tile, splits=min([tile.splits, *(p.stages for p in packed.phases)]))
     device = node.about.args[1].device
     return Folded(
-        tile, node.about.args[1], torch.cat(packed.weights).contiguous(), bias_of(node),
+        tile, node.about.args[1], _weight(node, phases, tile, group_in), bias_of(node),
         torch.from_numpy(np.concatenate(packed.tables).astype(np.int32)).to(device),
         torch.frombuffer(bytearray(b"".join(map(bytes, packed.phases))),
                          dtype=torch.uint8).to(device),
         period_of(node), (groups, group_in, width),
         (max(p.taps_y for p in packed.phases), max(p.taps_x for p in packed.phases)),
         _window(footprint) if period_of(node) == (1, 1) else None)
+
+
+def _weight(node: DeltaNode, phases: list[FilterPhase], tile: Tile, group_in: int) -> Tensor:
+    """Return the padded filters of all phases, one behind the other; once for all programs."""
+    params = node.about.params
+    settings = [tuple(params[name]) for name in ("stride", "padding", "dilation")]
+    layout = tile.bk, tile.bn, tile.warpgroups
+    return shared((_weight, is_transposed(node), params["groups"], *settings, group_in, *layout,
+                   node.about.args[1]),
+                  lambda: torch.cat([_pad(m, group_in, tile).flatten()
+                                     for phase in phases for m in phase.matrices]))
 
 
 def _window(footprint: Footprint) -> Window | None:
@@ -132,26 +148,24 @@ def _window(footprint: Footprint) -> Window | None:
 
 
 class _Packed:
-    """Phases, tables and weights, each behind the one before."""
+    """Phases and tables, each behind the one before."""
 
     def __init__(self, node: DeltaNode, phases: list[FilterPhase], footprint: Footprint, tile: Tile,
                  group_in: int) -> None:
         self.phases: list[Phase] = []
         self.tables: list[np.ndarray] = []
-        self.weights: list[Tensor] = []
         lanes, height, width = node.about.output.mask_shape
         first, at_table, at_weight = 0, 0, 0
         for phase in phases:
             rows, cols = (_taps(table, taps) for table, taps in zip(
                 (footprint.rows, footprint.cols), phase.taps, strict=True))
-            matrices = [_pad(m, group_in, tile) for m in phase.matrices]
+            depth, columns = _padded(phase.matrices[0], group_in, tile)
             self.phases.append(Phase(
                 first, rows.shape[1], cols.shape[1], at_table, at_table + rows.size,
-                matrices[0][0].numel() // (tile.bk * tile.bn), at_weight))
+                depth // tile.bk, at_weight))
             self.tables += [rows.ravel(), cols.ravel()]
-            self.weights += [m.flatten() for m in matrices]
             at_table += rows.size + cols.size
-            at_weight += sum(m.numel() for m in matrices)
+            at_weight += len(phase.matrices) * depth * columns
             (y, x), (period_y, period_x) = phase.place, period_of(node)
             first += lanes * -(-(height - y) // period_y) * -(-(width - x) // period_x)
 
@@ -161,11 +175,16 @@ def _taps(table: np.ndarray, taps: np.ndarray) -> np.ndarray:
     return table[:, taps] if len(taps) else np.full((len(table), 1), -1, np.int32)
 
 
+def _padded(matrix: Tensor, group_in: int, tile: Tile) -> tuple[int, int]:
+    """Return a filter's depth and columns in whole stages and tiles."""
+    depth, columns = max(matrix.shape[0], group_in), matrix.shape[1]
+    return depth + -depth % tile.bk, columns + -columns % tile.bn
+
+
 def _pad(matrix: Tensor, group_in: int, tile: Tile) -> Tensor:
     """Pad a filter with zeros to whole stages and tiles, in the layout of the tile's kernel."""
-    depth = max(matrix.shape[0], group_in)
-    down, across = -depth % tile.bk + depth - matrix.shape[0], -matrix.shape[1] % tile.bn
-    padded = F.pad(matrix.detach(), (0, across, 0, down))
+    depth, columns = _padded(matrix, group_in, tile)
+    padded = F.pad(matrix.detach(), (0, columns - matrix.shape[1], 0, depth - matrix.shape[0]))
     tiles = padded.unflatten(1, (-1, tile.bn)).transpose(0, 1)
     if tile.warpgroups:  # [tiles, stages, bn, bk]
         order = channel_order(tile.bn, PACK_BYTES // matrix.element_size())
