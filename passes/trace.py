@@ -21,11 +21,13 @@ from deltaconvert.errors import TraceError, lacks_memory
 from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.annotate import without_logging
 from deltaconvert.passes.calls import Call
+from deltaconvert.passes.functionalize import set_data
 from deltaconvert.passes.tracing.attributes import Attributes
 from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
+from deltaconvert.passes.tracing.settings import changed_settings, restore_settings
 from deltaconvert.passes.tracing.shape_tracer import ShapeTracer
 from deltaconvert.passes.tracing.tracer import NotSupported, Tracer
 
@@ -113,7 +115,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
     new weights, another dtype.
     Where the code goes by the numbers in them, it is computed at once.
     """
-    tracers = []
+    tracers: list[Tracer] = []
 
     def run(record_buffers: bool) -> fx.Graph:
         tracers.append(make_tracer())
@@ -135,6 +137,9 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         by_numbers = True
         with without_logging():
             graph = find_state(model, lambda: run(False))
+    if changed := changed_settings(model, [tracer.settings for tracer in tracers]):
+        raise KeepsState(changed)
+    restore_settings(tracers[0].settings)
     _refuse_numbers(model, graph)
     _refuse_writes(graph)
     if any(tracer.hooks_failed for tracer in tracers) and _reads_constants(model, graph):
@@ -182,8 +187,9 @@ def _refuse_writes(graph: fx.Graph) -> None:
                 name.startswith("_foreach_") and name.endswith("_")):
             raise NotSupported(f"{name} writes into several tensors at "
                                f"{node.meta['source']}. Let it return them there")
-        if "set_" in (node.target, name):
-            raise NotSupported("it gives a tensor the memory of another by .set_() at "
+        if "set_" in (node.target, name) or (
+                node.target is set_data and node.args[1].op == "get_attr"):
+            raise NotSupported("it gives a tensor the memory of another at "
                                f"{node.meta['source']}. Let it copy the numbers there: x.copy_(y)")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.fx.proxy import Attribute
 
+from deltaconvert.passes.functionalize import set_data
 from deltaconvert.passes.tracing.result_types import ATTRIBUTES
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
@@ -71,9 +72,9 @@ class MutableProxy(Proxy):
         return {**vars(module), **module._buffers, **module._parameters}.get(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Record ``x.data = y`` as a write of all numbers."""
+        """Record ``x.data = y``, behind which ``x`` lies where ``y`` does."""
         if name == "data":
-            self.copy_(value)
+            self.tracer.create_proxy("call_function", set_data, (self, value), {})
         else:
             super().__setattr__(name, value)
 

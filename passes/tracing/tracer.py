@@ -24,10 +24,14 @@ from deltaconvert.passes.tracing.explain import line_of_user
 from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.proxies import MutableProxy
 from deltaconvert.passes.tracing.result_types import result_type
+from deltaconvert.passes.tracing.settings import (
+    TRAINED_OTHERWISE,
+    Settings,
+    set_otherwise,
+    settings_of,
+)
 
 Arguments = tuple[list[Any], dict[str, Any]]
-
-TRAINED_OTHERWISE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 class NotSupported(Exception):
@@ -49,6 +53,7 @@ class Tracer(fx.Tracer):
         self.out_spec: pytree.TreeSpec | None = None
         self.thread = threading.get_ident()
         self.in_train_mode: set[nn.Module] = set()
+        self.settings: Settings = {}
 
     def proxy(self, node: fx.Node) -> Proxy:
         node.meta["result_type"] = result_type(self.root, node)
@@ -76,13 +81,24 @@ class Tracer(fx.Tracer):
             raise NotSupported(f"its forward calls {self.path_of_module(m)} in train mode at "
                                f"{line_of_user(sys._getframe(1))}, and a converted model computes "
                                "in eval mode. Leave that to what trains it")
+        is_leaf = self.is_leaf_module(m, self.path_of_module(m))
+        if is_leaf:
+            self._note_settings(m)
         made = super().call_module(m, forward, args, kwargs)
-        if self.is_leaf_module(m, self.path_of_module(m)):
+        if is_leaf:
             try:
                 _tell_hooks(m, args, kwargs, made)
             except Exception:  # it may be one that logs numbers, and keeps nothing for the model
                 self.hooks_failed = True
         return made
+
+    def _note_settings(self, leaf: nn.Module) -> None:
+        now = settings_of(leaf)
+        for module, name in set_otherwise(self.settings, now):
+            raise NotSupported(f"its forward sets {self.path_of_module(module)}.{name} to "
+                               f"{vars(module)[name]} between two calls, before "
+                               f"{line_of_user(sys._getframe(2))}. Let it have a layer for each")
+        self.settings.update(now)
 
     def _holds(self, m: nn.Module) -> bool:
         """Whether a module is one of the model's, or one with weights, which had to be."""

@@ -250,14 +250,65 @@ def test_a_forward_that_trains_a_layer_is_refused():
         deltaconvert.convert(model)
 
 
-def test_a_tensor_that_is_given_the_memory_of_another_is_refused():
-    def forward(self, x):
-        y, z = torch.relu(x), self.conv(x)
-        z.set_(y)
-        z += 1
-        return y
-    with pytest.raises(TraceError, match=r"memory of another by \.set_\(\) at .*copy_"):
+def given_by_set(self, x):
+    y, z = torch.relu(x), self.conv(x)
+    z.set_(y)
+    z += 1
+    return y
+
+
+def given_a_weight(self, x):
+    z = self.conv(x)
+    z.data = self.conv.weight
+    z += 1
+    return self.conv(x)
+
+
+@pytest.mark.parametrize("forward", [given_by_set, given_a_weight])
+def test_a_tensor_that_is_given_the_memory_of_another_is_refused(forward):
+    with pytest.raises(TraceError, match=r"memory of another at .*copy_"):
         deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
+
+
+@pytest.mark.parametrize("name, change", [
+    ("norm.training", lambda self: self.norm.train()),
+    ("norm.training", lambda self: self.train()),
+    ("norm.eps", lambda self: setattr(self.norm, "eps", 1.0)),
+    ("conv.stride", lambda self: setattr(self.conv, "stride", (2, 2))),
+])
+def test_a_forward_that_leaves_its_layers_set_otherwise_is_refused(name, change):
+    def forward(self, x):
+        found = self.norm(self.conv(x))
+        change(self)
+        return found
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(2))
+    with pytest.raises(TraceError, match=f"keeps {name} from frame to frame"):
+        deltaconvert.convert(model)
+
+
+def test_a_layer_that_is_set_otherwise_between_its_calls_is_refused():
+    def forward(self, x):
+        self.conv.stride = (2, 2)
+        small = self.conv(x)
+        self.conv.stride = (1, 1)
+        return small, self.conv(x)
+    with pytest.raises(TraceError, match=r"sets conv\.stride to \(1, 1\) .*test_trace\.py:\d+"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 2, 3)))
+
+
+@pytest.mark.parametrize("left", [(1, 1), (2, 2)])
+def test_a_layer_that_is_set_before_each_call_is_taken_as_set(left):
+    def forward(self, x):
+        self.norm.eval()
+        self.conv.stride, self.up.size = (2, 2), x.shape[2:]
+        found = self.up(self.norm(self.conv(x)))
+        self.conv.stride = left
+        self.norm.train()
+        return found
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(2), up=nn.Upsample(4))
+    delta = assert_same_outputs(model, frames_like(1, 3, 8, 9))
+    frame = torch.ones(1, 3, 11, 8, dtype=torch.float64)
+    torch.testing.assert_close(delta(frame), model.double()(frame))
 
 
 class Normalised(nn.Module):
