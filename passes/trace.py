@@ -142,6 +142,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
     restore_settings(tracers[0].settings)
     _refuse_numbers(model, graph)
     _refuse_writes(graph)
+    _refuse_gradients(graph)
     if any(tracer.hooks_failed for tracer in tracers) and _reads_constants(model, graph):
         raise NeedsShapes("a hook on a layer fails while it is traced, and what it keeps for the "
                           "forward would be of a frame before")
@@ -171,6 +172,19 @@ def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:
             raise NotSupported(f"it takes numbers out of a tensor by .{node.target}() at "
                                f"{node.meta['source']}. Where it can, let it compute "
                                "with tensors there")
+
+
+def _refuse_gradients(graph: fx.Graph) -> None:
+    """Refuse what takes gradients: a converted model computes none, and would hand out nothing.
+
+    Raises:
+        NotSupported: naming the line.
+    """
+    for node in graph.nodes:
+        if node.target in (torch.autograd.grad, torch.autograd.backward) or (
+                node.op == "call_method" and node.target == "backward"):
+            raise NotSupported(f"it computes gradients at {node.meta['source']}, and a converted "
+                               "model has none. Leave that to the dense model")
 
 
 def _refuse_writes(graph: fx.Graph) -> None:

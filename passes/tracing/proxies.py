@@ -35,6 +35,16 @@ class NeedsShapes(Exception):
     """Raised where a graph may be wrong that was made without knowing shapes."""
 
 
+class _Named(Attribute):
+    """A device or dtype, whose text no code may go by before it is known."""
+
+    def __str__(self) -> str:
+        raise NeedsShapes(f"the text of a map's {self.attr} is asked, which only its call tells")
+
+    def __format__(self, how: str) -> str:
+        return str(self)
+
+
 class MutableProxy(Proxy):
     """A proxy that records ``x += y`` and ``x[i] = y`` as what they are.
 
@@ -61,6 +71,8 @@ class MutableProxy(Proxy):
         if kind in (Tensor, nn.Parameter) and not hasattr(kind, name) and not (
                 self.node.op == "get_attr" and hasattr(self._weight(), name)):
             raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+        if name in ("device", "dtype"):
+            return _Named(self, name)
         if name in VIEWS:  # FX's own attribute takes no ``x.T += y``, nor ``x.T[i] = y``
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)

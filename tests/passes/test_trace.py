@@ -57,6 +57,15 @@ def branches_on_numbers(self, x):
     return -x
 
 
+def catches_what_it_asks(self, x):
+    try:
+        if x.mean() > 0:
+            x = -x
+    except Exception:
+        pass
+    return x
+
+
 def iterates_over_a_tensor(self, x):
     return sum(lane for lane in x)
 
@@ -67,6 +76,7 @@ def calls_numpy(self, x):
 
 @pytest.mark.parametrize("function, line", [
     (branches_on_numbers, "if x.sum() > 0:"),
+    (catches_what_it_asks, "if x.mean() > 0:"),
     (iterates_over_a_tensor, "return sum(lane for lane in x)"),
 ])
 def test_what_cannot_be_traced_names_the_users_line(function, line):
@@ -311,6 +321,23 @@ def test_a_layer_that_is_set_before_each_call_is_taken_as_set(left):
     torch.testing.assert_close(delta(frame), model.double()(frame))
 
 
+def takes_gradients(self, x):
+    x.requires_grad_()
+    self.conv(x).square().sum().backward()
+    return x.grad
+
+
+def takes_gradients_by_a_function(self, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(self.conv(x).square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("forward", [takes_gradients, takes_gradients_by_a_function])
+def test_gradients_are_refused(forward):
+    with pytest.raises(TraceError, match=r"computes gradients at .*test_trace\.py:\d+"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
+
+
 class Normalised(nn.Module):
     """Computes with buffers."""
 
@@ -491,6 +518,29 @@ def test_what_a_hook_keeps_that_goes_by_shapes_is_this_frames():
     assert_same_outputs(model, frames_like(1, 3, 6, 7))
 
 
+def doubles(layer, given, made):
+    made.mul_(2)
+
+
+def doubles_before(layer, given):
+    given[0].mul_(2)
+
+
+@pytest.mark.parametrize("add", [lambda layer: layer.register_forward_hook(doubles),
+                                 lambda layer: layer.register_forward_pre_hook(doubles_before)])
+def test_a_hook_that_writes_into_what_it_is_given_is_refused(add):
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 3))
+    add(model[1])
+    with pytest.raises(TraceError, match=r"hook on 1 writes into .*test_trace\.py:\d+"):
+        deltaconvert.convert(model)
+
+
+def test_a_hook_may_write_into_a_copy():
+    model, kept = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), []
+    model[0].register_forward_hook(lambda layer, given, made: kept.append(made.clone().mul_(2)))
+    assert_same_outputs(model, frames_like(1, 3, 6, 7))
+
+
 def test_a_hook_that_logs_numbers_is_no_reason_to_refuse():
     model, logged = Layers(), []
     model.conv.register_forward_hook(lambda module, inputs, output: logged.append(
@@ -618,9 +668,13 @@ def test_what_a_model_asks_is_answered_for_all_shapes(forward):
     assert delta.traced.traced_for is None
 
 
+def goes_by_the_text_of_a_device(self, x):
+    return self.conv(x) if "cpu" in str(x.device) and f"{x.dtype}" == "torch.float64" else x
+
+
 @pytest.mark.parametrize("forward", [
-    asks_what_only_a_call_tells, asks_the_type_of_what_only_a_call_tells,
-    asks_what_a_call_returned, pools, *FREE_OF_SHAPES])
+    goes_by_the_text_of_a_device, asks_what_only_a_call_tells,
+    asks_the_type_of_what_only_a_call_tells, asks_what_a_call_returned, pools, *FREE_OF_SHAPES])
 def test_a_model_may_ask_whether_it_has_a_tensor(forward):
     model = Model(forward, conv=nn.Conv2d(3, 2, 3))
     assert_same_outputs(model, frames_like(1, 3, 6, 7),
