@@ -10,7 +10,13 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from deltaconvert.config import Config
-from deltaconvert.errors import ConfigError, FrameTypeError, InputError, TraceError
+from deltaconvert.errors import (
+    ConfigError,
+    FrameTypeError,
+    InputError,
+    TraceError,
+    UnsupportedError,
+)
 from deltaconvert.exported import ExportedModel
 from deltaconvert.exported.reading import from_program
 from deltaconvert.islands import IslandsModule, convert_islands
@@ -21,6 +27,7 @@ from deltaconvert.passes.calls import arranged
 from deltaconvert.passes.compiler import compile_graph
 from deltaconvert.passes.tracing.find_state import KeepsState
 from deltaconvert.passes.tracing.tracer import own_forward, unwrapped
+from deltaconvert.passes.views import is_repeated
 from deltaconvert.preprocessing import Preprocessing
 
 
@@ -104,13 +111,36 @@ def convert(model: nn.Module | ExportedProgram,
             delta = DeltaModule(traced.meta["root"], ModelGraph.of(traced, is_guess), settings,
                                 strict=strict, preprocessing=preprocessing,
                                 retraces=not isinstance(model, ExportedModel))
-            if frames:
-                delta.program(delta.signature(frames), frames)
-            return delta
+            try:
+                if frames:
+                    delta.program(delta.signature(frames), frames)
+                elif modules and _may_keep_state(traced):
+                    raise UnsupportedError("it may keep a buffer from frame to frame: what may be "
+                                           "a view of one is written into. Give convert its "
+                                           "example_inputs, which tell.")
+                return delta
+            except UnsupportedError as reason:
+                if modules is None or strict or preprocessing is not None:
+                    raise
+                return _islands_or(reason, model, inputs, settings)
     if preprocessing is not None:
         raise InputError("preprocessing is kept with a model that is converted whole; a model with "
                          "islands is called with what the original takes.")
     return convert_islands(model, modules, inputs, settings, strict)
+
+
+def _may_keep_state(traced: GraphModule) -> bool:
+    """Whether a graph writes into what may be a view of a weight or buffer."""
+    return any(is_repeated(n) and "held" in n.meta for n in traced.graph.nodes)
+
+
+def _islands_or(reason: UnsupportedError, model: nn.Module, inputs: Sequence[Any],
+                settings: Config) -> IslandsModule:
+    """Convert the parts of what cannot be converted whole, or say why it cannot be."""
+    try:
+        return convert_islands(model, "auto", inputs, settings, strict=False)
+    except TraceError as error:
+        raise reason from error
 
 
 def _arranged(model: nn.Module, inputs: Sequence[Any]) -> Sequence[Tensor]:

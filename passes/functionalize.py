@@ -67,6 +67,12 @@ class _Family:
     children: list[_Family] = field(default_factory=list)
 
 
+def set_data(x: Any, y: Any) -> Any:
+    """Do ``x.data = y``, and return ``x``."""
+    x.data = y
+    return x
+
+
 def set_item(x: Any, index: Any, value: Any) -> Any:
     """Return a copy of ``x`` with ``x[index] = value``."""
     x = x.clone()
@@ -104,11 +110,12 @@ def functionalize(graph_module: GraphModule) -> PassResult:
         if written is None:
             families[node] = _seen(node, sources)
             continue
-        is_view = node.op == "call_method" and node.target in VIEWS_IN_PLACE
+        is_view = node.target is set_data or (
+            node.op == "call_method" and node.target in VIEWS_IN_PLACE)
         _make_functional(node)
         result.changed.append(f"{node.name}: written into {receiver}")
         if is_view:
-            _look_otherwise(families, written, node)
+            _look_otherwise(families, written, node, sources or [written])
             continue
         families[node] = written
         written.latest = node
@@ -126,9 +133,10 @@ def _seen(node: fx.Node, parents: Sequence[_Family]) -> _Family:
     return made
 
 
-def _look_otherwise(families: dict[fx.Node, _Family], seen: _Family, node: fx.Node) -> None:
-    """Let all names of a tensor stand for a view of it; other views of its memory stay."""
-    view = _seen(node, [seen])
+def _look_otherwise(families: dict[fx.Node, _Family], seen: _Family, node: fx.Node,
+                    parents: Sequence[_Family]) -> None:
+    """Let all names of a tensor stand for a view of it, or of another; views of its memory stay."""
+    view = _seen(node, parents)
     families.update({name: view for name, family in families.items() if family is seen})
     families[node] = view
 
@@ -190,7 +198,7 @@ def _is_in_place(model: nn.Module, node: fx.Node) -> bool:
         return getattr(model.get_submodule(str(node.target)), "inplace", False) is True
     if node.op != "call_function":
         return False
-    if node.target in OUT_OF_PLACE or node.target is operator.setitem:
+    if node.target in OUT_OF_PLACE or node.target in (operator.setitem, set_data):
         return True
     name = getattr(node.target, "__name__", "")
     if getattr(operator, name, None) is node.target:  # ``and_`` and ``or_`` write nowhere
@@ -218,6 +226,8 @@ def _sources(model: nn.Module, node: fx.Node) -> list[fx.Node]:
     """Return all nodes whose memory a call's result may be."""
     if not node.op.startswith("call_"):
         return []
+    if node.target is set_data:
+        return [n for n in node.args[1:] if isinstance(n, fx.Node)]
     seen = _view_of(model, node)
     if seen is not None:
         return [seen]
@@ -265,6 +275,8 @@ def _make_functional(node: fx.Node) -> None:
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
     elif node.target is operator.setitem:
         node.target = set_item
+    elif node.target is set_data:
+        node.op, node.target, node.args = "call_method", "detach", node.args[1:]
     elif node.target in OUT_OF_PLACE:
         node.target = OUT_OF_PLACE[node.target]
     elif node.op == "call_method":

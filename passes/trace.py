@@ -21,11 +21,13 @@ from deltaconvert.errors import TraceError, lacks_memory
 from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.annotate import without_logging
 from deltaconvert.passes.calls import Call
+from deltaconvert.passes.functionalize import set_data
 from deltaconvert.passes.tracing.attributes import Attributes
 from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
+from deltaconvert.passes.tracing.settings import changed_settings, restore_settings
 from deltaconvert.passes.tracing.shape_tracer import ShapeTracer
 from deltaconvert.passes.tracing.tracer import NotSupported, Tracer
 
@@ -113,7 +115,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
     new weights, another dtype.
     Where the code goes by the numbers in them, it is computed at once.
     """
-    tracers = []
+    tracers: list[Tracer] = []
 
     def run(record_buffers: bool) -> fx.Graph:
         tracers.append(make_tracer())
@@ -135,8 +137,12 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         by_numbers = True
         with without_logging():
             graph = find_state(model, lambda: run(False))
+    if changed := changed_settings(model, [tracer.settings for tracer in tracers]):
+        raise KeepsState(changed)
+    restore_settings(tracers[0].settings)
     _refuse_numbers(model, graph)
     _refuse_writes(graph)
+    _refuse_gradients(graph)
     if any(tracer.hooks_failed for tracer in tracers) and _reads_constants(model, graph):
         raise NeedsShapes("a hook on a layer fails while it is traced, and what it keeps for the "
                           "forward would be of a frame before")
@@ -168,6 +174,19 @@ def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:
                                "with tensors there")
 
 
+def _refuse_gradients(graph: fx.Graph) -> None:
+    """Refuse what takes gradients: a converted model computes none, and would hand out nothing.
+
+    Raises:
+        NotSupported: naming the line.
+    """
+    for node in graph.nodes:
+        if node.target in (torch.autograd.grad, torch.autograd.backward) or (
+                node.op == "call_method" and node.target == "backward"):
+            raise NotSupported(f"it computes gradients at {node.meta['source']}, and a converted "
+                               "model has none. Leave that to the dense model")
+
+
 def _refuse_writes(graph: fx.Graph) -> None:
     """Refuse what writes into several tensors, or gives one the memory of another.
 
@@ -182,8 +201,9 @@ def _refuse_writes(graph: fx.Graph) -> None:
                 name.startswith("_foreach_") and name.endswith("_")):
             raise NotSupported(f"{name} writes into several tensors at "
                                f"{node.meta['source']}. Let it return them there")
-        if "set_" in (node.target, name):
-            raise NotSupported("it gives a tensor the memory of another by .set_() at "
+        if "set_" in (node.target, name) or (
+                node.target is set_data and node.args[1].op == "get_attr"):
+            raise NotSupported("it gives a tensor the memory of another at "
                                f"{node.meta['source']}. Let it copy the numbers there: x.copy_(y)")
 
 

@@ -405,6 +405,26 @@ def test_auto_with_frames_takes_what_is_called_with_tensors_and_may_branch_on_sh
     assert_agrees(model, delta, [*frames, *clip(1, 3, 14, 16)])
 
 
+@pytest.mark.parametrize("given", [0, 1])
+def test_auto_converts_the_parts_of_what_turns_out_to_keep_a_buffer(given):
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.register_buffer("past", torch.ones(1, 3, 16, 18))
+
+        def forward(self, x: Tensor) -> Tensor:
+            past = self.past.reshape_as(x)  # a view, as only a call tells
+            past += x
+            return self.conv(x) * self.past
+    model, frames = Counts(), clip()
+    with pytest.raises(UnsupportedError, match=r"keeps past from frame to frame.*modules="):
+        deltaconvert.convert(model, frames[0])
+    delta = deltaconvert.convert(model, frames[:given], modules="auto")
+    assert list(delta.islands) == ["conv"]
+    assert_agrees(model, delta, frames)
+
+
 def test_auto_says_where_there_is_nothing():
     class Nothing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

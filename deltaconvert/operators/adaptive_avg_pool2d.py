@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.footprint import Footprint, ranges
+from deltaconvert.operators.conv2d import pair
 from deltaconvert.operators.registry import Shapes, call, operator, spelled, spelled_module
 
 
@@ -34,8 +35,7 @@ def adaptive_avg_pool2d(x: Tensor, *, output_size: tuple[int | None, int | None]
 
 @spelled(F.adaptive_avg_pool2d)
 def _function(input, output_size):
-    size = (output_size, output_size) if not isinstance(output_size, (tuple, list)) else output_size
-    return call(adaptive_avg_pool2d, input, output_size=tuple(size))
+    return call(adaptive_avg_pool2d, input, output_size=pair(output_size))
 
 
 @spelled_module(nn.AdaptiveAvgPool2d)

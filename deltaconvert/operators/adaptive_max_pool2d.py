@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.operators.adaptive_avg_pool2d import regions, whole_map
+from deltaconvert.operators.conv2d import pair
 from deltaconvert.operators.registry import Refusal, call, operator, spelled, spelled_module
 
 
@@ -20,8 +21,7 @@ def adaptive_max_pool2d(x: Tensor, *, output_size: tuple[int | None, int | None]
 def _function(input, output_size, return_indices=False):
     if return_indices:
         raise Refusal("max-pooling that also returns indices")
-    size = (output_size, output_size) if not isinstance(output_size, (tuple, list)) else output_size
-    return call(adaptive_max_pool2d, input, output_size=tuple(size))
+    return call(adaptive_max_pool2d, input, output_size=pair(output_size))
 
 
 @spelled_module(nn.AdaptiveMaxPool2d)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.fx.proxy import Attribute
 
+from deltaconvert.passes.functionalize import set_data
 from deltaconvert.passes.tracing.result_types import ATTRIBUTES
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
@@ -32,6 +33,16 @@ VIEWS = frozenset({"T", "mT", "H", "mH", "real", "imag"})
 
 class NeedsShapes(Exception):
     """Raised where a graph may be wrong that was made without knowing shapes."""
+
+
+class _Named(Attribute):
+    """A device or dtype, whose text no code may go by before it is known."""
+
+    def __str__(self) -> str:
+        raise NeedsShapes(f"the text of a map's {self.attr} is asked, which only its call tells")
+
+    def __format__(self, how: str) -> str:
+        return str(self)
 
 
 class MutableProxy(Proxy):
@@ -60,6 +71,8 @@ class MutableProxy(Proxy):
         if kind in (Tensor, nn.Parameter) and not hasattr(kind, name) and not (
                 self.node.op == "get_attr" and hasattr(self._weight(), name)):
             raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+        if name in ("device", "dtype"):
+            return _Named(self, name)
         if name in VIEWS:  # FX's own attribute takes no ``x.T += y``, nor ``x.T[i] = y``
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
@@ -71,9 +84,9 @@ class MutableProxy(Proxy):
         return {**vars(module), **module._buffers, **module._parameters}.get(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Record ``x.data = y`` as a write of all numbers."""
+        """Record ``x.data = y``, behind which ``x`` lies where ``y`` does."""
         if name == "data":
-            self.copy_(value)
+            self.tracer.create_proxy("call_function", set_data, (self, value), {})
         else:
             super().__setattr__(name, value)
 

@@ -20,14 +20,19 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.passes.calls import Call
 from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
+from deltaconvert.passes.functionalize import written_into
 from deltaconvert.passes.tracing.explain import line_of_user
 from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.proxies import MutableProxy
 from deltaconvert.passes.tracing.result_types import result_type
+from deltaconvert.passes.tracing.settings import (
+    TRAINED_OTHERWISE,
+    Settings,
+    set_otherwise,
+    settings_of,
+)
 
 Arguments = tuple[list[Any], dict[str, Any]]
-
-TRAINED_OTHERWISE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 class NotSupported(Exception):
@@ -49,6 +54,8 @@ class Tracer(fx.Tracer):
         self.out_spec: pytree.TreeSpec | None = None
         self.thread = threading.get_ident()
         self.in_train_mode: set[nn.Module] = set()
+        self.settings: Settings = {}
+        self.refused: Exception | None = None
 
     def proxy(self, node: fx.Node) -> Proxy:
         node.meta["result_type"] = result_type(self.root, node)
@@ -76,13 +83,47 @@ class Tracer(fx.Tracer):
             raise NotSupported(f"its forward calls {self.path_of_module(m)} in train mode at "
                                f"{line_of_user(sys._getframe(1))}, and a converted model computes "
                                "in eval mode. Leave that to what trains it")
+        is_leaf = self.is_leaf_module(m, self.path_of_module(m))
+        if is_leaf:
+            self._note_settings(m)
         made = super().call_module(m, forward, args, kwargs)
-        if self.is_leaf_module(m, self.path_of_module(m)):
-            try:
-                _tell_hooks(m, args, kwargs, made)
-            except Exception:  # it may be one that logs numbers, and keeps nothing for the model
-                self.hooks_failed = True
+        if is_leaf and (m._forward_pre_hooks or m._forward_hooks):
+            self._tell_hooks(m, args, kwargs, made)
         return made
+
+    def _tell_hooks(self, leaf: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
+        """Run the hooks of a layer, unless they would run twice on the same tensor.
+
+        Raises:
+            NotSupported: one writes into what it is given.
+        """
+        last, refused = next(iter(reversed(self.graph.nodes))), self.refused
+        try:
+            _tell_hooks(leaf, args, kwargs, made)
+        except Exception:  # it may be one that logs numbers, and keeps nothing for the model
+            self.hooks_failed, self.refused = True, refused
+        known = set(itertools.takewhile(lambda n: n is not last, self.graph.nodes)) | {last}
+        for node in [n for n in self.graph.nodes if n not in known]:
+            if written_into(self.root, node) in known:
+                raise NotSupported(
+                    f"a hook on {self.path_of_module(leaf)} writes into what it is given at "
+                    f"{node.meta['source']}. Let it return another tensor")
+
+    def to_bool(self, obj: Proxy) -> bool:
+        """Refuse to tell; code that catches that would go on in a way of its own."""
+        try:
+            return super().to_bool(obj)
+        except Exception as error:
+            self.refused = error
+            raise
+
+    def _note_settings(self, leaf: nn.Module) -> None:
+        now = settings_of(leaf)
+        for module, name in set_otherwise(self.settings, now):
+            raise NotSupported(f"its forward sets {self.path_of_module(module)}.{name} to "
+                               f"{vars(module)[name]} between two calls, before "
+                               f"{line_of_user(sys._getframe(2))}. Let it have a layer for each")
+        self.settings.update(now)
 
     def _holds(self, m: nn.Module) -> bool:
         """Whether a module is one of the model's, or one with weights, which had to be."""
@@ -113,6 +154,8 @@ class Tracer(fx.Tracer):
             # FX calls a root's forward; its hooks are run by `nn.Module.__call__` itself.
             hooked = is_module and self.hooks and (root._forward_hooks or root._forward_pre_hooks)
             made = (partial(_orig_module_call, root) if hooked else bound)(*by_place, **proxies)
+            if self.refused is not None:
+                raise self.refused
             leaves, self.out_spec = pytree.tree_flatten(made)
             for leaf in leaves:
                 if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):

@@ -15,6 +15,8 @@ SPELLINGS = [
         "module": nn.AdaptiveAvgPool2d((3, 3)), "a number": nn.AdaptiveAvgPool2d(3),
         "F": Call(lambda self, x: F.adaptive_avg_pool2d(x, 3)),
         "by name": Call(lambda self, x: F.adaptive_avg_pool2d(x, output_size=[3, 3])),
+        "the size of a map": Call(
+            lambda self, x: F.adaptive_avg_pool2d(x, x[:, :, ::3, ::2].shape[2:])),
     }),
 ]
 

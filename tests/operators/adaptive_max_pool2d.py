@@ -14,6 +14,8 @@ SPELLINGS = [
         "module": nn.AdaptiveMaxPool2d((3, 3)),
         "F": Call(lambda self, x: F.adaptive_max_pool2d(x, 3)),
         "by name": Call(lambda self, x: F.adaptive_max_pool2d(x, output_size=(3, 3))),
+        "the size of a map": Call(
+            lambda self, x: F.adaptive_max_pool2d(x, x[:, :, ::3, ::2].shape[2:])),
     }),
 ]
 

@@ -143,7 +143,27 @@ def in_place_of_the_residual(self, x):
     return self.relu(out), x
 
 
+def given_the_memory_of_another(self, x):
+    y = self.conv(x)
+    seen, half = y.view(y.shape[0], -1), x[:, 1:]
+    y.data = x
+    y.mul_(2)
+    half.add_(1)
+    seen += 3
+    return x, y, seen, half
+
+
+def given_a_part_of_itself(self, x):
+    y = self.conv(x)
+    z = y[:, :1]
+    y.data = y.data[:, :, ::2].clamp(0, 1)
+    y.data *= 2
+    z += 1
+    return y * 2, z
+
+
 CASES = {f.__name__: f for f in (
+    given_the_memory_of_another, given_a_part_of_itself,
     iadd, every_operator, residual_behind_relu_in_place, module_twice, chunks,
     parent_behind_its_views, slice_of_a_slice, item, through_view, through_flatten, through_reshape,
     through_permute, a_copy_is_no_view, no_twin, written_between_readers, functions,

@@ -57,6 +57,15 @@ def branches_on_numbers(self, x):
     return -x
 
 
+def catches_what_it_asks(self, x):
+    try:
+        if x.mean() > 0:
+            x = -x
+    except Exception:
+        pass
+    return x
+
+
 def iterates_over_a_tensor(self, x):
     return sum(lane for lane in x)
 
@@ -67,6 +76,7 @@ def calls_numpy(self, x):
 
 @pytest.mark.parametrize("function, line", [
     (branches_on_numbers, "if x.sum() > 0:"),
+    (catches_what_it_asks, "if x.mean() > 0:"),
     (iterates_over_a_tensor, "return sum(lane for lane in x)"),
 ])
 def test_what_cannot_be_traced_names_the_users_line(function, line):
@@ -250,13 +260,81 @@ def test_a_forward_that_trains_a_layer_is_refused():
         deltaconvert.convert(model)
 
 
-def test_a_tensor_that_is_given_the_memory_of_another_is_refused():
+def given_by_set(self, x):
+    y, z = torch.relu(x), self.conv(x)
+    z.set_(y)
+    z += 1
+    return y
+
+
+def given_a_weight(self, x):
+    z = self.conv(x)
+    z.data = self.conv.weight
+    z += 1
+    return self.conv(x)
+
+
+@pytest.mark.parametrize("forward", [given_by_set, given_a_weight])
+def test_a_tensor_that_is_given_the_memory_of_another_is_refused(forward):
+    with pytest.raises(TraceError, match=r"memory of another at .*copy_"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
+
+
+@pytest.mark.parametrize("name, change", [
+    ("norm.training", lambda self: self.norm.train()),
+    ("norm.training", lambda self: self.train()),
+    ("norm.eps", lambda self: setattr(self.norm, "eps", 1.0)),
+    ("conv.stride", lambda self: setattr(self.conv, "stride", (2, 2))),
+])
+def test_a_forward_that_leaves_its_layers_set_otherwise_is_refused(name, change):
     def forward(self, x):
-        y, z = torch.relu(x), self.conv(x)
-        z.set_(y)
-        z += 1
-        return y
-    with pytest.raises(TraceError, match=r"memory of another by \.set_\(\) at .*copy_"):
+        found = self.norm(self.conv(x))
+        change(self)
+        return found
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(2))
+    with pytest.raises(TraceError, match=f"keeps {name} from frame to frame"):
+        deltaconvert.convert(model)
+
+
+def test_a_layer_that_is_set_otherwise_between_its_calls_is_refused():
+    def forward(self, x):
+        self.conv.stride = (2, 2)
+        small = self.conv(x)
+        self.conv.stride = (1, 1)
+        return small, self.conv(x)
+    with pytest.raises(TraceError, match=r"sets conv\.stride to \(1, 1\) .*test_trace\.py:\d+"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 2, 3)))
+
+
+@pytest.mark.parametrize("left", [(1, 1), (2, 2)])
+def test_a_layer_that_is_set_before_each_call_is_taken_as_set(left):
+    def forward(self, x):
+        self.norm.eval()
+        self.conv.stride, self.up.size = (2, 2), x.shape[2:]
+        found = self.up(self.norm(self.conv(x)))
+        self.conv.stride = left
+        self.norm.train()
+        return found
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(2), up=nn.Upsample(4))
+    delta = assert_same_outputs(model, frames_like(1, 3, 8, 9))
+    frame = torch.ones(1, 3, 11, 8, dtype=torch.float64)
+    torch.testing.assert_close(delta(frame), model.double()(frame))
+
+
+def takes_gradients(self, x):
+    x.requires_grad_()
+    self.conv(x).square().sum().backward()
+    return x.grad
+
+
+def takes_gradients_by_a_function(self, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(self.conv(x).square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("forward", [takes_gradients, takes_gradients_by_a_function])
+def test_gradients_are_refused(forward):
+    with pytest.raises(TraceError, match=r"computes gradients at .*test_trace\.py:\d+"):
         deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
 
 
@@ -440,6 +518,29 @@ def test_what_a_hook_keeps_that_goes_by_shapes_is_this_frames():
     assert_same_outputs(model, frames_like(1, 3, 6, 7))
 
 
+def doubles(layer, given, made):
+    made.mul_(2)
+
+
+def doubles_before(layer, given):
+    given[0].mul_(2)
+
+
+@pytest.mark.parametrize("add", [lambda layer: layer.register_forward_hook(doubles),
+                                 lambda layer: layer.register_forward_pre_hook(doubles_before)])
+def test_a_hook_that_writes_into_what_it_is_given_is_refused(add):
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 3))
+    add(model[1])
+    with pytest.raises(TraceError, match=r"hook on 1 writes into .*test_trace\.py:\d+"):
+        deltaconvert.convert(model)
+
+
+def test_a_hook_may_write_into_a_copy():
+    model, kept = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), []
+    model[0].register_forward_hook(lambda layer, given, made: kept.append(made.clone().mul_(2)))
+    assert_same_outputs(model, frames_like(1, 3, 6, 7))
+
+
 def test_a_hook_that_logs_numbers_is_no_reason_to_refuse():
     model, logged = Layers(), []
     model.conv.register_forward_hook(lambda module, inputs, output: logged.append(
@@ -567,9 +668,13 @@ def test_what_a_model_asks_is_answered_for_all_shapes(forward):
     assert delta.traced.traced_for is None
 
 
+def goes_by_the_text_of_a_device(self, x):
+    return self.conv(x) if "cpu" in str(x.device) and f"{x.dtype}" == "torch.float64" else x
+
+
 @pytest.mark.parametrize("forward", [
-    asks_what_only_a_call_tells, asks_the_type_of_what_only_a_call_tells,
-    asks_what_a_call_returned, pools, *FREE_OF_SHAPES])
+    goes_by_the_text_of_a_device, asks_what_only_a_call_tells,
+    asks_the_type_of_what_only_a_call_tells, asks_what_a_call_returned, pools, *FREE_OF_SHAPES])
 def test_a_model_may_ask_whether_it_has_a_tensor(forward):
     model = Model(forward, conv=nn.Conv2d(3, 2, 3))
     assert_same_outputs(model, frames_like(1, 3, 6, 7),
