@@ -29,6 +29,7 @@ from deltaconvert.passes.tracing.find_state import KeepsState
 from deltaconvert.passes.tracing.tracer import own_forward, unwrapped
 from deltaconvert.passes.views import is_repeated
 from deltaconvert.preprocessing import Preprocessing
+from deltaconvert.words import a_kind
 
 
 @overload
@@ -96,6 +97,10 @@ def convert(model: nn.Module | ExportedProgram,
     model = unwrapped(model)
     if isinstance(model, (DeltaModule, IslandsModule)):
         raise InputError("this model is converted already; convert takes the dense model.")
+    inner = [name for name, m in model.named_modules() if isinstance(m, DeltaModule)]
+    if modules is None and inner:
+        raise InputError(f"a part of this model, {inner[0]}, is converted already; convert takes "
+                         "the dense model. Call the model as it is, or convert it anew.")
     if not isinstance(config, Config | None):
         raise ConfigError(f"config={config!r}: give a Config, or its settings by name.")
     settings = (config or Config()).replace(**overrides)
@@ -153,7 +158,7 @@ def _arranged(model: nn.Module, inputs: Sequence[Any]) -> Sequence[Tensor]:
 def _what(given: Any) -> str:
     if isinstance(given, type):
         return f"the class {given.__name__} (call it first)"
-    return f"a {type(given).__name__}"
+    return a_kind(given)
 
 
 def _compile(model: nn.Module, frames: Sequence[Tensor]) -> tuple[GraphModule, bool]:

@@ -33,8 +33,9 @@ from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
 from deltaconvert.state import NodeStats
-from deltaconvert.stream import Stream
+from deltaconvert.stream import NOT_EXPORTED, Stream
 from deltaconvert.summary import summarize
+from deltaconvert.words import a_kind, count
 
 NONE: Mapping[str, Any] = types.MappingProxyType({})
 # Of one module: frames whose size or batch differs again and again must not fill the memory. As
@@ -135,7 +136,7 @@ class DeltaModule(nn.Module):
                 isinstance(i, Tensor) for i in inputs):
             return [without_gradient(i) for i in inputs]
         if self._retraces:
-            found = arranged(self._forward, inputs, named, self.input_names, self._signature)
+            found = arranged(self._forward, inputs, named, self._targets, self._signature)
             assert found.call is not None
             return list(found) if found.call.is_flat and found.call.names == self._targets else (
                 found)
@@ -201,6 +202,14 @@ class DeltaModule(nn.Module):
         raise UnsupportedError(
             "a converted model is not pickled: deltaconvert.save(delta, path) writes it to a file, "
             "and deltaconvert.load(path) reads it in any process.")
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse ``torch.jit.script``.
+
+        Raises:
+            UnsupportedError: saying what to do instead.
+        """
+        raise UnsupportedError(NOT_EXPORTED)
 
     def _like(self, root: nn.Module, config: Config) -> DeltaModule:
         plain = next((g for g in self._graphs if g.call == self._call), self.kept)
@@ -278,8 +287,8 @@ class DeltaModule(nn.Module):
         call = frames.call if isinstance(frames, Frames) else None
         names = self.input_names if call is None else call.names
         if len(frames) != len(names) or not frames:
-            raise FrameError(f"the model takes {len(names)} inputs ({', '.join(names)}), "
-                             f"{len(frames)} were given.")
+            raise FrameError(f"the model takes {count(len(names), 'input')} "
+                             f"({', '.join(names)}), {len(frames)} were given.")
         for name, frame in zip(names, frames, strict=True):
             _check_frame(name, frame, self._device())
         strides = _strides(frames) if self.graph_for(frames).by_layout else None
@@ -421,7 +430,7 @@ IMPOSSIBLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticErro
 
 def _check_frame(name: str, frame: Any, device: torch.device | None) -> None:
     if not isinstance(frame, Tensor):
-        what = f"input {name!r} is a {type(frame).__name__}"
+        what = f"input {name!r} is {a_kind(frame)}"
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(frame)):
             raise FrameTypeError(f"{what}, and a model without its source (from a file, or a "
                                  "program of torch.export) takes tensors, one after the other.")

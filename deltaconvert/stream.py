@@ -31,6 +31,12 @@ def take(lock: threading.Lock) -> None:
                               "thread at a time: give each thread its own new_stream().")
 
 
+NOT_EXPORTED = (
+    "a converted model is not exported, because what a stream keeps from frame to frame is no part "
+    "of a graph. Export the dense model; deltaconvert.save(delta, path) writes a converted one to "
+    "a file.")
+
+
 def is_followed() -> bool:
     """Whether PyTorch follows what is called: ``torch.compile``, an export, a trace."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -43,10 +49,7 @@ def aside(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
         UnsupportedError: under an export, which keeps no past.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        raise UnsupportedError(
-            "a converted model is not exported, because what a stream keeps from frame to frame is "
-            "no part of a graph. Export the dense model; deltaconvert.save(delta, path) writes a "
-            "converted one to a file.")
+        raise UnsupportedError(NOT_EXPORTED)
     return torch.compiler.disable(call, reason="a converted model is compiled already")(
         *args, **named)
 

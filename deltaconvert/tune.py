@@ -30,9 +30,10 @@ from deltaconvert.checking.law import inputs_of
 from deltaconvert.checking.report import jsonable
 from deltaconvert.config import Config, InputTest, NodeConfig
 from deltaconvert.errors import InputError
+from deltaconvert.islands import IslandsModule
 from deltaconvert.module import DeltaModule
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.words import count, text_table
+from deltaconvert.words import a_kind, count, text_table
 from deltaconvert.work import Work, ratio, scale_order, scales
 
 # Standard deviations. The lowest is far under what any network notices; each step of the
@@ -154,8 +155,11 @@ def tune(delta: DeltaModule, frames: Iterable[Frame], *, error: float = 0.01,
             in part.
         FrameError: a frame that the model does not take.
     """
+    _check(delta, error, rounds)
     held = list(inputs_of(frames))
-    _check(delta, held, error, rounds)
+    if len(held) < 2:
+        raise InputError(f"the clip has {count(len(held), 'frame')}: nothing is held back in "
+                         "the first, so give more.")
     delta.program(delta.signature(held[0]), held[0])  # refuses frames in words
     dense = model or StoredModel(delta)
     with evaluating(dense):
@@ -170,15 +174,15 @@ def tune(delta: DeltaModule, frames: Iterable[Frame], *, error: float = 0.01,
     return search.tuning()
 
 
-def _check(delta: Any, frames: Sequence[Any], error: float, rounds: int) -> None:
+def _check(delta: Any, error: Any, rounds: Any) -> None:
+    if isinstance(delta, IslandsModule):
+        raise InputError("tune takes a model that was converted whole: tune an island, "
+                         "delta.islands[path].")
     if not isinstance(delta, DeltaModule):
-        raise InputError(f"tune takes a model that was converted whole, not a "
-                         f"{type(delta).__name__}: tune an island, delta.islands[path].")
-    if len(frames) < 2:
-        raise InputError(f"the clip has {count(len(frames), 'frame')}: nothing is held back in "
-                         "the first, so give more.")
-    if not 0 < error < math.inf or rounds < 0:
-        raise InputError(f"error={error}, rounds={rounds}: give an error above 0, as 0.01, and "
+        raise InputError(f"tune takes what convert returned, not {a_kind(delta)}.")
+    if not (isinstance(error, (int, float)) and 0 < error < math.inf
+            and isinstance(rounds, int) and rounds >= 0):
+        raise InputError(f"error={error!r}, rounds={rounds!r}: give an error above 0, as 0.01, and "
                          "no less than 0 rounds.")
 
 

@@ -23,6 +23,7 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.outputs import named_outputs
 from deltaconvert.program import Program
 from deltaconvert.summary import settings_in_words
+from deltaconvert.words import a_kind
 from deltaconvert.work import Work, ratio
 
 __all__ = ["Breach", "LawChecker", "Report", "StoredModel", "check_law", "validate"]
@@ -73,7 +74,7 @@ def validate(model: nn.Module | None, delta: DeltaModule | IslandsModule,
         FrameError: a frame that the model does not take.
     """
     if not isinstance(delta, (DeltaModule, IslandsModule)):
-        raise InputError(f"validate(model, delta, frames): delta is a {type(delta).__name__}, not "
+        raise InputError(f"validate(model, delta, frames): delta is {a_kind(delta)}, not "
                          "what convert returned.")
     if law_every < 1:
         raise InputError(f"law_every={law_every}: give 1 to check the law in every frame, or more.")

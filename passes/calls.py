@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import FrameError, FrameTypeError
 from deltaconvert.passes.tracing.input_parameters import input_parameters
+from deltaconvert.words import a_kind, count
 
 CONSTANTS = (bool, int, float, str, type(None))
 
@@ -106,6 +107,8 @@ def arranged(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[st
             found.append(without_gradient(leaf))
     if not found:
         _refuse_numbers(bound.arguments)
+        raise FrameTypeError("there is no tensor among the inputs; the model takes "
+                             f"{', '.join(names or bound.signature.parameters)}.")
     values = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
     found.call = Call(_names(bound.arguments, [*bound.signature.parameters]), spec, tuple(
         (Tensor, "") if isinstance(leaf, Tensor) else _written(leaf) for leaf in leaves), values)
@@ -150,11 +153,11 @@ def _names(arguments: Mapping[str, Any], taken: Sequence[str]) -> tuple[str, ...
 def _expected(forward: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any],
               names: Sequence[str]) -> str:
     names = names or [p.name for p in input_parameters(forward)]
-    known = inspect.signature(forward).parameters
-    if wrong := sorted(set(named) - set([*known][len(args):])):
+    known = [*inspect.signature(forward).parameters]
+    if wrong := sorted(set(named) - set(known[len(args):])):
         return (f"{', '.join(wrong)}: no input of that name is left; the inputs are "
-                f"{', '.join(names)}.")
-    return (f"the model takes {len(names)} inputs ({', '.join(names)}), "
+                f"{', '.join(known)}.")
+    return (f"the model takes {count(len(names), 'input')} ({', '.join(names)}), "
             f"{len(args) + len(named)} were given.")
 
 
@@ -162,14 +165,14 @@ def _refuse_numbers(arguments: Mapping[str, Any]) -> None:
     """Refuse numbers, alone or in lists, where a frame belongs."""
     for name, value in arguments.items():
         if value is not None and pytree.tree_leaves(value):
-            raise FrameTypeError(f"input {name!r} is a {type(value).__name__}, not a tensor. "
+            raise FrameTypeError(f"input {name!r} is {a_kind(value)}, not a tensor. "
                                  "Decode and normalise the frame as for the dense model.")
 
 
 def _not_a_tensor(arguments: Mapping[str, Any], leaf: Any) -> str:
     name = next(name for name, value in arguments.items()
                 if any(leaf is other for other in pytree.tree_leaves(value)))
-    what = f"a {type(leaf).__name__}"
+    what = a_kind(leaf)
     if dataclasses.is_dataclass(leaf):
         kind = type(leaf).__name__
         return (f"input {name!r} is or holds {what}, of which PyTorch does not know the parts. Say "

@@ -279,3 +279,25 @@ def test_a_program_is_no_file_of_weights(tmp_path):
     path.write_bytes(b"anything")
     with pytest.raises(CheckpointError, match=r"a program of torch\.export.*read_program"):
         read_checkpoint(path)
+
+
+def test_whole_numbers_are_no_weights():
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"whole numbers.*conv\.weight is torch\.int8"):
+        apply_state_dict(model, {name: t.to(torch.int8) for name, t in before.items()})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_numpy_arrays_are_named(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({name: t.numpy() for name, t in net().state_dict().items()}, path)
+    with pytest.raises(CheckpointError, match="objects in the place of tensors, NumPy arrays"):
+        read_checkpoint(path)
+
+
+def test_text_in_the_place_of_weights(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_text("hello")
+    with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
+        read_checkpoint(path)

@@ -227,7 +227,7 @@ def test_example_inputs_may_be_one_frame_or_several(examples):
 def test_example_inputs_that_do_not_fit_are_refused():
     with pytest.raises(FrameError, match="module 0 fails on"):
         deltaconvert.convert(net(), torch.randn(1, 4, 8, 8))
-    with pytest.raises(FrameError, match="takes 1 inputs"):
+    with pytest.raises(FrameError, match="takes 1 input"):
         deltaconvert.convert(net(), [FRAME, FRAME])
 
 
@@ -321,7 +321,7 @@ def test_what_is_converted_already_is_refused():
 
 
 @pytest.mark.parametrize("given, what", [
-    (None, "a NoneType"), ("resnet18", "a str"), (nn.ReLU().state_dict(), "a OrderedDict"),
+    (None, "None"), ("resnet18", "a str"), (nn.ReLU().state_dict(), "an OrderedDict"),
     (torch.nn, "a module"), (len, "a builtin_function_or_method"),
     (nn.ReLU, r"the class ReLU \(call it first\)")])
 @pytest.mark.parametrize("modules", [None, "auto", ["body"]])

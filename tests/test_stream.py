@@ -222,7 +222,7 @@ def test_a_refusal_says_which_input_and_lane_and_how_many():
         delta(*bad_frames()["NaN"])
     with pytest.raises(FrameError, match="is a ndarray, not a tensor"):
         delta(*bad_frames()["no tensor"])
-    with pytest.raises(FrameError, match=r"takes 1 inputs \(input_1\), 2 were given"):
+    with pytest.raises(FrameError, match=r"takes 1 input \(input\), 2 were given"):
         delta(*bad_frames()["too many"])
 
 
@@ -240,7 +240,7 @@ def test_an_unknown_name_is_refused():
         def forward(self, x, mask=None):
             return x if mask is None else x * mask
     delta = deltaconvert.convert(Masked())
-    with pytest.raises(FrameError, match=r"masks: no input of that name is left; the inputs are x"):
+    with pytest.raises(FrameError, match=r"masks: no input .* the inputs are x, mask"):
         delta(frame(), masks=frame())
     with pytest.raises(FrameError, match="x: no input of that name is left"):
         delta(frame(), x=frame())

@@ -360,10 +360,10 @@ class TestRefusals:
         with pytest.raises(FrameError, match="the dense model fails on frame 0"):
             validate(nn.Conv2d(4, 4, 1).eval(), converted(model), frames)
 
-    def test_one_picture_in_place_of_frames(self, model, frames):
+    def test_pictures_without_a_batch_in_place_of_frames(self, model, frames):
         norm = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
         with pytest.raises(FrameError, match=r"fails on frame 0 of the shape \[\(3, 32, 48\)\]"):
-            validate(norm, converted(norm), torch.cat(frames))
+            validate(norm, converted(norm), list(torch.cat(frames)))
 
     def test_models_in_the_wrong_order(self, model, frames):
         with pytest.raises(InputError, match="delta is a Sequential, not what convert returned"):
@@ -399,7 +399,7 @@ def test_checker_and_check_law_are_at_hand(model, frames):
     assert LawChecker(converted(model)).breaches == []
 
 
-@pytest.mark.parametrize("given, what", [(None, "frames is a NoneType: give a clip"),
+@pytest.mark.parametrize("given, what", [(None, "frames is None: give a list"),
                                          ([None], "a frame is a NoneType, not a tensor")])
 @pytest.mark.parametrize("look", [
     check_law, bisect, deltaconvert.tune, lambda delta, clip: validate(None, delta, clip)],

@@ -29,6 +29,7 @@ from deltaconvert.errors import FrameTypeError, InputError
 from deltaconvert.nodes import DeltaNode, fill
 from deltaconvert.state import Edge
 from deltaconvert.summary import operator_name
+from deltaconvert.words import a_kind
 
 if TYPE_CHECKING:
     from deltaconvert.islands import IslandsModule
@@ -278,11 +279,15 @@ def inputs_of(frames: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[tuple[Ten
         InputError: what is given is no clip.
         FrameTypeError: see `as_inputs`.
     """
+    if isinstance(frames, Tensor) and frames.dim() < 5:  # of [T, N, C, H, W] each part is a frame
+        raise InputError(f"frames is one tensor of {tuple(frames.shape)}: give a list of what the "
+                         "model takes; of a video T x C x H x W that is frames.split(1).")
     try:
-        clip = iter(frames)
+        clip = None if isinstance(frames, str) else iter(frames)
     except TypeError:
-        raise InputError(f"frames is a {type(frames).__name__}: give a clip, or a list of what "
-                         "the model takes.") from None
+        clip = None
+    if clip is None:
+        raise InputError(f"frames is {a_kind(frames)}: give a list of what the model takes.")
     yield from map(as_inputs, clip)
 
 

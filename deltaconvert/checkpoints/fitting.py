@@ -47,10 +47,25 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
             + "\nBuild the model with the arguments it was trained with (model_args, "
             "--model-arg), or choose its own weights"
         )
+    _refuse_quantized(model, given)
     model.load_state_dict(given)
     if prefix:
         logger.info("took the prefix %r off the names of the weights", prefix)
     return prefix
+
+
+def _refuse_quantized(model: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Refuse whole numbers as weights: PyTorch would take them for what they stand for.
+
+    Raises:
+        MismatchError: with all of them.
+    """
+    wrong = [f"{name} is {given[name].dtype}, the model's is {p.dtype}"
+             for name, p in model.named_parameters(remove_duplicate=False)
+             if name in given and p.is_floating_point() and not given[name].is_floating_point()]
+    if wrong:
+        raise MismatchError(f"weights are whole numbers, as quantized ones are: {capped(wrong)}. "
+                            "Give those that they were made from")
 
 
 def strip_prefixes(

@@ -298,7 +298,8 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             "weights alone: torch.save(model.state_dict(), 'weights.pt')"
         )
     last_line = (text.strip() or "unexpected end").splitlines()[-1]
-    detail = "not a file of torch.save" if "Weights only" in text else last_line
+    unknown = "Weights only" in text or isinstance(error, (LookupError, ValueError, EOFError))
+    detail = "not a file of torch.save" if unknown else last_line
     return DamagedError(
         f"{path} is damaged, cut off or no file of weights ({type(error).__name__}: {detail}): "
         "download or save it again"
@@ -368,6 +369,12 @@ def _no_state_dict(found: object, candidates: list[str], path: Path) -> Checkpoi
         return CheckpointError(
             f"{path} holds several state dicts ({', '.join(candidates)}): save the one you mean "
             "alone, torch.save(checkpoint[NAME], 'weights.pt')"
+        )
+    if isinstance(found, Mapping) and any(isinstance(v, _Ignored) for v in found.values()):
+        return CheckpointError(
+            f"no state dict in {path}, which holds objects in the place of tensors, NumPy arrays "
+            "perhaps. Load it where it was saved, and keep tensors: torch.save({name: "
+            "torch.as_tensor(array) for name, array in weights.items()}, 'weights.pt')"
         )
     what = _described_dict(found) if isinstance(found, Mapping) else a_kind(found)
     return CheckpointError(

@@ -45,6 +45,8 @@ def opened(path: Path, kind: str) -> Iterator[tuple[InputContainer, VideoStream]
         if path.stat().st_size == 0:
             raise ClipError(f"{path} is empty (0 bytes)")
         with av.open(_source_for_av(path, kind)) as container:
+            if container.format.name == "tty":  # FFmpeg draws text files, by their suffix
+                raise ClipError(f"{path} is text, no {kind}")
             if not container.streams.video or container.streams.video[0].codec_context is None:
                 raise ClipError(f"{path} holds no {kind} that can be decoded")
             yield container, container.streams.video[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,9 @@ def _open_files(source: str, resize: Resize, selection: Selection) -> Clip:
         raise ClipError(f"{source} is a stream or a device, and a clip is a file, which can be "
                         "read again. Save it first, or call the converted model from Python on "
                         "each frame as it comes: see 'A camera' in the README")
+    if number := re.search(r"%0?\d*d", source):
+        raise ClipError(f"no such file: {path}. Pictures are named by a glob: "
+                        f"{source.replace(number[0], '*')!r}, in quotes")
     raise ClipError(f"no such file or folder: {path}. {NOT_A_SOURCE}")
 
 

@@ -37,8 +37,10 @@ def video_clip(path: Path, resize: Resize, selection: Selection) -> Clip:
 def _probe_video(path: Path) -> tuple[Size, float]:
     """H and W of the first frame, and frames a second (0 where the file does not say)."""
     with opened(path, "video") as (_, stream):
-        # The average rate in an AVI counts fields and empty frames; FFmpeg's guess does not.
-        rate = float(stream.guessed_rate or stream.average_rate or 0)
+        # The average in an AVI counts fields and empty frames as well; FFmpeg's guess goes by the
+        # shortest time between two frames, which may be rare where times differ.
+        rates = [stream.guessed_rate, stream.average_rate]
+        rate = float(min(filter(None, rates), default=0))
     decoded = _decoded(path)
     first = next(decoded, None)
     decoded.close()

@@ -21,6 +21,7 @@ from deltaconvert.errors import (
     UnsupportedError,
     VersionError,
 )
+from deltaconvert.words import a_kind
 
 KEY = "deltaconvert"
 VERSION = 1
@@ -42,7 +43,7 @@ def as_path(path: Path_) -> Path:
     try:
         return Path(path)
     except TypeError:
-        raise InputError(f"the path is a {type(path).__name__}: give the name of a file.") from None
+        raise InputError(f"the path is {a_kind(path)}: give the name of a file.") from None
 
 
 @dataclass(frozen=True)

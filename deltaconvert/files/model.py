@@ -34,6 +34,7 @@ from deltaconvert.islands import IslandsModule
 from deltaconvert.model_graph import ModelGraph
 from deltaconvert.module import DeltaModule
 from deltaconvert.preprocessing import Preprocessing
+from deltaconvert.words import a_kind
 
 
 def save(delta: DeltaModule, path: Path_) -> None:
@@ -61,7 +62,7 @@ def save(delta: DeltaModule, path: Path_) -> None:
             "holds no code. Keep the weights, torch.save(delta.state_dict(), path), and convert "
             "the model from its source each time; or save an island, delta.islands[path].")
     if not isinstance(delta, DeltaModule):
-        raise InputError(f"save takes a converted model, not a {type(delta).__name__}: do "
+        raise InputError(f"save takes a converted model, not {a_kind(delta)}: do "
                          "deltaconvert.save(deltaconvert.convert(model), path).")
     traced = delta.kept
     if traced.is_guess:

@@ -56,3 +56,15 @@ def test_without_pyav_files_are_refused_and_synthetic_works(tmp_path, monkeypatc
     assert len(list(open_clip("synthetic", size=(32, 32), frames=2))) == 2
     with pytest.raises(InputError, match=r"needs PyAV \(.*\)\. Do: pip install av"):
         open_clip(path)
+
+
+def test_text_is_not_drawn(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("FFmpeg would draw these words.\n" * 100)
+    with pytest.raises(ClipError, match=r"notes\.txt is text, no video"):
+        open_clip(path)
+
+
+def test_a_pattern_of_numbers_is_led_to_a_glob(tmp_path):
+    with pytest.raises(ClipError, match=r"are named by a glob: '.*/im_\*\.png', in quotes"):
+        open_clip(tmp_path / "im_%04d.png")

@@ -1,6 +1,7 @@
 """Video files, whole and broken: written here, then read back."""
 
 import struct
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -32,6 +33,20 @@ class TestVideo:
         frames = list(clip)
         assert all(f.shape == (3, HEIGHT, WIDTH) and f.dtype == torch.float32 for f in frames)
         assert levels(clip) == pytest.approx([10 * n for n in range(1, 21)], abs=2)
+
+    def test_the_rate_is_the_average_where_times_between_frames_differ(self, tmp_path):
+        path = tmp_path / "a.mp4"
+        with av.open(path, "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 1000)
+            for number in range(20):  # every second one comes soon after the one before
+                frame = av.VideoFrame.from_ndarray(grey(10 * number), format="rgb24")
+                frame.time_base = Fraction(1, 1000)
+                frame.pts = 500 * (number // 2) + 40 * (number % 2)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        assert open_clip(path).fps == pytest.approx(4, rel=0.1)
 
     def test_channels_are_red_green_blue(self, tmp_path):
         picture = grey(0)

@@ -84,7 +84,7 @@ def test_what_cannot_be_written(path, tmp_path):
     with pytest.raises(InputError, match="save takes a converted model, not a Conv2d"):
         save(nn.Conv2d(3, 4, 3), path)  # type: ignore[arg-type]
     for act in (load, load_structure, read_header, lambda none: save(delta, none)):
-        with pytest.raises(InputError, match="the path is a NoneType: give the name of a file"):
+        with pytest.raises(InputError, match="the path is None: give the name of a file"):
             act(None)
 
 

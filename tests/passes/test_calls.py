@@ -213,8 +213,8 @@ class Sample:
     ((Sample(FRAMES[0]),), r"holds a Sample, .*register_dataclass\(Sample\)"),
     (([FRAMES[0], object()],), "'x' holds a builtins.object, which is neither a tensor"),
     ((3.0,), "'x' is a float, not a tensor"),
-    ((FRAMES[0],) * 4, r"takes 1 inputs \(x\), 4 were given"),
-    (([],), "takes 0 inputs"),
+    ((FRAMES[0],) * 4, r"takes 1 input \(x\), 4 were given"),
+    (([],), "there is no tensor among the inputs; the model takes x"),
 ])
 def test_what_no_model_takes_is_refused_in_words(inputs, message):
     delta = deltaconvert.convert(ConvLSTM(), backend="reference")
