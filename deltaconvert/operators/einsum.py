@@ -24,7 +24,8 @@ ADVICE = "a formula in which all operands have the same places, and other letter
 def _operands(shapes: Shapes) -> list[tuple[int, ...]]:
     moving = iter(shapes.inputs)
     names = ("x", "y")[:shapes.params["equation"].count(",") + 1]
-    return [shapes.constants[name] if name in shapes.constants else next(moving) for name in names]
+    return [shapes.constants[name] if name in shapes.constants  # a tensor given twice is told once
+            else next(moving, shapes.inputs[-1]) for name in names]
 
 
 def _terms(shapes: Shapes) -> tuple[list[str], str]:

@@ -42,4 +42,5 @@ FOOTPRINTS = [
     Tried(Call(lambda self, x: torch.einsum("c,...chw->...chw", self.m, x), m=numbers[0]),
           [(1, 4, 2, 3)]),
     Tried(two("nchw,ndhw->ndhw"), [(1, 2, 2, 3), (1, 3, 2, 3)]),
+    Tried(Call(lambda self, x: torch.einsum("nchw,nchw->nchw", x, x)), [(1, 2, 2, 3)]),
 ]
