@@ -75,9 +75,9 @@ def _key(parts: Any) -> Hashable | None:
 
 def _numbers(tensor: Tensor) -> Hashable | None:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or (
-            tensor.is_meta or tensor.is_quantized or tensor.is_complex()):
+            tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.is_complex()):
         return None
-    held = tensor.detach().cpu().contiguous()
+    held = tensor.detach().cpu().resolve_neg().contiguous()
     # Read where they lie: each call of PyTorch is counted by `annotate`.
     numbers = (ctypes.c_char * (held.numel() * held.element_size())).from_address(held.data_ptr())
     return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(numbers).digest()

@@ -71,7 +71,9 @@ def as_convolution(shapes: Shapes, x: Any, y: Any = None) -> Call | None:
     places = output[:1] + output[2:]
     is_product = len(of_matrix) == 2 and len(of_map) == len(output) == 4 and (
         len({*places, *of_matrix}) == 5 and of_map == places[0] + of_map[1] + places[1:])
-    if not is_product or {*of_matrix} != {output[1], of_map[1]}:
+    sizes = [dict(zip(term, size, strict=True)).get(of_map[1:2])  # one of 1 would be repeated
+             for term, size in zip(terms, _operands(shapes), strict=True)]
+    if not is_product or {*of_matrix} != {output[1], of_map[1]} or sizes[0] != sizes[1]:
         return None
     if of_matrix[0] == of_map[1]:
         matrix = call(permute, matrix, dims=(1, 0))
@@ -104,6 +106,7 @@ def _in_full(equation: str) -> str:
     """Return a formula without blanks, and with the output that it means."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     if not arrow:
-        output = "".join(c for c in string.ascii_letters if inputs.count(c) == 1)
+        letters = string.ascii_uppercase + string.ascii_lowercase
+        output = "".join(c for c in letters if inputs.count(c) == 1)
         output = "..." * ("." in inputs) + output
     return f"{inputs}->{output}"

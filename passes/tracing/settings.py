@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deltaconvert.passes.tracing.attributes import proxies
+from deltaconvert.passes.tracing.compare_graphs import same
 from deltaconvert.passes.tracing.proxies import NeedsShapes
 
 PLAIN = (bool, int, float, str, tuple, type(None))
@@ -27,10 +28,11 @@ def settings_of(leaf: nn.Module) -> Settings:
     Raises:
         NeedsShapes: it is set to the shape of a map.
     """
-    found = {(module, name): vars(module).get(name) for module in leaf.modules()
+    found = {(module, name): vars(module)[name] for module in leaf.modules()
              if not isinstance(module, torch.jit.ScriptModule)
              for name in (*getattr(module, "__constants__", ()),
-                          *(["training"] if isinstance(module, TRAINED_OTHERWISE) else []))}
+                          *(["training"] if isinstance(module, TRAINED_OTHERWISE) else []))
+             if name in vars(module)}
     if proxies(list(found.values())):
         raise NeedsShapes("its forward sets a layer to the shape of a map")
     return {key: value for key, value in found.items() if isinstance(value, PLAIN)}
@@ -38,7 +40,7 @@ def settings_of(leaf: nn.Module) -> Settings:
 
 def set_otherwise(one: Settings, other: Settings) -> list[tuple[nn.Module, str]]:
     """Return which settings of the same layers differ."""
-    return [key for key, value in one.items() if key in other and other[key] != value]
+    return [key for key, value in one.items() if key in other and not same(other[key], value)]
 
 
 def changed_settings(model: nn.Module, forwards: Sequence[Settings]) -> list[str]:

@@ -23,6 +23,9 @@ LEFT = {
     "the sum of the matrix": lambda self, x: torch.einsum("nchw,oi->nohw", x, self.matrix),
     "a number a channel": lambda self, x: torch.einsum("nchw,c->nchw", x, self.matrix[0]),
     "a matrix a lane": lambda self, x: torch.einsum("nchw,nc->nchw", x, self.matrix[:1, :3]),
+    "a column that is repeated": lambda self, x: torch.einsum(
+        "nchw,oc->nohw", x, self.matrix[:, :1]),
+    "capitals first": lambda self, x: torch.einsum("nCHW,oC", x, self.matrix).permute(2, 3, 0, 1),
     "of whole numbers": lambda self, x: torch.einsum(
         "nchw,oc->nohw", x.long(), self.matrix.long()).to(x),
 }
