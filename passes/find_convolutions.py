@@ -33,5 +33,6 @@ def find_convolutions(graph_module: GraphModule) -> PassResult:
         graph_module.graph.erase_node(node)
         new.name = name
         result.changed.append(f"{name}: conv2d")
-    graph_module.recompile()
+    if result.changed:
+        graph_module.recompile()
     return result
