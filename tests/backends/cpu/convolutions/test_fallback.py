@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import deltaconvert
 from deltaconvert.backends.cpu.convolutions import break_even, fallback
 from deltaconvert.backends.cpu.convolutions.break_even import NEVER, BreakEvens
+
 # Before it is a constant:
 from deltaconvert.backends.cpu.convolutions.fallback import break_even as measured
 from deltaconvert.backends.cpu.frames.steps import CompiledStep
