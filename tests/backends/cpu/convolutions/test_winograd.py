@@ -260,7 +260,7 @@ def test_padding_modes(mode: str) -> None:
 @pytest.mark.parametrize("channels, size, parts", [
     ((48, 40), (40, 56), 1),  # many tiles, shared
     ((512, 384), (5, 12), 2),  # few tiles of a large filter: its columns are shared
-    ((272, 272), (5, 80), 2),  # the same, several chunks
+    ((272, 272), (5, winograd.TILES * 5 // 3), 2),  # the same, two chunks and a half
 ], ids=["tiles", "columns", "chunks of columns"])
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 3)])
 @pytest.mark.usefixtures("tiled")
