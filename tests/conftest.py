@@ -24,7 +24,8 @@ def _nothing_is_measured() -> Iterator[None]:
     """Have the cpu backend compute all lanes its own way: what it measures is not always alike."""
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("numba"):
-            patch.setattr("deltaconvert.backends.cpu.fallback.break_even", lambda *_: math.inf)
+            patch.setattr("deltaconvert.backends.cpu.convolutions.fallback.break_even",
+                          lambda *_: math.inf)
         yield
 
 

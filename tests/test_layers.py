@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +67,19 @@ def test_imports_go_down() -> None:
           for other in imported(ast.parse(path.read_text(encoding="utf-8")))
           if level(other) > level(name)]
     assert up == []
+
+
+def test_packages_of_the_cpu_backend_use_those_above_them() -> None:
+    """Above in the list of its docstring."""
+    folder = ROOT / "deltaconvert" / "backends" / "cpu"
+    about = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    order = re.findall(r"^- `(\w+)`: ", about or "", re.MULTILINE)
+    assert sorted(order) == sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+    above = {name: set(order[:place + 1]) for place, name in enumerate(order)}
+    wrong = []
+    for path in folder.glob("*/*.py"):
+        for other in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            within = other.removeprefix("backends.cpu.")
+            if within != other and within.partition(".")[0] not in above[path.parent.name]:
+                wrong.append(f"{path.parent.name}/{path.name} imports {other}")
+    assert wrong == []

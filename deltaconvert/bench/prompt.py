@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from deltaconvert.backends.cpu.workers import Help, Workers
+from deltaconvert.backends.cpu.frames.workers import Help, Workers
 
 
 class PromptWorkers(Workers):

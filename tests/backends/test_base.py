@@ -31,7 +31,8 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         base.create("cpu", Config(), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("module", ["numba.core.types", "_ctypes", "deltaconvert.backends.cpu.jit"])
+@pytest.mark.parametrize("module", [
+    "numba.core.types", "_ctypes", "deltaconvert.backends.cpu.compiling.jit"])
 def test_what_is_broken_is_not_said_to_be_missing(monkeypatch, module):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)

@@ -16,7 +16,7 @@ from deltaconvert.backends.cuda.candidates import PATCHES, STRIP, strip_reads
 from deltaconvert.backends.cuda.filters import numbers_of
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.nodes import DeltaNode, Slot
-from tests.backends.test_cpu import ACTIVATIONS, CASES, MAP, conv, make_node, pool, weights
+from tests.backends.cpu.test_backend import ACTIVATIONS, CASES, MAP, conv, make_node, pool, weights
 from tests.cuda.host.launcher import ORDERS
 from tests.cuda.streams import TF32, KernelStream
 

@@ -21,8 +21,8 @@ from deltaconvert.config import Config
 from deltaconvert.errors import FrameError, UnsupportedError
 from deltaconvert.passes.plan_state import Plan
 from deltaconvert.state import State
-from tests.backends.test_cpu_sparsify import LAYOUTS
-from tests.backends.test_cpu_sparsify import clip as door_clip
+from tests.backends.cpu.sparsify.test_step import LAYOUTS
+from tests.backends.cpu.sparsify.test_step import clip as door_clip
 from tests.cuda.host.launcher import HostLauncher, compiler
 from tests.law.networks import clips, networks
 from tests.law.test_law import amounts, run, suite

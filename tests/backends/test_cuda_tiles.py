@@ -14,7 +14,7 @@ from deltaconvert.backends.cuda.tiles import (
     _of_warpgroups,
     choose_tile,
 )
-from tests.backends.test_cpu import conv, make_node, weights
+from tests.backends.cpu.test_backend import conv, make_node, weights
 from tests.backends.test_cuda import at
 from tests.cuda.host.launcher import HostLauncher
 

@@ -15,7 +15,7 @@ from deltaconvert.config import Config
 from deltaconvert.cuda.launcher import ORDINARY_SHARED_BYTES
 from deltaconvert.nodes import DeltaNode, Description, EdgeSpec, Slot, fill
 from deltaconvert.operators.registry import named
-from tests.backends.test_cpu import make_node, weights
+from tests.backends.cpu.test_backend import make_node, weights
 from tests.backends.test_cuda import at
 from tests.cuda.host.launcher import ORDERS, HostLauncher
 from tests.cuda.streams import KernelStream

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deltaconvert.nodes import Slot
-from tests.backends.test_cpu import CASES, conv, make_node, weights
+from tests.backends.cpu.test_backend import CASES, conv, make_node, weights
 from tests.backends.test_cuda import ROUNDED, at, check_rounding, scaled
 from tests.cuda.host.launcher import ORDERS
 from tests.cuda.streams import KernelStream

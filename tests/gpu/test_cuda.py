@@ -18,7 +18,7 @@ from deltaconvert.backends.cuda import break_even, dense, unavailable
 from deltaconvert.backends.rule import change_norm
 from deltaconvert.errors import FrameError
 from deltaconvert.nodes import DeltaNode, Slot
-from tests.backends.test_cpu import CASES, conv, make_node, weights
+from tests.backends.cpu.test_backend import CASES, conv, make_node, weights
 from tests.backends.test_cuda import (
     CONVOLUTIONS,
     FUSED,

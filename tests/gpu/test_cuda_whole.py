@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deltaconvert.backends.cuda import vectors
-from tests.backends.test_cpu import make_node
+from tests.backends.cpu.test_backend import make_node
 from tests.backends.test_cuda import at
 from tests.backends.test_cuda_whole import (
     ATTEND,

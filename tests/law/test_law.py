@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import fallback
+from deltaconvert.backends.cpu.convolutions import fallback
 from deltaconvert.passes import join_whole
 from tests.law.checking import Law
 from tests.law.networks import Frame, Generated, clips, networks

@@ -1,11 +1,15 @@
 """The ``cpu`` backend: candidates as the rows of a product, one fused loop behind it.
 
-`backend` says which nodes it runs; `runner`, `engine` and `frame` run a stream's frames.
-A kind of step is a file: `convolution` (by `winograd`, `few` and `depthwise` too), `elementwise`,
-`pooling`, `resizing`, `selection`, `shuffle`, `norm`, `softmax`, `whole`, `moves`, `union`,
-`pixelwise`, and the door, `sparsify`. `candidates`, `parts` and `finish` are what steps have in
-common, with `rowwise` around most; `product`, `reduction`, `row` and `narrow` are kernels in LLVM's
-vectors. `jit`, `library` and `native` are how all of it is compiled.
+`backend` says which nodes it runs, and `runner` runs a stream's frames. Each of these uses only
+those above it:
+
+- `compiling`: how loops become machine code, by Numba and LLVM, and how that is kept
+- `maps`: how maps are stored, and which of their pixels are read
+- `frames`: the engine: a table of steps, their candidates, and the workers that share them
+- `rows`: a pixel's numbers: sums over taps, activations, the comparison with what was there
+- `convolutions`: products with filters, Winograd's tiles, linear layers, the dense fallback
+- `operators`: all other kinds of steps, a file each
+- `sparsify`: the door: which pixels of a frame changed
 
 Importing this package imports Numba: `deltaconvert.backends.base.create` does so only
 when the backend is used.

@@ -8,11 +8,15 @@ import torch
 from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Backend, Buffers, Scratch, Step
-from deltaconvert.backends.cpu import (
-    convolution,
+from deltaconvert.backends.cpu import sparsify
+from deltaconvert.backends.cpu.convolutions import convolution, fallback, linear
+from deltaconvert.backends.cpu.convolutions.filters import NARROWEST_GROUP, fold, fold_matrix
+from deltaconvert.backends.cpu.frames.engine import Engine, engine_of
+from deltaconvert.backends.cpu.frames.lists import list_scratch
+from deltaconvert.backends.cpu.frames.workers import Workers
+from deltaconvert.backends.cpu.maps.storage import STORED
+from deltaconvert.backends.cpu.operators import (
     elementwise,
-    fallback,
-    linear,
     moves,
     norm,
     pixelwise,
@@ -21,16 +25,10 @@ from deltaconvert.backends.cpu import (
     selection,
     shuffle,
     softmax,
-    sparsify,
     union,
     whole,
 )
-from deltaconvert.backends.cpu.engine import Engine, engine_of
-from deltaconvert.backends.cpu.filters import NARROWEST_GROUP, fold, fold_matrix
-from deltaconvert.backends.cpu.lists import list_scratch
 from deltaconvert.backends.cpu.runner import Runner
-from deltaconvert.backends.cpu.storage import STORED
-from deltaconvert.backends.cpu.workers import Workers
 from deltaconvert.config import Config
 from deltaconvert.nodes import DeltaNode, EdgeSpec
 from deltaconvert.state import FrameRunner, State

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from deltaconvert.backends.cpu.engine import Engine
-from deltaconvert.backends.cpu.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
+from deltaconvert.backends.cpu.frames.engine import Engine
+from deltaconvert.backends.cpu.frames.frame import ALL_FOUND, ALL_WRITTEN, FOUND, FRAMES, WRITTEN
+from deltaconvert.backends.cpu.frames.steps import CompiledStep
+from deltaconvert.backends.cpu.frames.team import shares_with_pytorch
 from deltaconvert.backends.cpu.sparsify import CpuSparsify
-from deltaconvert.backends.cpu.steps import CompiledStep
-from deltaconvert.backends.cpu.team import shares_with_pytorch
 from deltaconvert.backends.exits import exits
 from deltaconvert.nodes import DeltaNode, copy_value
 from deltaconvert.state import NodeStats, State

@@ -1,0 +1,1 @@
+"""How loops become machine code that is kept on disk, and what compiled code may do."""

@@ -1,0 +1,1 @@
+"""Convolutions and linear layers: rows times filters, Winograd's tiles, the dense fallback."""

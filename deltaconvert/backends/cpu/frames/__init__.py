@@ -1,0 +1,1 @@
+"""What runs a frame: the table of steps, the candidates of each, and who helps with them."""

@@ -1,0 +1,1 @@
+"""All other operators, a file for each kind of step."""

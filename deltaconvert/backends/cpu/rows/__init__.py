@@ -1,0 +1,1 @@
+"""Rows, the numbers of a pixel: sums over taps, activations, and the rule at their end."""
