@@ -72,7 +72,7 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command --quiet, and report its errors."""
     @functools.wraps(command)
     def wrapped(quiet: bool = False, **given: Any) -> Any:
-        with _reported(), saying(quiet or given.get("json") == STDOUT):
+        with _reported(), saying(quiet, given.get("json") == STDOUT):
             return command(**given)
 
     hints = typing.get_type_hints(command, include_extras=True)
