@@ -61,7 +61,7 @@ app = typer.Typer(
     cls=Group,
     help="Compiles a trained CNN into one that computes only what changed from frame to frame.",
     epilog="Exit codes: 0 done and passed, 1 the check failed, 2 wrong usage or input, "
-           "3 not supported, 130 interrupted, 143 terminated.",
+           "3 not supported, 130 interrupted, 141 output not read, 143 terminated.",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode=None)
 

@@ -79,6 +79,6 @@ def explain(model: nn.Module, error: Exception, more: str = "") -> str:
               "--model is then a function of yours that returns the submodule" if children
               else "rewrite that line")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    reason = reason.partition(" This can be attempted when")[0]  # FX goes on about its proxies
+    reason = reason.partition(". This can be attempted when")[0]  # FX goes on about its proxies
     return (f"{type(model).__name__} cannot be traced{place}: {reason}. Its forward depends on the "
             f"numbers in a tensor, or on code that tracing cannot follow; {advice}.{more}")
