@@ -144,7 +144,7 @@ def _preprocessing(channels: Channels, spec: str | None, model: nn.Module
     preset = None if spec is None else preprocessing_of(spec, model)
     if spec is None or preset is None:
         return channels.preprocessing(None), (
-            "as given" if channels.given else "--channel-order, --mean and --std say otherwise")
+            "as given" if channels.given else "--channel-order, --mean and --std set others")
     if channels.given:
         plain = Preprocessing()
         return channels.preprocessing(dataclasses.replace(
