@@ -164,7 +164,13 @@ def start(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 
-for _name, _command in (("demo", demo), ("convert", convert), ("validate", validate),
-                        ("run", run), ("inspect", inspect_command), ("bench", bench),
-                        ("tune", tune), ("doctor", doctor)):
-    app.command(_name, cls=Command)(_reporting(_command))
+for _command, _name, _short in (  # of so few letters that the list of commands cuts none
+        (demo, "demo", "Make a clip, convert, validate and report; needs no files."),
+        (convert, "convert", "Compile a checkpoint, or a program, into a .delta file."),
+        (validate, "validate", "Compare with the dense network, frame by frame."),
+        (tune, "tune", "Find thresholds for an error that you allow."),
+        (run, "run", "Run over videos or pictures: times, results, overlays."),
+        (inspect_command, "inspect", "Show the graph, and what runs dense and why."),
+        (bench, "bench", "Time it beside the dense runtimes."),
+        (doctor, "doctor", "Say what is installed, what works and what is missing.")):
+    app.command(_name, cls=Command, short_help=_short)(_reporting(_command))
