@@ -92,7 +92,8 @@ def _build_torchvision(name: str, arguments: dict[str, object]) -> nn.Module:
     name = _TORCHVISION_NAMESPACE.sub("", name)
     known = models.list_models()
     if name not in known:
-        raise InputError(f"torchvision has no model {name!r}{nearest(name, known)}")
+        raise InputError(f"torchvision has no model {name!r}{nearest(name, known)}; "
+                         "torchvision.models.list_models() lists them")
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     # A detector's builder downloads a backbone unless this second switch is off as well.
     without = {key: None for key in ("weights", "weights_backbone") if key in accepted}
@@ -102,7 +103,8 @@ def _build_torchvision(name: str, arguments: dict[str, object]) -> nn.Module:
 def _build_timm(name: str, arguments: dict[str, object]) -> nn.Module:
     timm = _import_library("timm")
     if not timm.is_model(name):
-        raise InputError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+        raise InputError(f"timm has no model {name!r}{nearest(name, timm.list_models())}; "
+                         "timm.list_models() lists them")
 
     def create(**options: object) -> nn.Module:
         return timm.create_model(name, **options)

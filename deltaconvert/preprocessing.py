@@ -86,6 +86,8 @@ class Preprocessing:
 
     def __str__(self) -> str:
         """Say it in a few words."""
+        if not any(self.mean) and set(self.std) == {1.0}:
+            return f"{self.order}, values from 0 to 1"
         return f"{self.order}, minus {_listed(self.mean)}, over {_listed(self.std)}"
 
     @property

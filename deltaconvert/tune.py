@@ -151,8 +151,8 @@ def tune(delta: DeltaModule, frames: Iterable[Frame], *, error: float = 0.01,
         The thresholds, and ``delta`` with them: ``tuning.delta``, which `save` takes.
 
     Raises:
-        InputError: fewer than two frames, a wrong ``error`` or ``rounds``, or a model converted
-            in part.
+        InputError: fewer than two frames, a wrong ``error`` or ``rounds``, a model converted in
+            part, or one of which every node has a threshold of its own.
         FrameError: a frame that the model does not take.
     """
     _check(delta, error, rounds)
@@ -225,6 +225,9 @@ class _Search:
         self.program = module.program(module.signature(frames[0]), frames[0])
         self.stream = module.new_stream()
         self.free = [n for n in self.program.nodes if _is_free(config, n)]
+        if config.nodes and not self.free:
+            raise InputError("every node has a threshold of its own, as tune sets them: nothing is "
+                             "left to find. Tune the model, or file, as convert made it.")
         self.groups = _groups(self.program.nodes, self.free)
         self.tried: list[tuple[float, float]] = []
         self.thresholds = {n.about.name: 0.0 for n in self.free}

@@ -272,6 +272,21 @@ class TestApplyStateDict:
         assert "not in the model: 500: other.0, " in str(caught.value)
         assert "other.7 and 492 more" in str(caught.value)
         assert "other.8" not in str(caught.value)
+        assert "These are another model's weights" in str(caught.value)
+
+    def test_what_is_left_over_can_be_left_out(self, caplog):
+        model, state = net(), marked(3) | {"head.scale": torch.zeros(1)}
+        with pytest.raises(CheckpointError, match=r"Leave them out \(--ignore-surplus, ignore_sur"):
+            apply_state_dict(model, state)
+        apply_state_dict(model, state, ignore_surplus=True)
+        assert torch.equal(model.fc.weight, state["fc.weight"])
+        assert "left out what the model has no place for: head.scale" in caplog.text
+
+    def test_nothing_may_be_missing_where_what_is_left_over_is_left_out(self):
+        state = marked(3)
+        state["fc.wieght"] = state.pop("fc.weight")
+        with pytest.raises(CheckpointError, match=r"missing: 1: fc\.weight"):
+            apply_state_dict(net(), state, ignore_surplus=True)
 
 
 def test_a_program_is_no_file_of_weights(tmp_path):

@@ -51,6 +51,28 @@ def run(command: list[str], folder: Path, env: dict[str, str]) -> None:
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
 
 
+def anchors(file: Path) -> set[str]:
+    """Return what a link into a page may name: its headings as GitHub calls them, and its ids."""
+    found, text = set(), re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
+    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        again = sum(1 for other in found if re.fullmatch(rf"{re.escape(name)}(-\d+)?", other))
+        found.add(f"{name}-{again}" if again else name)
+    return found | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("file", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")],
+                         ids=lambda file: file.name)
+def test_links_lead_somewhere(file):
+    for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
 @pytest.mark.slow
 def test_the_readmes_blocks_run_in_order_in_an_empty_folder(tmp_path):
     env = environment(tmp_path)

@@ -107,6 +107,12 @@ def test_what_a_size_reads_as():
     assert Preprocessing(shorter_side=520).size_in_words == "shorter side 520"
 
 
+def test_it_is_said_in_a_few_words():
+    assert str(Preprocessing()) == "rgb, values from 0 to 1"
+    assert str(Preprocessing("bgr", std=(0.5,))) == "bgr, minus 0, over 0.5"
+    assert str(Preprocessing("gray", (0.25,))) == "gray, minus 0.25, over 1"
+
+
 def test_stretching_and_leaving_alone():
     frame = torch.rand(3, 20, 40)
     assert Resize((10, 10))(frame).shape == (3, 10, 10)

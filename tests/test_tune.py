@@ -177,6 +177,11 @@ def test_frames_that_the_model_does_not_take(delta, frames):
         tune(delta, [f[:, :2] for f in frames])
 
 
+def test_what_was_tuned_before_has_nothing_left_to_find(frames, tuning):
+    with pytest.raises(InputError, match=r"every node has a threshold of its own.*as convert made"):
+        tune(tuning.delta, frames)
+
+
 def test_a_model_converted_in_part(model, frames):
     islands = deltaconvert.convert(nn.Sequential(model), frames[0], modules=["0"],
                                    backend="reference")

@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
-def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor], *,
+                     ignore_surplus: bool = False) -> str:
     """Put a state dict into a model; every tensor must find its place.
 
     Prefixes that training wrappers add to every name (`module.`, `model.`, `_orig_mod.`)
@@ -25,6 +26,12 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     of a training module (`net.`) is taken out of it. Two counters that only
     training needs are left out of account: a missing `num_batches_tracked`, and the
     `n_averaged` that an averaged model adds.
+
+    Args:
+        model: gets the weights.
+        state: tensors by name.
+        ignore_surplus: leave out what the model has no place for, which is logged; nothing may
+            be missing all the same.
 
     Returns:
         The prefix that was taken off, empty where none was.
@@ -39,13 +46,16 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
         given, prefix = _within_attribute(given, expected)
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
     given = {**counters, **given}
+    surplus = [name for name in given if name not in expected]
+    if surplus and ignore_surplus and not _loads_into_copy(model, given):
+        logger.warning("left out what the model has no place for: %s", capped(surplus))
+        given = {name: tensor for name, tensor in given.items() if name in expected}
     problems = _mismatches(expected, given)
     if problems and not _loads_into_copy(model, given):
         raise MismatchError(
             "the weights do not fit the model:\n"
             + "\n".join(f"  {p}" for p in problems)
-            + "\nBuild the model with the arguments it was trained with (model_args, "
-            "--model-arg), or choose its own weights"
+            + f"\n{_way_out(expected, given)}"
         )
     _refuse_quantized(model, given)
     model.load_state_dict(given)
@@ -129,6 +139,17 @@ def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
     ]
     kinds = (("missing", missing), ("not in the model", left_over), ("of another shape", shapes))
     return [f"{kind}: {len(found)}: {capped(found)}" for kind, found in kinds if found]
+
+
+def _way_out(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Say what to do about weights that do not fit."""
+    if not any(name in given for name in expected if not name.endswith("num_batches_tracked")):
+        return ("These are another model's weights: build that one (--model), or give this model's "
+                "own")
+    built = "uild the model with the arguments it was trained with (model_args, --model-arg)"
+    if all(name in given and given[name].shape == t.shape for name, t in expected.items()):
+        return f"Leave them out (--ignore-surplus, ignore_surplus=True), or b{built}"
+    return f"B{built}, or choose its own weights"
 
 
 def _near(name: str, known: Sequence[str]) -> str:

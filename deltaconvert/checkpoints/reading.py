@@ -137,7 +137,8 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f"{path} {what}. Give a file of weights: .safetensors, .pt or .pth")
     suffix = path.suffix.lower()
     if suffix == ".delta":
-        raise CheckpointError(f"{path} is a converted model: open it with deltaconvert.load")
+        raise CheckpointError(f"{path} is a converted model: open it with deltaconvert.load; "
+                              "on the command line, run, validate and tune take it as it is")
     if suffix == ".pt2":
         raise CheckpointError(
             f"{path} is a program of torch.export, model and weights: open it with "

@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         app(args=None if arguments is None else list(arguments), prog_name="deltaconvert")
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:  # of Typer; what a command needs is told by the command
         if not (missing := missing_package(error)):

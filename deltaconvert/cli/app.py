@@ -61,7 +61,7 @@ app = typer.Typer(
     cls=Group,
     help="Compiles a trained CNN into one that computes only what changed from frame to frame.",
     epilog="Exit codes: 0 done and passed, 1 the check failed, 2 wrong usage or input, "
-           "3 not supported, 130 interrupted, 143 terminated.",
+           "3 not supported, 130 interrupted, 141 output not read, 143 terminated.",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode=None)
 
@@ -72,7 +72,7 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command --quiet, and report its errors."""
     @functools.wraps(command)
     def wrapped(quiet: bool = False, **given: Any) -> Any:
-        with _reported(), saying(quiet or given.get("json") == STDOUT):
+        with _reported(), saying(quiet, given.get("json") == STDOUT):
             return command(**given)
 
     hints = typing.get_type_hints(command, include_extras=True)
@@ -164,7 +164,13 @@ def start(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 
-for _name, _command in (("demo", demo), ("convert", convert), ("validate", validate),
-                        ("run", run), ("inspect", inspect_command), ("bench", bench),
-                        ("tune", tune), ("doctor", doctor)):
-    app.command(_name, cls=Command)(_reporting(_command))
+for _command, _name, _short in (  # of so few letters that the list of commands cuts none
+        (demo, "demo", "Make a clip, convert, validate and report; needs no files."),
+        (convert, "convert", "Compile a checkpoint, or a program, into a .delta file."),
+        (validate, "validate", "Compare with the dense network, frame by frame."),
+        (tune, "tune", "Find thresholds for an error that you allow."),
+        (run, "run", "Run over videos or pictures: times, results, overlays."),
+        (inspect_command, "inspect", "Show the graph, and what runs dense and why."),
+        (bench, "bench", "Time it beside the dense runtimes."),
+        (doctor, "doctor", "Say what is installed, what works and what is missing.")):
+    app.command(_name, cls=Command, short_help=_short)(_reporting(_command))

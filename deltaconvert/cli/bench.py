@@ -21,6 +21,7 @@ from deltaconvert.checking.fidelity import Truth
 from deltaconvert.checkpoints import apply_state_dict, read_checkpoint
 from deltaconvert.cli.frames import ModelFrames
 from deltaconvert.cli.options import (
+    IgnoreSurplus,
     JsonFile,
     ModelArgs,
     ReportFile,
@@ -29,7 +30,7 @@ from deltaconvert.cli.options import (
     parse_size,
     settings_as_flags,
 )
-from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.cli.output import check_writable, note, say, write_json
 from deltaconvert.cli.pictures import CLIP_HELP, Channels
 from deltaconvert.clips import Clip, open_clip
 from deltaconvert.config import Config
@@ -79,6 +80,7 @@ def bench(
         "from the clip.")] = None,
     model_arg: ModelArgs = None,
     trust_pickle: TrustPickle = False,
+    ignore_surplus: IgnoreSurplus = False,
     fidelity: Annotated[bool, typer.Option(
         "--fidelity", help="Find the thresholds that save most while every frame is within 1 % "
         "of the output's RMS, and a tenth of a frozen output's error.")] = False,
@@ -110,16 +112,17 @@ def bench(
     torch.set_num_threads(threads)
     config = {name: value for name, value in config.items() if value != {}}
     if loaded is None:
-        dense = _dense(model, checkpoint, model_arg, trust_pickle, timed.seed, held)
+        dense = _dense(model, checkpoint, model_arg, timed.seed, held,
+                       trust_pickle=trust_pickle, ignore_surplus=ignore_surplus)
         delta = deltaconvert.convert(dense, held[0], config=Config(**config))
     else:
         delta = loaded.with_config(loaded.config.replace(**config))
         dense = StoredModel(delta)
     case = networks.Case(
         dense, delta, held, unrelated(clip.size, lambda picture: preprocessing(picture)[None]),
-        peers.prepare(dense, held[0], threads, _names(against), _say))
+        peers.prepare(dense, held[0], threads, _names(against), note))
     result = networks.measure(case, judge=Truth(dense, held) if fidelity else None,
-                              tolerance=tolerance, rounds=rounds, say=_say)
+                              tolerance=tolerance, rounds=rounds, say=note)
     _tell({"model": model, "clip": clip.name, "size": list(clip.size),
            "active_share": result.report.update_ratio_input, "frames": len(held),
            "seed": timed.seed, "machine": machine.describe(threads), **result.to_dict()},
@@ -140,19 +143,16 @@ def _tell(data: dict[str, Any], settings: str, plot: Path | None, json: Path | N
     write_text(report, benchmark_page(data, "; ".join(said)) if report else "")
 
 
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
 def _names(against: str | None) -> list[str] | None:
     return None if against is None else [n.strip() for n in against.split(",") if n.strip()]
 
 
-def _dense(model: str, checkpoint: Path | None, arguments: list[str] | None, trust_pickle: bool,
-           seed: int, frames: list[Tensor]) -> nn.Module:
+def _dense(model: str, checkpoint: Path | None, arguments: list[str] | None, seed: int,
+           frames: list[Tensor], *, trust_pickle: bool, ignore_surplus: bool) -> nn.Module:
     given = parse_model_args(arguments or ())
     if checkpoint is None:
         return random_model(model, seed, frames, given)
     dense = build_model(model if ":" in model else f"torchvision:{model}", given)
-    apply_state_dict(dense, read_checkpoint(checkpoint, trust_pickle=trust_pickle).state)
+    found = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
+    apply_state_dict(dense, found.state, ignore_surplus=ignore_surplus)
     return dense

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.cli.frames import example_frame
 from deltaconvert.cli.options import (
+    IgnoreSurplus,
     JsonFile,
     ModelArgs,
     TrustPickle,
@@ -51,6 +52,7 @@ def convert(
         "needs none.")] = None,
     model_arg: ModelArgs = None,
     trust_pickle: TrustPickle = False,
+    ignore_surplus: IgnoreSurplus = False,
     size: Annotated[str | None, typer.Option(
         metavar="HxW", help="A frame's size: checks at once that the model takes it. One whose "
         "code branches on shapes needs it, and takes no other.")] = None,
@@ -64,7 +66,8 @@ def convert(
         raise InputError("--strict needs --size HxW: what runs how is known for a size.")
     extent = None if size is None else parse_size(size)
     check_writable(out, json=json, read=[checkpoint])
-    source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle)
+    source = read_source(checkpoint, model, model_arg, trust_pickle=trust_pickle,
+                         ignore_surplus=ignore_surplus)
     _warn_of_nan(source.model, checkpoint)
     preprocessing, whose = _preprocessing(channels, model, source.model)
     def converted(*frames: Tensor) -> DeltaModule:
@@ -141,7 +144,7 @@ def _preprocessing(channels: Channels, spec: str | None, model: nn.Module
     preset = None if spec is None else preprocessing_of(spec, model)
     if spec is None or preset is None:
         return channels.preprocessing(None), (
-            "as given" if channels.given else "--channel-order, --mean and --std say otherwise")
+            "as given" if channels.given else "--channel-order, --mean and --std set others")
     if channels.given:
         plain = Preprocessing()
         return channels.preprocessing(dataclasses.replace(

@@ -27,6 +27,8 @@ JsonFile = Annotated[Path | None, typer.Option(
     "--json", metavar="FILE", help="Write what is printed as JSON; - prints it instead.")]
 TrustPickle = Annotated[bool, typer.Option(
     "--trust-pickle", help="Run the code that a checkpoint names when it is read.")]
+IgnoreSurplus = Annotated[bool, typer.Option(
+    "--ignore-surplus", help="Leave out weights that the model has no place for.")]
 ReportFile = Annotated[Path | None, typer.Option(
     "--report", metavar="HTML", help="Write one page with tables and plots.")]
 ModelArgs = Annotated[list[str] | None, typer.Option(

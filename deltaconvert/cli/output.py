@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,16 +21,21 @@ from deltaconvert.errors import ClipError, WriteError
 Item = TypeVar("Item")
 
 STDOUT = Path("-")
+UNREAD = 141  # as shells call the end by SIGPIPE, which Python ignores
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 @contextmanager
-def saying(quiet: bool) -> Iterator[None]:
-    """Run a command that prints, or prints nothing but errors."""
-    token = _QUIET.set(quiet)
+def saying(quiet: bool, json: bool = False) -> Iterator[None]:
+    """Run a command that prints, or prints nothing but errors, or JSON alone."""
+    token, logger = _QUIET.set(quiet or json), logging.getLogger("deltaconvert")
+    level = logger.level
+    if quiet:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         _QUIET.reset(token)
 
 
@@ -37,6 +43,12 @@ def say(text: object = "") -> None:
     """Print to standard output, unless the command is to be quiet."""
     if not _QUIET.get():
         _print(f"{text}\n")
+
+
+def note(line: str) -> None:
+    """Say on standard error how far a command is, unless it is to be quiet."""
+    if not _QUIET.get():
+        _echo(f"{line}\n", err=True)
 
 
 def _print(text: str) -> None:
@@ -48,9 +60,9 @@ def _print(text: str) -> None:
 
 def unprinted(error: OSError) -> Exception:
     """Return what to raise where standard output cannot be written."""
-    if isinstance(error, BrokenPipeError):
-        return error  # whoever reads has enough, and that is no error
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left is not tried again
+    if isinstance(error, BrokenPipeError):
+        return typer.Exit(UNREAD)  # whoever reads has enough, and that is no error
     return WriteError(f"standard output cannot be written: {error.strerror or error}. Write to a "
                       "file that has room left, or say --quiet.")
 
@@ -81,8 +93,14 @@ def verdict(text: str) -> str:
 
 def coloured(text: str, colour: str, stream: Any) -> str:
     """Return a text in colour where the stream is a terminal and nobody forbade it."""
-    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    plain = (not is_terminal(stream) or os.environ.get("NO_COLOR")
+             or os.environ.get("TERM") == "dumb")
     return text if plain else typer.style(text, fg=colour, bold=True)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody sits there; Python has no stream at all where the shell closed it."""
+    return stream is not None and stream.isatty()
 
 
 def check_writable(*paths: Path | None, json: Path | None = None,
@@ -133,7 +151,7 @@ def write_json(path: Path | None, data: Any) -> None:
 
 def shows_progress() -> bool:
     """Whether there is a terminal to show a bar on, and it is wanted."""
-    return sys.stderr.isatty() and not _QUIET.get()
+    return is_terminal(sys.stderr) and not _QUIET.get()
 
 
 def with_progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:

@@ -122,13 +122,9 @@ def _check_choice(flag: str, given: str, choices: Sequence[str]) -> None:
 
 def _run_all(session: Session, sources: Sources, together: str,
              writers: Sequence[ClipWriter]) -> bool:
-    """Run everything; whether Ctrl-C ended it.
-
-    Raises:
-        KeyboardInterrupt: it did, before the first frame was done.
-    """
+    """Run everything; whether Ctrl-C ended it."""
     batches = sources.as_lanes() if together == "lanes" else sources.as_streams()
-    with closing(batches), _interruptible() as stopped, _progress(session, sources) as tick:
+    with closing(batches), _interruptible(session) as stopped, _progress(session, sources) as tick:
         for batch in _timed(batches, session):
             done = session.run(batch)
             session.timing(session.post_ms, functools.partial(_write, done, writers, session))
@@ -136,8 +132,6 @@ def _run_all(session: Session, sources: Sources, together: str,
             tick(done)
             if stopped():
                 break
-        if stopped() and not session.ms:
-            raise KeyboardInterrupt
         return stopped()
 
 
@@ -155,13 +149,17 @@ def _timed(batches: Iterator[Batch], session: Session) -> Iterator[Batch]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Make the first Ctrl-C a wish that is asked for between frames; the second ends at once."""
+def _interruptible(session: Session) -> Iterator[Callable[[], bool]]:
+    """Make the first Ctrl-C a wish that is asked for between frames; the second ends at once.
+
+    So does the first where no frame is done yet: there is nothing to keep, and compiling what the
+    first one needs may take a while.
+    """
     wished = False
 
     def wish(number: int, frame: Any) -> None:
         nonlocal wished
-        if wished:
+        if wished or not session.ms:
             raise KeyboardInterrupt
         wished = True
 

@@ -40,7 +40,7 @@ class Source:
 
 
 def read_source(checkpoint: Path, spec: str | None, arguments: Sequence[str] | None, *,
-                trust_pickle: bool = False) -> Source:
+                trust_pickle: bool = False, ignore_surplus: bool = False) -> Source:
     """Build the model that ``spec`` names with a checkpoint's weights, or read a program.
 
     Raises:
@@ -59,4 +59,5 @@ def read_source(checkpoint: Path, spec: str | None, arguments: Sequence[str] | N
                          f"torch.export ({SUFFIX}) needs none.")
     model = build_model(spec, parse_model_args(arguments or ()))
     found = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
-    return Source(model, found.entry, apply_state_dict(model, found.state))
+    return Source(model, found.entry, apply_state_dict(
+        model, found.state, ignore_surplus=ignore_surplus))

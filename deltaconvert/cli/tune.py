@@ -11,7 +11,7 @@ import typer
 import deltaconvert
 from deltaconvert.cli.frames import ModelFrames, dtype_of
 from deltaconvert.cli.options import JsonFile, flags_of, settings_as_flags
-from deltaconvert.cli.output import check_writable, say, write_json
+from deltaconvert.cli.output import check_writable, note, say, write_json
 from deltaconvert.cli.pictures import CLIP_HELP, Pictures
 from deltaconvert.files import load, save
 
@@ -47,7 +47,7 @@ def tune(
     delta = stored.with_config(stored.config.replace(**given))
     frames = ModelFrames(clip, pictures.preprocessing(delta.preprocessing), dtype_of(delta))
     found = deltaconvert.tune(delta, frames, error=error, rounds=rounds,
-                              say=lambda line: typer.echo(line, err=True))
+                              say=note)
     save(found.delta.with_config(found.delta.config.replace(
         backend=stored.config.backend, threads=stored.config.threads)), out)
     said = f"{converted} on {clip.name} {clip.size[0]}x{clip.size[1]}"

@@ -14,6 +14,7 @@ from deltaconvert.atomic import write_text
 from deltaconvert.checking.bisect import bisect as find_first
 from deltaconvert.cli.frames import ModelFrames, dtype_of
 from deltaconvert.cli.options import (
+    IgnoreSurplus,
     JsonFile,
     ModelArgs,
     ReportFile,
@@ -54,6 +55,7 @@ def validate(
         "or a program (.pt2).")] = None,
     model_arg: ModelArgs = None,
     trust_pickle: TrustPickle = False,
+    ignore_surplus: IgnoreSurplus = False,
     tolerance: Annotated[list[str] | None, typer.Option(
         metavar="[OUTPUT=]NUMBER", help="Largest relative RMS error of a frame; 1e-5 where "
         "nothing is held back. Repeats, for single outputs.")] = None,
@@ -73,7 +75,8 @@ def validate(
     clip = pictures.open(source, delta.preprocessing)
     delta = delta.with_config(delta.config.replace(**config))
     frames = ModelFrames(clip, pictures.preprocessing(delta.preprocessing), dtype_of(delta))
-    original = _original(model, baseline, model_arg, trust_pickle, dtype_of(delta))
+    original = _original(model, baseline, model_arg, dtype_of(delta), trust_pickle=trust_pickle,
+                         ignore_surplus=ignore_surplus)
     against = "the stored dense graph" if original is None else " with ".join(
         str(part) for part in (model, baseline) if part is not None)
     until_broken = UntilBroken(frames)
@@ -118,11 +121,11 @@ def parse_limits(flag: str, items: Sequence[str] | None) -> Limit:
 
 
 def _original(spec: str | None, checkpoint: Path | None, arguments: list[str] | None,
-              trust_pickle: bool, dtype: torch.dtype) -> nn.Module | None:
+              dtype: torch.dtype, **reading: bool) -> nn.Module | None:
     if checkpoint is None:
         if spec is not None:
             raise InputError("--model and --baseline go together: the original is a model's "
                              "source and its weights. Without both, the stored dense graph is "
                              "compared.")
         return None
-    return read_source(checkpoint, spec, arguments, trust_pickle=trust_pickle).model.to(dtype)
+    return read_source(checkpoint, spec, arguments, **reading).model.to(dtype)

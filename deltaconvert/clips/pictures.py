@@ -82,9 +82,19 @@ def _picture_tensors(pictures: Sequence[Path], size: Size) -> Iterator[Tensor]:
 
 def _read_picture(path: Path) -> Tensor:
     with opened(path, "picture") as (container, stream):
+        if container.format.name == "apng" or _is_animated_webp(path):
+            raise ClipError(f"{path} is an animation, and a picture has one frame: save it as a "
+                            "GIF or a video")
         # Otherwise half a JPEG is patched up with grey.
         stream.codec_context.options = {"err_detect": "explode"}
         frame = next(container.decode(stream), None)
         if frame is None:
             raise ClipError(f"{path} cannot be read as a picture: it ends before its pixels")
         return to_tensor(frame)
+
+
+def _is_animated_webp(path: Path) -> bool:
+    """Whether the extended header says so, of what FFmpeg may not read."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)

@@ -45,7 +45,8 @@ def _probe_video(path: Path) -> tuple[Size, float]:
     first = next(decoded, None)
     decoded.close()
     if first is None:
-        raise ClipError(f"{path} holds a video without frames")
+        raise ClipError(f"{path} holds a video without frames: it may have been cut off. Save "
+                        "or download it again")
     return size_of(to_tensor(first)), rate
 
 

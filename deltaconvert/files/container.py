@@ -121,8 +121,8 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], bytes, int]]:
             _check_head(head, path, size)
             yield file, head, size
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. Give a file that deltaconvert.save "
-                              "wrote.") from None
+        raise CheckpointError(f"{path} does not exist. Give a file that deltaconvert.save, "
+                              "or deltaconvert convert, wrote.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -132,8 +132,8 @@ def _check_head(head: bytes, path: Path, size: int) -> None:
     if size == 0:
         raise DamagedError(f"{path} is empty (0 bytes): save or copy it again.")
     if head[8:] != b"{":
-        raise CheckpointError(f"{path} is not a .delta file. Convert a model and write it with "
-                              "deltaconvert.save.")
+        raise CheckpointError(f"{path} is not a .delta file. Write one with "
+                              "deltaconvert.save, or deltaconvert convert.")
     if header > LARGEST_HEADER:
         raise DamagedError(f"{path} is damaged: it claims a header of {header} bytes; "
                            f"{LARGEST_HEADER} is the most there can be. Copy it again.")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deltaconvert.atomic import partial_name, unwritable
 from deltaconvert.checking.report import jsonable
-from deltaconvert.errors import InputError
+from deltaconvert.errors import InputError, WriteError
 
 MOST_FOLDERS = 100_000
 COPY_BYTES = 1 << 20
@@ -31,6 +31,8 @@ def fresh_folder(parent: Path) -> Path:
     Raises:
         WriteError: where it cannot be made.
     """
+    if parent.is_file():
+        raise WriteError(f"{parent} is a file, and results need a folder. Give another name.")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         taken = [int(m[1]) for p in parent.iterdir() if (m := re.fullmatch(r"run(\d+)", p.name))]

@@ -74,9 +74,11 @@ def explain(model: nn.Module, error: Exception, more: str = "") -> str:
         place = f" at {_place(last.filename, last.lineno, code)}"
     children = [name for name, child in model.named_children()
                 if next(child.parameters(), None) is not None]
-    advice = (f"convert its parts, modules='auto', or a submodule instead, for instance "
-              f"model.{children[0]} (of {', '.join(children[:8])})" if children
+    advice = (f"convert its parts, convert(model, modules='auto'), or a submodule instead, for "
+              f"instance model.{children[0]} (of {', '.join(children[:8])}); on the command line, "
+              "--model is then a function of yours that returns the submodule" if children
               else "rewrite that line")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason.partition(". This can be attempted when")[0]  # FX goes on about its proxies
     return (f"{type(model).__name__} cannot be traced{place}: {reason}. Its forward depends on the "
             f"numbers in a tensor, or on code that tracing cannot follow; {advice}.{more}")

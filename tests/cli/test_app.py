@@ -38,6 +38,7 @@ def test_help_lists_the_commands_and_the_exit_codes(cli):
     assert done.code == 0
     for word in ("demo", "convert", "validate", "run", "inspect", "doctor", "130 interrupted"):
         assert word in " ".join(done.out.split())
+    assert "..." not in done.out.partition("Commands:")[2]  # no line is cut off
 
 
 @pytest.mark.parametrize("words", [("convert",), ("nonsense",), ("inspect", "--nonsense")])

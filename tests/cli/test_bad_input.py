@@ -426,6 +426,28 @@ def test_standard_output_that_is_full(converted, folder, words):
         "has room left, or say --quiet.\n"))
 
 
+@pytest.mark.parametrize("words", [
+    ["inspect", "small.delta"], ["inspect", "small.delta", "--json", "-"], ["--help"]],
+    ids=" ".join)
+def test_a_reader_that_has_enough_is_no_failed_check(converted, folder, words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "deltaconvert", *words], cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=writing, text=True,
+        stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_standard_error_that_is_closed(folder):
+    """Python has none at all then."""
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m deltaconvert inspect nothing.delta 2>&-"], cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 2
+
+
 def test_a_name_that_is_no_text(cli, converted, folder):
     """Of bytes that the locale has no letters for."""
     name = os.fsdecode(b"clip\xff.mkv")

@@ -1,7 +1,10 @@
 """``deltaconvert doctor``."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -17,6 +20,15 @@ def test_says_what_is_installed_and_which_backends_work(cli, tmp_path):
     backends = {b["name"]: b["state"] for b in data["backends"]}
     assert backends["cpu"] == backends["reference"] == "ok"
     assert "agrees with dense on a small network" in done.out
+
+
+def test_quiet_says_nothing_while_loops_are_compiled(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "deltaconvert", "doctor", "--quiet"], capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(root), "NUMBA_CACHE_DIR": str(tmp_path)}, check=False)
+    assert list(tmp_path.rglob("*.nbc"))  # they were
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 def test_says_how_to_get_what_is_missing(cli, monkeypatch):

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import deltaconvert
+from deltaconvert.cli.run import _interruptible
 from deltaconvert.files import load
 from tests.clips.files import grey, noise_picture, truncate, write_picture, write_video
 
@@ -208,6 +210,19 @@ def started(folder, converted, *words):
         time.sleep(0.02)
     process.kill()
     raise AssertionError(f"it did not begin: {process.communicate()}")
+
+
+def test_ctrl_c_before_the_first_frame_is_done_ends_at_once():
+    """Compiling for it takes longer than anybody waits, and there is nothing to keep."""
+    session = SimpleNamespace(ms=[])
+    with pytest.raises(KeyboardInterrupt), _interruptible(session):
+        signal.raise_signal(signal.SIGINT)
+    session.ms.append(1.0)
+    with _interruptible(session) as stopped:
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_ends_with_whole_files_and_a_summary(converted, folder, functions):

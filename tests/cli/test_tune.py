@@ -24,6 +24,12 @@ def test_writes_a_file_that_validates(cli, converted, tmp_path):
     assert checked.code == 0, checked.out + checked.err
 
 
+def test_quiet_says_nothing(cli, converted, tmp_path):
+    done = cli("tune", converted, *CLIP, "--frames", "3", "-o", tmp_path / "tuned.delta",
+               "--rounds", "0", "--error", "0.05", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
 def test_an_error_that_no_threshold_meets_is_1(cli, converted, tmp_path):
     done = cli("tune", converted, *CLIP, "--frames", "4", "-o", tmp_path / "tuned.delta",
                "--error", "1e-12", "--backend", "reference")

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from PIL import Image
 
 from deltaconvert.clips import natural_key, open_clip
 from deltaconvert.errors import InputError
@@ -66,6 +67,15 @@ class TestPictures:
             pytest.skip("PyAV 18 tells no mirrored picture with Exif data from a turned one")
         assert torch.equal(shown, stored.permute(0, *dims).flip(flips))
         assert float((stored[:, 2, 2] - stored[:, -2, -2]).abs().min()) > 0.9
+
+    @pytest.mark.parametrize("name", ["a.png", "a.webp"])
+    def test_an_animation_is_no_picture(self, tmp_path, name):
+        first, *more = (Image.fromarray(grey(v)) for v in (10, 20, 30))
+        first.save(tmp_path / name, save_all=True, append_images=more)
+        with pytest.raises(InputError, match=rf"{name} is an animation.*as a GIF or a video"):
+            open_clip(tmp_path / name)
+        first.save(tmp_path / name)
+        assert open_clip(tmp_path / name).length == 1
 
     def test_different_sizes(self, tmp_path):
         write_picture(tmp_path / "f1.png", grey(1))

@@ -19,7 +19,7 @@ def test_folders_are_numbered_and_never_reused(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(WriteError, match="run1 cannot be written"):
+    with pytest.raises(WriteError, match="runs is a file, and results need a folder"):
         fresh_folder(tmp_path / "runs")
 
 

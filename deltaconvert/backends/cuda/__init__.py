@@ -39,7 +39,8 @@ def unavailable(device: torch.device) -> str:
     A kernel is compiled and run to find out.
     """
     if device.type != "cuda":
-        return f"the frames are on {device}; move model and frames to a CUDA device"
+        return (f"the frames are on {device}; move model and frames to a CUDA device (in Python: "
+                "the command line runs on the CPU)")
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         return (f"{torch.cuda.get_device_name(device)} has compute capability "

@@ -23,7 +23,7 @@ NEEDLESS = "find_candidates", "unite_masks"
 OF_LISTS = "compute_pixels", "depthwise", "convolve_sm90"
 # Where nothing is measured (`break_even`), the dense way is taken from this share of the sparse
 # way's work on. Where nodes are small it is less, for a node of the sparse way takes a while
-# however little there is to do: see docs/performance-cuda.md. The work is counted in bytes that are
+# however little there is to do: see docs/tried.md. The work is counted in bytes that are
 # moved, and in operations that take as long.
 BREAK_EVEN, LEAST = 0.42, 0.2
 OPERATIONS_A_BYTE = 100

@@ -148,7 +148,7 @@ def choose_tile(node: DeltaNode, groups: int, width: int, launcher: Launcher,
             return replace(tile, **({"ahead": False, **told} if "stages" in told else told))
     bn = 128 if width > 64 else 64 if width > 32 else 32
     half = tensor and dtype.itemsize == 2
-    # Of a dozen of each tried on an H100, in docs/performance-cuda.md.
+    # Of a dozen of each tried on an H100, in docs/tried.md.
     fused = Tile(tensor, 128 if half and bn < 128 else 64, bn, 32 if half else 16, 4, True)
     parts = Tile(tensor, 64, bn, 64 if half else 32 if tensor else 16, 3, False)
     fits = fused.shared_bytes(dtype.itemsize, taps, shape[1]) <= launcher.shared_limit
@@ -198,7 +198,7 @@ def _of_warpgroups(width: int, depth: int, rows: float, processors: int, bk: int
     """Return the largest tile of which there are enough to keep a device busy.
 
     Nothing, where there are too many channels. Found by trying some for each layer of ResNet-50,
-    with one stream and eight (`gpu_tiles.py`); docs/performance-cuda.md.
+    with one stream and eight (`gpu_tiles.py`); docs/tried.md.
 
     Args:
         width, depth: output channels, and whole stages of K that each sums.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
-import sys
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +23,8 @@ _NEWEST_KNOWN_NUMBA = (0, 68)
 _EntryFunction: Any = CFunc
 if numba.version_info.short <= _NEWEST_KNOWN_NUMBA:  # another may have other insides
     from deltaconvert.backends.cpu.compiling.library import EntryFunction as _EntryFunction
+
+logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -136,10 +138,10 @@ def _said_if_slow(kept: bool) -> Iterator[None]:
 
 @functools.cache
 def _say(kept: bool) -> None:
-    print("deltaconvert: compiling loops for this processor",
-          "(cached for the next start)" if kept else
-          "(at every start, for no folder can be written to: name one in NUMBA_CACHE_DIR)",
-          file=sys.stderr, flush=True)
+    # Logging says a warning on stderr, unless a program wants it elsewhere or not at all.
+    logger.warning("deltaconvert: compiling loops for this processor %s",
+                   "(cached for the next start)" if kept else
+                   "(at every start, for no folder can be written to: name one in NUMBA_CACHE_DIR)")
 
 
 SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t)
