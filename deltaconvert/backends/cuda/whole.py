@@ -51,7 +51,6 @@ class WholeStep:
                  tables: Tables) -> None:
         """Settle the launches."""
         self.node, self.buffers, self.context = node, buffers, context
-        self.shape = buffers.output.value.shape
         self.given = _like(buffers.output.value, buffers.scratch["cuda.given"])
         self.before: list[Launch] = []
         given = self.given.data_ptr()
@@ -75,12 +74,7 @@ class WholeStep:
             UnsupportedError: the result's shape depends on the data.
         """
         launch_all(self.context.launcher, self.before)
-        new = self.node.evaluate(*(edge.value for edge in self.buffers.inputs))
-        if new.shape != self.shape:
-            raise UnsupportedError(
-                f"{self.node.about.name}: the result's shape depends on the data: "
-                f"{tuple(self.shape)} in the first frame, {tuple(new.shape)} now "
-                f"({self.node.about.source}). Convert the part before it.")
+        new = checked(self.node.evaluate(*(edge.value for edge in self.buffers.inputs)), self.node)
         if not _lies_like(new, self.given):
             new = self.given.copy_(new)
         for launch in self.behind:
@@ -89,6 +83,20 @@ class WholeStep:
             else:
                 launch.args.source[0].data = new.data_ptr()
         launch_all(self.context.launcher, self.behind)
+
+
+def checked(new: Tensor, node: DeltaNode) -> Tensor:
+    """Return a result.
+
+    Raises:
+        UnsupportedError: its shape is not that of the first frame's.
+    """
+    if tuple(new.shape) != node.about.output.shape:
+        raise UnsupportedError(
+            f"{node.about.name}: the result's shape depends on the data: "
+            f"{node.about.output.shape} in the first frame, {tuple(new.shape)} now "
+            f"({node.about.source}). Convert the part before it.")
+    return new
 
 
 def _lies_like(new: Tensor, given: Tensor) -> bool:
