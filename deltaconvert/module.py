@@ -33,6 +33,7 @@ from deltaconvert.passes.compiler import recompile_graph, specialize
 from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
+from deltaconvert.sharing import read_together
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import NOT_EXPORTED, Stream
 from deltaconvert.summary import summarize
@@ -396,7 +397,9 @@ class DeltaModule(nn.Module):
             if (found := self._programs.get(signature)) is not None:
                 return found
             as_known = not self._programs or self._compiled_from == self._weights()
-            program = self._specialize(frames)
+            with read_together(t for t in (*self.parameters(), *self.buffers())
+                               if t.device.type != "cpu"):
+                program = self._specialize(frames)
             if self.strict:
                 _refuse_fallbacks(program.nodes)
             if as_known:  # behind it: the model's own code may write into buffers
