@@ -64,11 +64,13 @@ def read_together(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 def _parts(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     part: list[Tensor] = []
+    held = 0
     for tensor in tensors:
-        if part and sum(t.nbytes for t in (*part, tensor)) > MOST_TOGETHER:
+        if part and held + tensor.nbytes > MOST_TOGETHER:
             yield part
-            part = []
+            part, held = [], 0
         part.append(tensor)
+        held += tensor.nbytes
     yield part
 
 

@@ -44,4 +44,4 @@ def test_what_is_broken_is_not_said_to_be_missing(monkeypatch, module):
 
 def test_the_cpu_backend_is_refused_on_another_device():
     with pytest.raises(UnsupportedError, match=r"frames are on cuda:0.*backend='auto'"):
-        create("cpu", Config(), torch.device("cuda", 0))
+        base.create("cpu", Config(), torch.device("cuda", 0))

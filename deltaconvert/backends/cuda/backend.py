@@ -29,6 +29,7 @@ from deltaconvert.backends.cuda.runner import Runner
 from deltaconvert.cuda.arguments import MOST_SOURCES
 from deltaconvert.cuda.loader import NUMBERS
 from deltaconvert.nodes import DeltaNode, EdgeSpec
+from deltaconvert.operators.cat import cat
 from deltaconvert.state import State
 
 LARGEST_INDEX = 2**31 - 1
@@ -161,7 +162,8 @@ class CudaBackend(Program, Backend):
 
     def _too_many(self, node: DeltaNode) -> bool:
         """Whether a concatenation turned out to need a kernel with more inputs than there is."""
-        return len(node.about.inputs) > MOST_SOURCES and not node.about.aliases
+        about = node.about
+        return about.function is cat and len(about.inputs) > MOST_SOURCES and not about.aliases
 
 
 def _edge_refusal(edge: EdgeSpec) -> str | None:
