@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 
 import pytest
@@ -735,12 +734,13 @@ def test_what_pytorch_makes_by_default_is_nobodys_concern(backend, default, thre
 
 
 def test_threads_with_frames_of_a_new_size_compile_it_once(monkeypatch):
-    delta, ready = deltaconvert.convert(nn.Conv2d(3, 4, 3), backend="reference"), threading.Barrier(3)
+    delta = deltaconvert.convert(nn.Conv2d(3, 4, 3), backend="reference")
+    ready = threading.Barrier(3)
     compiled, specialize = [], type(delta)._specialize
 
     def slowly(self, frames):
         compiled.append(tuple(frames[0].shape))
-        time.sleep(0.2)
+        threading.Event().wait(0.2)
         return specialize(self, frames)
 
     monkeypatch.setattr(type(delta), "_specialize", slowly)

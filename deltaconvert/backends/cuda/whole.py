@@ -7,8 +7,11 @@ alone, so that what need not be run changes nothing.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels, vectors
@@ -22,7 +25,15 @@ from deltaconvert.nodes import DeltaNode
 
 
 def prepare(node: DeltaNode, program: Program) -> None:
-    """Return nothing: the function has its constants."""
+    """Return nothing: the function has its constants.
+
+    Those that it takes elements by are put on the device: PyTorch would copy them there in each
+    frame, which a CUDA graph does not allow.
+    """
+    about = node.about
+    if about.function in (operator.getitem, Tensor.__getitem__):
+        about.args = pytree.tree_map_only(
+            Tensor, lambda index: index.to(program.device) if index.dim() else index, about.args)
 
 
 def plan(node: DeltaNode, data: None, program: Program) -> tuple[list[Scratch], int]:
