@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import pytest
@@ -364,3 +365,15 @@ def test_what_the_reference_runs(rule, dtype, refused):
     node = DeltaNode(dataclasses.replace(about, rule=rule, output=output))
     backend = CudaBackend(Config(), torch.device("cpu"), HostLauncher())
     assert (str(dtype) in (backend.supports(node) or "")) == refused
+
+
+def test_what_elements_are_taken_by_lies_on_the_device():
+    about = whole_node(flattened(4)).about
+    index = (torch.tensor([0, 1]), torch.tensor(1), slice(None))
+    node = DeltaNode(dataclasses.replace(
+        about, function=operator.getitem, operator=None, params={}, args=(Slot(0), index)))
+    backend = CudaBackend(Config(), torch.device("meta"), HostLauncher())
+    assert backend.fold_filters(node).kind == "whole"
+    source, (rows, one, everything) = node.about.args
+    assert (source, everything) == (Slot(0), slice(None))
+    assert (rows.device.type, one.device.type) == ("meta", "cpu")
