@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import random
+import threading
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -32,6 +33,7 @@ from deltaconvert.passes.compiler import recompile_graph, specialize
 from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
+from deltaconvert.sharing import read_together
 from deltaconvert.state import NodeStats
 from deltaconvert.stream import NOT_EXPORTED, Stream
 from deltaconvert.summary import summarize
@@ -44,6 +46,8 @@ NONE: Mapping[str, Any] = types.MappingProxyType({})
 FEWEST_PROGRAMS, MOST_PROGRAMS = 8, 64
 PROGRAM_BYTES = 1 << 30
 MOST_GRAPHS = 64
+# One program at a time: what is derived from weights is shared by all of them.
+_compiling = threading.RLock()
 
 
 class DeltaModule(nn.Module):
@@ -382,15 +386,29 @@ class DeltaModule(nn.Module):
         """
         program = self._programs.pop(signature, None)  # another thread may forget all of them
         if program is None:
+            program = self._compiled(signature, frames)
+        self._programs[signature] = program  # the last
+        self._make_room()
+        return program
+
+    def _compiled(self, signature: Any, frames: Sequence[Tensor]) -> Program:
+        """Compile; or return what another thread compiled meanwhile."""
+        with _compiling:
+            if (found := self._programs.get(signature)) is not None:
+                return found
             as_known = not self._programs or self._compiled_from == self._weights()
-            program = self._specialize(frames)
+            with read_together(t for t in (*self.parameters(), *self.buffers())
+                               if t.device.type != "cpu"):
+                program = self._specialize(frames)
             if self.strict:
                 _refuse_fallbacks(program.nodes)
             if as_known:  # behind it: the model's own code may write into buffers
                 self.__dict__["_compiled_from"] = self._weights()
-        self._programs[signature] = program  # the last
-        self._make_room()
-        return program
+            if program.device.type == "cuda":
+                # Whoever finds the derived weights may read them on another stream.
+                torch.cuda.current_stream(program.device).synchronize()
+            self._programs[signature] = program
+            return program
 
     def _make_room(self) -> None:
         """Drop programs while they take too much memory, any but the last.

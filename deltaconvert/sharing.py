@@ -10,7 +10,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-from collections.abc import Callable, Hashable
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -24,6 +27,56 @@ Given = ParamSpec("Given")
 _made: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 # Tensors that were made here: nobody writes into them, so that they need not be read again.
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+MOST_TOGETHER = 1 << 26  # bytes that `read_together` copies at once
+
+
+class _Read(threading.local):
+    """What is known of tensors while this thread is in `read_together`, by where they lie."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[Hashable, Hashable] = {}
+
+
+_read = _Read()
+
+
+@contextmanager
+def read_together(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Read tensors by few copies to the host, for a block in which nobody writes into them.
+
+    From a device they would be waited for one by one, and as often as something is made of them.
+    """
+    groups: dict[Hashable, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if _is_readable(tensor):
+            groups[tensor.device, tensor.dtype].append(tensor.detach())
+    try:
+        for group in groups.values():
+            for some in _parts(group):
+                held = torch.cat([t.resolve_neg().reshape(-1) for t in some]).cpu()
+                for tensor, numbers in zip(some, held.split([t.numel() for t in some]),
+                                           strict=True):
+                    _read.numbers[_place(tensor)] = _digest(numbers)
+        yield
+    finally:
+        _read.numbers.clear()
+
+
+def _parts(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    part: list[Tensor] = []
+    held = 0
+    for tensor in tensors:
+        if part and held + tensor.nbytes > MOST_TOGETHER:
+            yield part
+            part, held = [], 0
+        part.append(tensor)
+        held += tensor.nbytes
+    yield part
+
+
+def _place(tensor: Tensor) -> Hashable:
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape),
+            tensor.stride())
 
 
 def shared(parts: tuple[Any, ...], make: Callable[[], Made]) -> Made:
@@ -74,10 +127,19 @@ def _key(parts: Any) -> Hashable | None:
 
 
 def _numbers(tensor: Tensor) -> Hashable | None:
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or (
-            tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.is_complex()):
+    if not _is_readable(tensor):
         return None
-    held = tensor.detach().cpu().resolve_neg().contiguous()
+    digest = (_read.numbers.get(_place(tensor)) if _read.numbers else None) or _digest(
+        tensor.detach().cpu().resolve_neg().contiguous())
+    return tensor.dtype, tensor.device, tuple(tensor.shape), digest
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not (
+        tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.is_complex())
+
+
+def _digest(held: Tensor) -> bytes:
     # Read where they lie: each call of PyTorch is counted by `annotate`.
     numbers = (ctypes.c_char * (held.numel() * held.element_size())).from_address(held.data_ptr())
-    return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(numbers).digest()
+    return hashlib.sha256(numbers).digest()

@@ -176,6 +176,25 @@ def test_what_cannot_be_read_is_made_anew(tensor):
     assert shared(("unread", tensor), lambda: two) is two
 
 
+@pytest.mark.parametrize("most", [1, 100, sharing.MOST_TOGETHER])
+def test_numbers_that_are_read_together_are_read_once_and_are_the_same(most, monkeypatch):
+    monkeypatch.setattr(sharing, "MOST_TOGETHER", most)
+    tensors = [torch.randn(3, 5), torch.randn(4, 2).t(), nn.Parameter(torch.ones(7)),
+               torch.arange(6), torch.arange(9)[::2], torch.zeros(0, 2), torch.eye(2).to_sparse(),
+               torch.ones(2, dtype=torch.complex64).imag.neg(), torch.ones(1).expand(4)]
+    made = [shared(("together", t), lambda: {1}) for t in tensors]
+    read, digest = [], sharing._digest
+    monkeypatch.setattr(sharing, "_digest", lambda held: read.append(held) or digest(held))
+    with sharing.read_together(tensors):
+        assert len(read) == len(tensors) - 1  # but for what is sparse
+        found = [shared(("together", t), lambda: {1}) for t in tensors]
+        assert len(read) == len(tensors) - 1
+    assert [a is b for a, b in zip(made, found, strict=True)] == [
+        not t.is_sparse for t in tensors]
+    tensors[0].data.mul_(2)  # which leaves no trace
+    assert shared(("together", tensors[0]), lambda: {1}) is not made[0]
+
+
 def test_derived_weights_depend_on_their_settings():
     weight, var = torch.ones(2, 1, 1, 1), torch.ones(2)
     one = folded_weight(weight, None, var, 0.5, None)

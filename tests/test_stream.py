@@ -731,3 +731,28 @@ def test_what_pytorch_makes_by_default_is_nobodys_concern(backend, default, thre
         torch.set_default_device(None)
     for answer, one in zip(answers, expected, strict=True):
         torch.testing.assert_close(answer, one, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_with_frames_of_a_new_size_compile_it_once(monkeypatch):
+    delta = deltaconvert.convert(nn.Conv2d(3, 4, 3), backend="reference")
+    ready = threading.Barrier(3)
+    compiled, specialize = [], type(delta)._specialize
+
+    def slowly(self, frames):
+        compiled.append(tuple(frames[0].shape))
+        threading.Event().wait(0.2)
+        return specialize(self, frames)
+
+    monkeypatch.setattr(type(delta), "_specialize", slowly)
+
+    def run():
+        stream = delta.new_stream()
+        ready.wait()
+        stream(torch.ones(1, 3, 8, 8))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert compiled == [(1, 3, 8, 8)]

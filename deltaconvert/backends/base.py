@@ -128,6 +128,9 @@ def create(name: str, config: Config, device: torch.device) -> Backend:
         if reason:
             warnings.warn(f"backend='auto' is {name}, which is not made to be fast: {reason}",
                           stacklevel=2)
+    if name == "cpu" and device.type != "cpu":
+        raise UnsupportedError(f"backend='cpu' cannot run: the frames are on {device}; move model "
+                               "and frames to the CPU, or leave the choice to backend='auto'.")
     try:
         module = _module(name)
     except ModuleNotFoundError as error:

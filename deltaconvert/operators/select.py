@@ -6,13 +6,17 @@ shapes are known, and puts this in its place.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from deltaconvert.footprint import Footprint, gather
 from deltaconvert.operators.registry import Shapes, call, operator, spelled_module
 
 Picks = tuple[int, ...] | None
+MOST_INDICES = 4096  # of picks that are kept on their device
 
 
 def _footprints(shapes: Shapes) -> list[Footprint]:
@@ -23,7 +27,7 @@ def _footprints(shapes: Shapes) -> list[Footprint]:
 
 
 def _channels(x: Tensor, *, channels: Picks, rows: Picks, cols: Picks) -> Tensor:
-    return x if channels is None else x.index_select(1, torch.tensor(channels, device=x.device))
+    return x if channels is None else _picked(x, 1, channels)
 
 
 def _channels_first(x, *, channels, rows, cols):
@@ -36,8 +40,21 @@ def select(x: Tensor, *, channels: Picks, rows: Picks, cols: Picks) -> Tensor:
     """Pick along channels, rows and columns; ``None`` takes all as they are."""
     for dim, picks in ((1, channels), (2, rows), (3, cols)):
         if picks is not None:
-            x = x.index_select(dim, torch.tensor(picks, device=x.device))
+            x = _picked(x, dim, picks)
     return x
+
+
+def _picked(x: Tensor, dim: int, picks: tuple[int, ...]) -> Tensor:
+    # Where shapes alone are found out, what a call returns is no tensor to be kept.
+    index = _index if _get_current_dispatch_mode() is None else _index.__wrapped__
+    return x.index_select(dim, index(picks, x.device))
+
+
+@functools.lru_cache(MOST_INDICES)
+def _index(picks: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return picks on a device, copied there once: a copy from the host stops a CUDA graph."""
+    with torch.inference_mode(False):
+        return torch.tensor(picks, device=device)
 
 
 @spelled_module(nn.ChannelShuffle)

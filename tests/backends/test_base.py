@@ -40,3 +40,8 @@ def test_what_is_broken_is_not_said_to_be_missing(monkeypatch, module):
     monkeypatch.setattr(base.importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=module):
         base.create("cpu", Config(), torch.device("cpu"))
+
+
+def test_the_cpu_backend_is_refused_on_another_device():
+    with pytest.raises(UnsupportedError, match=r"frames are on cuda:0.*backend='auto'"):
+        base.create("cpu", Config(), torch.device("cuda", 0))

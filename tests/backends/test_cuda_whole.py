@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from deltaconvert.backends.cuda import CudaBackend, norms, vectors, windows
 from deltaconvert.backends.cuda.backend import MOST_LANES
+from deltaconvert.backends.cuda.dense import dense_of, foresee
 from deltaconvert.config import Config
 from deltaconvert.cuda.launcher import ORDINARY_SHARED_BYTES
 from deltaconvert.nodes import DeltaNode, Description, EdgeSpec, Slot, fill
@@ -314,3 +316,64 @@ def test_what_32_bits_or_a_grid_cannot_count_is_refused(shape, lanes, reason):
         output = dataclasses.replace(about.output, shape=size, lanes=min(lanes, size[0]))
         node = DeltaNode(dataclasses.replace(about, output=output))
         assert (reason in (backend.supports(node) or "")) == refused
+
+
+def stated(node: DeltaNode, function: Any, inputs: int = 1, dtype: Any = torch.int64) -> DeltaNode:
+    """The node with another function, as many inputs, and what that returns."""
+    about, (spec, *_) = node.about, node.about.inputs
+    made = function(*[torch.zeros(spec.shape)] * inputs)
+    shape = tuple(made.shape) if isinstance(made, torch.Tensor) else None
+    return DeltaNode(dataclasses.replace(
+        about, function=function, operator=None, params={},
+        args=tuple(Slot(i) for i in range(inputs)),
+        inputs=tuple(dataclasses.replace(spec, name=f"x{i}") for i in range(inputs)),
+        output=EdgeSpec("y", shape, dtype, about.output.lanes)))
+
+
+@pytest.mark.parametrize("function, inputs, dtype", [
+    (lambda x: x.argmax(1), 1, torch.int64), (lambda x: x > 0, 1, torch.bool),
+    (lambda *xs: sum(xs), 12, torch.float32)], ids=["whole numbers", "booleans", "many inputs"])
+def test_what_no_kernel_compares_is_written_and_counts_as_changed(function, inputs, dtype):
+    stream = KernelStream(stated(whole_node(flattened(4)), function, inputs, dtype), tolerance=1.0)
+    assert stream.kind == "uncompared"
+    for edge in stream.inputs:
+        edge.value.normal_(generator=torch.Generator().manual_seed(0))
+    stream.step()
+    edge = stream.output
+    assert torch.equal(edge.value, function(*(source.value for source in stream.inputs)))
+    assert edge.mask.all()
+    tally = stream.context.tallies["y"]
+    for counter in (tally.changed, *tally.candidates):
+        assert int(stream.context.counters[counter]) == edge.mask.numel()
+    assert not foresee(stream.node, stream.step, stream.context)
+    assert dense_of(stream.step).counters is stream.step.counters
+
+
+def test_a_tuple_is_kept_as_it_is():
+    node = stated(whole_node(flattened(4)), lambda x: (x + 1, x), dtype=None)
+    backend = CudaBackend(Config(), torch.device("cpu"), HostLauncher())
+    assert backend.supports(node) is None
+    assert backend.fold_filters(node).kind == "uncompared"
+
+
+@pytest.mark.parametrize("rule, dtype, refused", [
+    ("local", torch.float64, True), ("local", torch.bool, False), ("global", torch.float64, False),
+    ("sparsify", torch.uint8, True), ("sparsify", torch.float32, False)])
+def test_what_the_reference_runs(rule, dtype, refused):
+    about = make_node(regions(4, (2, 2))).about
+    output = dataclasses.replace(about.output, dtype=dtype)
+    node = DeltaNode(dataclasses.replace(about, rule=rule, output=output))
+    backend = CudaBackend(Config(), torch.device("cpu"), HostLauncher())
+    assert (str(dtype) in (backend.supports(node) or "")) == refused
+
+
+def test_what_elements_are_taken_by_lies_on_the_device():
+    about = whole_node(flattened(4)).about
+    index = (torch.tensor([0, 1]), torch.tensor(1), slice(None))
+    node = DeltaNode(dataclasses.replace(
+        about, function=operator.getitem, operator=None, params={}, args=(Slot(0), index)))
+    backend = CudaBackend(Config(), torch.device("meta"), HostLauncher())
+    assert backend.fold_filters(node).kind == "whole"
+    source, (rows, one, everything) = node.about.args
+    assert (source, everything) == (Slot(0), slice(None))
+    assert (rows.device.type, one.device.type) == ("meta", "cpu")

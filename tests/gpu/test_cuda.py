@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -472,3 +476,109 @@ def test_under_the_sanitizer(launcher):
         run(at(make_node(scaled(CASES["conv + residual + relu"])), torch.float16), launcher,
             told=AHEAD)
     run(at(make_node(scaled(CASES["conv 3x3"])), torch.float16), launcher, dense=True)
+
+
+class Distances(nn.Module):
+    """A mean of the places 0 to 15, weighted by what is there: one channel, by a kernel of 1x1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.mean = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 1, 1, bias=False)
+        self.mean.weight.data = torch.arange(16.0).view(1, 16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean(self.scores(4 * x).softmax(1))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_one_channel_behind_a_kernel_of_one_pixel(name, launcher, monkeypatch):
+    """Whose map lies in memory in either layout, for the library."""
+    monkeypatch.setattr(break_even, "even", lambda *_: 0.0)
+    torch.manual_seed(0)
+    model, dtype = Distances().eval().to(GPU), getattr(torch, name)
+    half = copy.deepcopy(model).to(dtype)
+    delta, like = deltaconvert.convert(half, backend="cuda"), clip(1, 1)[0]
+    frames = [torch.rand_like(like) for _ in range(6)]
+    outputs = [delta(frame.to(dtype)) for frame in frames]
+    assert float(delta.stream._state.context.work[2]) == 1.0
+    exact = [model(frame) for frame in frames]
+    of_half = distance([half(frame.to(dtype)) for frame in frames], exact)
+    assert distance(outputs, exact) < 2 * of_half + 1e-5
+
+
+def test_streams_of_several_threads_have_graphs(launcher):
+    """Also where another thread allocates and copies meanwhile, or each has a CUDA stream."""
+    model, frames = network(), clip(6)
+    exact = [model(frame) for frame in frames]
+    delta = deltaconvert.convert(model, backend="cuda")
+    ended = threading.Event()
+
+    def run(_: int) -> tuple[float, str]:
+        stream, queue = delta.new_stream(), torch.cuda.Stream(GPU)
+        queue.wait_stream(torch.cuda.default_stream(GPU))
+        with torch.cuda.stream(queue), torch.inference_mode():
+            outputs = [stream(frame) for frame in frames]
+        queue.synchronize()
+        return distance(outputs, exact), str(stream._state.runner.no_graph)
+
+    def disturb() -> None:
+        with torch.cuda.stream(torch.cuda.Stream(GPU)):
+            while not ended.is_set():
+                torch.rand(1000, 1000).pin_memory().to(GPU, non_blocking=True).sum().item()
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(5) as pool:
+        other = pool.submit(disturb)
+        try:
+            done = list(pool.map(run, range(4)))
+        finally:
+            ended.set()
+        other.result()
+    for off, no_graph in done:
+        assert off < 1e-5
+        assert no_graph == ""
+    assert len(delta._programs) == 1
+
+
+def test_streams_leave_no_memory(launcher):
+    delta, frames = deltaconvert.convert(mobile(), backend="cuda"), clip(4)
+    held = []
+    for _ in range(5):
+        stream = delta.new_stream()
+        for frame in frames:
+            stream(frame)
+        del stream
+        gc.collect()
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated())
+    assert max(held[2:]) == held[1]
+
+
+class Attends(nn.Module):
+    """A pair of tensors, whole numbers, and more inputs than a kernel takes, between maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 8, 8), nn.Conv2d(32, 5, 3, 1, 1)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.stem(x)
+        tokens = maps.flatten(2).transpose(1, 2)
+        mixed, _ = self.attention(tokens, tokens, tokens)
+        best = mixed.mean(2).topk(20, 1)[1]
+        chosen = tokens.gather(1, best[..., None].expand(-1, -1, 32)).mean(1)
+        out = self.head(maps + mixed.transpose(1, 2).view(maps.shape) + chosen[:, :, None, None])
+        return out, out.argmax(1)
+
+
+def test_what_no_kernel_compares_is_part_of_the_graph(launcher):
+    torch.manual_seed(0)
+    model = Attends().eval().to(GPU)
+    delta = deltaconvert.convert(model, backend="cuda")
+    for frame in [*clip(6), *clip(2)]:
+        wanted, found = model(frame), delta(frame)
+        torch.testing.assert_close(found[0], wanted[0], rtol=1e-4, atol=1e-4)
+        assert (found[1] != wanted[1]).float().mean() < 0.01
+    assert delta.stream._state.runner.graph is not None
+    assert all(node.backend == "cuda" for node in delta.stream.program.nodes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from deltaconvert.operators.select import select
 from tests.passes.graphs import Model, assert_same_outputs, frames_like, program_of, specialised
 
 
@@ -92,3 +94,14 @@ def test_a_larger_frame_gets_its_own_picks():
     for shape in [(1, 4, 3, 3), (1, 8, 5, 2), (3, 6, 1, 1)]:
         frame = torch.randn(shape)
         assert torch.equal(delta(frame), shuffle(None, frame))
+
+
+def test_picks_are_copied_to_the_device_once(monkeypatch):
+    """A frame that is captured as a CUDA graph must not copy from the host."""
+    x, picks = torch.randn(1, 4, 3, 5), {"channels": (3, 0, 1), "rows": None, "cols": (4, 2)}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert select(torch.empty(1, 4, 3, 5), **picks).shape == (1, 3, 3, 2)
+    first = select(x, **picks)
+    monkeypatch.delattr(torch, "tensor")
+    assert torch.equal(select(x, **picks), first)
+    assert torch.equal(first, x[:, [3, 0, 1]][..., [4, 2]])

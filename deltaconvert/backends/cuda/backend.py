@@ -18,6 +18,7 @@ from deltaconvert.backends.cuda import (
     pooling,
     regions,
     sparsify,
+    uncompared,
     whole,
     windows,
 )
@@ -36,6 +37,7 @@ MOST_LANES = 2**16 - 1  # a grid has no more rows
 # By what a node runs: the first that it fits.
 KINDS: dict[str, Kind] = {
     "sparsify": sparsify,
+    "uncompared": uncompared,
     # Of maps as wholes, each of operators of its own.
     "pooling": pooling,
     "windows": windows,
@@ -81,14 +83,13 @@ class CudaBackend(Program, Backend):
         about = node.about
         if reason := _edge_refusal(about.output):
             return reason
-        if about.rule == "sparsify":
-            return None if about.output.is_map else f"{about.name} is not a map of lanes"
-        if len(about.inputs) > MOST_SOURCES and about.function is not cat:
-            return f"it has {len(about.inputs)} inputs; the kernels take {MOST_SOURCES}"
-        if not about.inputs:
-            return "it has no inputs"
-        opaque = next((e for e in about.inputs if e.shape is None), None)
-        return f"{opaque.name} is not a tensor" if opaque else None
+        if about.rule == "sparsify" and not about.output.is_map:
+            return f"{about.name} is not a map of lanes"
+        dtype = about.output.dtype
+        if dtype not in NUMBERS and (about.rule == "sparsify" or (
+                about.rule == "local" and dtype is not None and dtype.is_floating_point)):
+            return f"{about.name} is {dtype}; the kernels compute {', '.join(map(str, NUMBERS))}"
+        return None if about.rule == "sparsify" or about.inputs else "it has no inputs"
 
     def fold_filters(self, node: DeltaNode) -> Prepared:
         """Settle how the node runs; derive filters in the layout of its kernel."""
@@ -110,6 +111,9 @@ class CudaBackend(Program, Backend):
         kind, data = self.prepared[name]
         scratch, counters = KINDS[kind].plan(node, data, self)
         self.counters[name] = 1 + counters
+        if kind == "uncompared":  # which keeps a mask alone
+            self.scratch[name] = []
+            return scratch
         self.tables.producers.add(name)  # behind: a node does not read itself
         self.tables.markers.add(name)
         self.scratch[name] = [want.name for want in scratch]
@@ -158,14 +162,13 @@ class CudaBackend(Program, Backend):
 
     def _too_many(self, node: DeltaNode) -> bool:
         """Whether a concatenation turned out to need a kernel with more inputs than there is."""
-        return len(node.about.inputs) > MOST_SOURCES and not node.about.aliases
+        about = node.about
+        return about.function is cat and len(about.inputs) > MOST_SOURCES and not about.aliases
 
 
 def _edge_refusal(edge: EdgeSpec) -> str | None:
     if edge.shape is None:
-        return "its value is not a tensor"
-    if edge.dtype not in NUMBERS:
-        return f"{edge.name} is {edge.dtype}; the kernels compute {', '.join(map(str, NUMBERS))}"
+        return None
     if 0 in edge.shape:
         return f"{edge.name} is empty"
     pixels = math.prod(edge.mask_shape)

@@ -89,11 +89,10 @@ def turns_of(needs: Sequence[set[int]]) -> list[Turn]:
     return turns
 
 
-def run_branches(steps: Sequence[Step], turns: Sequence[Turn], launcher: Launcher) -> None:
-    """Run steps on streams that fork from the current one, and join it again."""
-    main = torch.cuda.current_stream()
-    others = max((turn.branch for turn in turns), default=0)
-    streams = [main] + [torch.cuda.Stream() for _ in range(others)]
+def run_branches(steps: Sequence[Step], turns: Sequence[Turn], launcher: Launcher,
+                 streams: Sequence[torch.cuda.Stream]) -> None:
+    """Run steps on streams that fork from the first, the current one, and join it again."""
+    main = streams[0]
     waited = {j for turn in turns for j in turn.waits}
     events = {j: torch.cuda.Event() for j in waited}
     start = torch.cuda.Event()

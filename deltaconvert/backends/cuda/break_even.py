@@ -130,7 +130,8 @@ def even(points: Sequence[tuple[float, float]], dense: float) -> float | None:
 def _set_aside(context: Context) -> Iterator[None]:
     """Keep all values, and what frames have counted, marked and left to do."""
     state = context.state
-    values = sorted((edge.value for edge in state.edges.values()), key=torch.numel)
+    values = sorted((edge.value for edge in state.edges.values()
+                     if isinstance(edge.value, Tensor)), key=torch.numel)
     whole = {value.untyped_storage().data_ptr(): value for value in values}  # no part of another
     kept: list[tuple[Tensor, Tensor]] = [(tensor, tensor.clone()) for tensor in (
         context.counters, context.totals, context.work, context.pending, state.masks,

@@ -58,6 +58,8 @@ def foresee(node: DeltaNode, step: Any, context: Context) -> bool:
     tally, edge = context.tallies[node.about.name], step.buffers.output
     pixels, listed = edge.mask.numel(), [*NEEDLESS, *OF_LISTS]
     entries = [launch.kernel.entry for launch in step.launches]
+    if not entries:  # it counts by itself
+        return False
     own = getattr(step, "dense", None) is not None
     if own or entries[-1] in listed:  # no kernel that counts marks what changed
         context.wholes[tally.changed] = pixels

@@ -67,7 +67,7 @@ class LibraryStep:
                 x, self.weight, params["padding"], params["stride"], params["dilation"],
                 params["groups"], cudnn.benchmark,
                 cudnn.deterministic or torch.are_deterministic_algorithms_enabled(),
-                cudnn.allow_tf32, out=into)
+                cudnn.allow_tf32, out=_channels_last(into))
             return into
         given: Tensor = about.function(x, self.weight, **(params | {"activation": None}))
         return given.contiguous(memory_format=torch.channels_last)
@@ -88,6 +88,16 @@ class LibraryStep:
 def rows_of(value: Tensor) -> Tensor:
     """View a map without gaps as ``[pixels, channels]``."""
     return value.permute(0, 2, 3, 1).reshape(-1, value.shape[1])
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    """View a map without gaps by the strides of channels_last, which cuDNN takes the layout from.
+
+    Of one channel, or one pixel, others are as good, but for cuDNN: a kernel of 1x1 and 16 bits
+    beside an output of one channel that is strided like NCHW made wrong numbers.
+    """
+    _, c, h, w = value.shape
+    return value.as_strided(value.shape, (h * w * c, 1, w * c, c))
 
 
 def _lies_whole(buffers: Buffers) -> bool:

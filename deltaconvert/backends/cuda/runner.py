@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from torch.fx import GraphModule
 
 from deltaconvert.backends.base import Step
 from deltaconvert.backends.cuda.branches import (
+    MOST_BRANCHES,
     Turn,
     longest_chain,
     needs_of,
@@ -29,7 +31,7 @@ from deltaconvert.backends.cuda.library import LibraryStep
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
 from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, DenseArgs, EndArgs
-from deltaconvert.cuda.launcher import Launch
+from deltaconvert.cuda.launcher import Launch, current_stream
 from deltaconvert.cuda.loader import kernel
 from deltaconvert.errors import FrameError
 from deltaconvert.nodes import DeltaNode
@@ -37,6 +39,15 @@ from deltaconvert.state import NodeStats, State
 
 if TYPE_CHECKING:
     from deltaconvert.cuda.graph import FrameGraph
+
+# Another thread that waits for the whole device ends a capture; so it is tried again.
+MOST_CAPTURES = 3
+# To begin a capture, PyTorch waits for the device, which must not be within another one.
+_capturing = threading.Lock()
+# What captures run on, by device and by the stream on which their graphs are to run. For each
+# stream of a capture cuBLAS keeps working memory, 32 MB on some cards, for as long as the process
+# lives: so they are few, and shared by graphs that run one after the other.
+_streams: dict[tuple[int, int], list[torch.cuda.Stream]] = {}
 
 
 class Runner:
@@ -65,7 +76,7 @@ class Runner:
         self.graph_module, self.nodes = graph_module, nodes
         self.state, self.context, self.scratch = state, context, scratch or {}
         self.program = program
-        self.frames = 0
+        self.frames = self.captures = 0
         self.told = context.told.numpy()  # the same memory; every frame looks at it
         self.places: list[tuple[object, ...]] = []  # of the frames that the graph points to
         self.graph: FrameGraph | None = None
@@ -174,26 +185,34 @@ class Runner:
 
     def _capture(self) -> None:
         """Make the graph of the frames to come; nothing of it runs."""
+        self.captures += 1
+        try:
+            with _capturing, torch.cuda.device(self.context.device):
+                self.graph = self._captured()
+            if self.graph.ways > 1:
+                self._settle_break_even(self.graph)
+        except RuntimeError as error:
+            self.graph = None
+            if self.captures == MOST_CAPTURES:
+                self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
+                warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
+
+    def _captured(self) -> FrameGraph:
         nodes = [n for n in self.nodes if n.about.rule != "sparsify"]
         steps: list[Step] = [self.state.steps[n.about.name] for n in nodes]
         turns, launcher = turns_of(needs_of(nodes, self.scratch)), self.context.launcher
         before = [door.examination for door in self.doors] + [self.begin] + [
             door.replacement for door in self.doors]
-        try:
-            with torch.cuda.device(self.context.device):
-                bodies = [captured(partial(run_branches, steps, turns, launcher))]
-                if self.dense:
-                    dense = [self.dense[n.about.name] for n in nodes]
-                    for step in dense:
-                        if isinstance(step, LibraryStep):
-                            step.prepare()
-                    bodies.append(captured(partial(self._run_dense, dense, turns), bodies[0]))
-                self.graph = self._graph_of(before, bodies)
-                if self.graph.ways > 1:
-                    self._settle_break_even(self.graph)
-        except RuntimeError as error:
-            self.no_graph = f"could not be captured: {str(error).splitlines()[0]}"
-            warnings.warn(f"no CUDA graph for this stream, {self.no_graph}", stacklevel=2)
+        streams = _streams_for(torch.cuda.current_device())
+        bodies = [captured(partial(run_branches, steps, turns, launcher, streams), streams[0])]
+        if self.dense:
+            dense = [self.dense[n.about.name] for n in nodes]
+            for step in dense:
+                if isinstance(step, LibraryStep):
+                    step.prepare()
+            bodies.append(captured(partial(self._run_dense, dense, turns, streams), streams[0],
+                                   bodies[0]))
+        return self._graph_of(before, bodies)
 
     def _settle_break_even(self, graph: FrameGraph) -> None:
         """Measure it, if no stream of the program has.
@@ -210,10 +229,11 @@ class Runner:
         program.break_even = share
         context.set_break_even(share)
 
-    def _run_dense(self, steps: list[Step], turns: list[Turn]) -> None:
+    def _run_dense(self, steps: list[Step], turns: list[Turn],
+                   streams: list[torch.cuda.Stream]) -> None:
         launcher = self.context.launcher
         launcher.launch(self.everything)
-        run_branches(steps, turns, launcher)
+        run_branches(steps, turns, launcher, streams)
 
     def _graph_of(self, before: list[Launch], bodies: list[torch.cuda.CUDAGraph]) -> FrameGraph:
         """Put the frame's graph together, as far as driver and compiler know how to."""
@@ -314,13 +334,25 @@ def any_set(flags: np.ndarray) -> bool:
     return bool(flags.tobytes().strip(b"\0"))
 
 
-def captured(run: Callable[[], None], other: torch.cuda.CUDAGraph | None = None
-             ) -> torch.cuda.CUDAGraph:
-    """Capture a run; with another graph, which never runs beside this one, in its memory."""
+def captured(run: Callable[[], None], stream: torch.cuda.Stream,
+             other: torch.cuda.CUDAGraph | None = None) -> torch.cuda.CUDAGraph:
+    """Capture a run; with another graph, which never runs beside this one, in its memory.
+
+    Threads beside this one may go on, and allocate memory.
+    """
     graph = torch.cuda.CUDAGraph(keep_graph=True)
-    with torch.cuda.graph(graph, pool=other.pool() if other else None):
+    with torch.cuda.graph(graph, pool=other.pool() if other else None, stream=stream,
+                          capture_error_mode="thread_local"):
         run()
     return graph
+
+
+def _streams_for(device: int) -> list[torch.cuda.Stream]:
+    """Return what graphs are captured on that are to run on the current stream."""
+    key = device, current_stream(device)
+    if key not in _streams:
+        _streams[key] = [torch.cuda.Stream(device) for _ in range(MOST_BRANCHES)]
+    return _streams[key]
 
 
 def _why_no_graph(nodes: list[DeltaNode], context: Context, graphs: bool) -> str:

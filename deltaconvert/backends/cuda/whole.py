@@ -7,8 +7,11 @@ alone, so that what need not be run changes nothing.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Buffers, Scratch
 from deltaconvert.backends.cuda import pixels, vectors
@@ -22,7 +25,15 @@ from deltaconvert.nodes import DeltaNode
 
 
 def prepare(node: DeltaNode, program: Program) -> None:
-    """Return nothing: the function has its constants."""
+    """Return nothing: the function has its constants.
+
+    Those that it takes elements by are put on the device: PyTorch would copy them there in each
+    frame, which a CUDA graph does not allow.
+    """
+    about = node.about
+    if about.function in (operator.getitem, Tensor.__getitem__):
+        about.args = pytree.tree_map_only(
+            Tensor, lambda index: index.to(program.device) if index.dim() else index, about.args)
 
 
 def plan(node: DeltaNode, data: None, program: Program) -> tuple[list[Scratch], int]:
@@ -51,7 +62,6 @@ class WholeStep:
                  tables: Tables) -> None:
         """Settle the launches."""
         self.node, self.buffers, self.context = node, buffers, context
-        self.shape = buffers.output.value.shape
         self.given = _like(buffers.output.value, buffers.scratch["cuda.given"])
         self.before: list[Launch] = []
         given = self.given.data_ptr()
@@ -75,12 +85,7 @@ class WholeStep:
             UnsupportedError: the result's shape depends on the data.
         """
         launch_all(self.context.launcher, self.before)
-        new = self.node.evaluate(*(edge.value for edge in self.buffers.inputs))
-        if new.shape != self.shape:
-            raise UnsupportedError(
-                f"{self.node.about.name}: the result's shape depends on the data: "
-                f"{tuple(self.shape)} in the first frame, {tuple(new.shape)} now "
-                f"({self.node.about.source}). Convert the part before it.")
+        new = checked(self.node.evaluate(*(edge.value for edge in self.buffers.inputs)), self.node)
         if not _lies_like(new, self.given):
             new = self.given.copy_(new)
         for launch in self.behind:
@@ -89,6 +94,20 @@ class WholeStep:
             else:
                 launch.args.source[0].data = new.data_ptr()
         launch_all(self.context.launcher, self.behind)
+
+
+def checked(new: Tensor, node: DeltaNode) -> Tensor:
+    """Return a result.
+
+    Raises:
+        UnsupportedError: its shape is not that of the first frame's.
+    """
+    if tuple(new.shape) != node.about.output.shape:
+        raise UnsupportedError(
+            f"{node.about.name}: the result's shape depends on the data: "
+            f"{node.about.output.shape} in the first frame, {tuple(new.shape)} now "
+            f"({node.about.source}). Convert the part before it.")
+    return new
 
 
 def _lies_like(new: Tensor, given: Tensor) -> bool:
