@@ -22,11 +22,16 @@ from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.annotate import without_logging
 from deltaconvert.passes.calls import Call
 from deltaconvert.passes.functionalize import set_data
-from deltaconvert.passes.tracing.attributes import Attributes
+from deltaconvert.passes.tracing.attributes import Attributes, proxies
 from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
+from deltaconvert.passes.tracing.random_numbers import (
+    looks_at_drawn,
+    numbers_drawn,
+    random_numbers_kept,
+)
 from deltaconvert.passes.tracing.settings import changed_settings, restore_settings
 from deltaconvert.passes.tracing.shape_tracer import ShapeTracer
 from deltaconvert.passes.tracing.tracer import NotSupported, Tracer
@@ -126,7 +131,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
     before, known, by_numbers = Attributes(model), set(vars(model)), False
     try:
         with without_logging():
-            graph = find_state(model, lambda: run(True))
+            graph = _trace_with_care(model, before, lambda: run(True))
     except NotSupported:
         raise
     except Exception:
@@ -136,7 +141,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         tracers.clear()
         by_numbers = True
         with without_logging():
-            graph = find_state(model, lambda: run(False))
+            graph = _trace_with_care(model, before, lambda: run(False))
     if changed := changed_settings(model, [tracer.settings for tracer in tracers]):
         raise KeepsState(changed)
     restore_settings(tracers[0].settings)
@@ -158,6 +163,31 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         if name.startswith("_tensor_constant"):  # of the forwards that were for comparison
             delattr(model, name)
     return graph, tracers[0].out_spec, by_numbers
+
+
+def _trace_with_care(model: nn.Module, before: Attributes, run: Callable[[], fx.Graph]
+                     ) -> fx.Graph:
+    """Trace a forward that keeps no state, nor goes by random numbers that it draws for itself.
+
+    Raises:
+        KeepsState: naming the state.
+        NotSupported: random numbers.
+    """
+    with random_numbers_kept():
+        drawn = numbers_drawn()
+        try:
+            graph = find_state(model, run)
+            goes_by_them = numbers_drawn() != drawn and looks_at_drawn(run)
+        except KeepsState as reason:
+            if reason.names or numbers_drawn() == drawn:
+                raise
+            goes_by_them = True
+        finally:
+            before.restore(proxies)
+    if goes_by_them:
+        raise NotSupported("it draws random numbers, and a graph would keep the first of them. "
+                           "Take them as an input, or draw them where self.training is set")
+    return graph
 
 
 def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:

@@ -85,7 +85,10 @@ class Tracer(fx.Tracer):
                                "in eval mode. Leave that to what trains it")
         is_leaf = self.is_leaf_module(m, self.path_of_module(m))
         if is_leaf:
-            self._note_settings(m)
+            now = settings_of(m)
+            if set_otherwise(self.settings, now):  # than at its call before, which its node is for
+                return forward(*args, **kwargs)
+            self.settings.update(now)
         made = super().call_module(m, forward, args, kwargs)
         if is_leaf and (m._forward_pre_hooks or m._forward_hooks):
             self._tell_hooks(m, args, kwargs, made)
@@ -116,14 +119,6 @@ class Tracer(fx.Tracer):
         except Exception as error:
             self.refused = error
             raise
-
-    def _note_settings(self, leaf: nn.Module) -> None:
-        now = settings_of(leaf)
-        for module, name in set_otherwise(self.settings, now):
-            raise NotSupported(f"its forward sets {self.path_of_module(module)}.{name} to "
-                               f"{vars(module)[name]} between two calls, before "
-                               f"{line_of_user(sys._getframe(2))}. Let it have a layer for each")
-        self.settings.update(now)
 
     def _holds(self, m: nn.Module) -> bool:
         """Whether a module is one of the model's, or one with weights, which had to be."""
