@@ -28,6 +28,7 @@ from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
 from deltaconvert.passes.tracing.random_numbers import (
+    draws_beside_frames,
     looks_at_drawn,
     numbers_drawn,
     random_numbers_kept,
@@ -67,6 +68,12 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
                          "takes for itself in every graph. Rename it, or convert the model as a "
                          "submodule of another.")
     copied = private_copy(model).eval()
+    if watching := [path for path, m in copied.named_modules() if _moves_scale(m)]:
+        raise TraceError(
+            f"{type(model).__name__} cannot be converted whole: {watching[0]} observes each frame, "
+            "in eval mode too, and rounds by what it saw. Say "
+            "model.apply(torch.ao.quantization.disable_observer) before, or convert the model as "
+            "it was before it was prepared for quantisation.")
     if isinstance(copied, nn.modules.batchnorm._NormBase):  # by itself it would be looked into
         copied._check_input_dim = lambda input: None  # type: ignore[method-assign]
     try:
@@ -177,7 +184,8 @@ def _trace_with_care(model: nn.Module, before: Attributes, run: Callable[[], fx.
         drawn = numbers_drawn()
         try:
             graph = find_state(model, run)
-            goes_by_them = numbers_drawn() != drawn and looks_at_drawn(run)
+            goes_by_them = draws_beside_frames(model, graph) or (
+                numbers_drawn() != drawn and looks_at_drawn(run))
         except KeepsState as reason:
             if reason.names or numbers_drawn() == drawn:
                 raise
@@ -248,6 +256,12 @@ def _reads_constants(model: nn.Module, graph: fx.Graph) -> bool:
     known = {name for named in (model.named_parameters, model.named_buffers)
              for name, _ in named(remove_duplicate=False)}
     return any(node.op == "get_attr" and node.target not in known for node in graph.nodes)
+
+
+def _moves_scale(module: nn.Module) -> bool:
+    """Whether a module is a fake quantisation of ``torch.ao`` whose observer is on."""
+    on = [module._buffers.get(name) for name in ("observer_enabled", "fake_quant_enabled")]
+    return all(isinstance(flag, Tensor) and bool(flag.any()) for flag in on)
 
 
 def private_copy(model: nn.Module) -> nn.Module:

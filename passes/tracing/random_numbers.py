@@ -17,10 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.watch_counters import Watch
+
+DRAW = frozenset({
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal",
+    "bernoulli", "multinomial", "poisson", "normal_", "uniform_", "random_", "bernoulli_",
+    "exponential_", "cauchy_", "geometric_", "log_normal_"})
 
 
 @contextmanager
@@ -48,6 +54,13 @@ def looks_at_drawn(trace: Callable[[], Any]) -> bool:
     with watch:
         trace()
     return watch.looked or numbers_drawn()[:2] != before[:2]
+
+
+def draws_beside_frames(model: nn.Module, graph: fx.Graph) -> bool:
+    """Whether numbers are drawn of which a frame tells no more than how many."""
+    of_frames = with_numbers(model, graph, [])
+    return any(node.users and of_frames.isdisjoint([node, *node.all_input_nodes])
+               and getattr(node.target, "__name__", node.target) in DRAW for node in graph.nodes)
 
 
 class _WatchDrawn(Watch):
