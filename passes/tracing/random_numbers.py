@@ -10,6 +10,7 @@ but of Python's numbers and NumPy's nobody can tell, and they count as looked at
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,9 +44,8 @@ def random_numbers_kept() -> Iterator[None]:
 
 def numbers_drawn() -> tuple[bytes, ...]:
     """Return what changes when a random number is drawn: of Python, of NumPy, of PyTorch."""
-    _, of_numpy, place, *_ = np.random.get_state()
-    return (repr(random.getstate()).encode(), bytes(of_numpy) + repr(place).encode(),
-            bytes(torch.get_rng_state().numpy()))
+    return (pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state()),
+            torch.get_rng_state().numpy().tobytes())
 
 
 def looks_at_drawn(trace: Callable[[], Any]) -> bool:

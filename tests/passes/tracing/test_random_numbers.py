@@ -37,13 +37,13 @@ def model(function) -> Model:
     lambda y: y + torch.distributions.Normal(0.0, 1.0).sample((4, 1, 1)),
 ])
 def test_random_numbers_that_count_are_refused(function, frames):
-    with pytest.raises(TraceError, match="draws random numbers, .*modules='auto'"):
+    with pytest.raises(TraceError, match=r"draws random numbers, .*modules='auto'"):
         deltaconvert.convert(model(function), frames)
 
 
 def drawn_in_vain(y):
-    p = torch.rand([])
-    return y * 2 if False and p < 0.5 else y
+    p, training = torch.rand([]), False
+    return y * 2 if training and p < 0.5 else y
 
 
 def seeded(y):
