@@ -133,7 +133,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         tracers.append(make_tracer())
         tracers[-1].proxy_buffer_attributes = record_buffers
         tracers[-1].hooks = hooks
-        with torch.no_grad():
+        with torch.no_grad(), tracers[-1].canvases:
             return tracers[-1].trace(model)
     before, known, by_numbers = Attributes(model), set(vars(model)), False
     try:

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.passes.calls import Call
 from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
 from deltaconvert.passes.functionalize import written_into
+from deltaconvert.passes.tracing.canvases import Canvases
 from deltaconvert.passes.tracing.explain import line_of_user
 from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.proxies import MutableProxy
@@ -56,10 +57,16 @@ class Tracer(fx.Tracer):
         self.in_train_mode: set[nn.Module] = set()
         self.settings: Settings = {}
         self.refused: Exception | None = None
+        self.evaluating = False
+        self.canvases = Canvases(self)
 
     def proxy(self, node: fx.Node) -> Proxy:
         node.meta["result_type"] = result_type(self.root, node)
         return MutableProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Record an argument, what was written into as a proxy."""
+        return super().create_arg(self.canvases.seen(a) if isinstance(a, torch.Tensor) else a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep TorchScript as a call: there is no Python in it to follow.
