@@ -260,7 +260,7 @@ def _reads_constants(model: nn.Module, graph: fx.Graph) -> bool:
 
 def _moves_scale(module: nn.Module) -> bool:
     """Whether a module is a fake quantisation of ``torch.ao`` whose observer is on."""
-    on = [module._buffers.get(name) for name in ("observer_enabled", "fake_quant_enabled")]
+    on = [getattr(module, name, None) for name in ("observer_enabled", "fake_quant_enabled")]
     return all(isinstance(flag, Tensor) and bool(flag.any()) for flag in on)
 
 
