@@ -98,6 +98,9 @@ class Config:
         if self.dtype is not None:
             _check_choice("dtype", self.dtype, Precision)
         _check_choice("input_test", self.input_test, InputTest)
+        for name in ("dense_fallback", "graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: give True or False.")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ConfigError(f"threads={self.threads!r}: give at least 1, or None for PyTorch's.")
         if not isinstance(self.nodes, Mapping):

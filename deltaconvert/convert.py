@@ -103,6 +103,8 @@ def convert(model: nn.Module | ExportedProgram,
                          "the dense model. Call the model as it is, or convert it anew.")
     if not isinstance(config, Config | None):
         raise ConfigError(f"config={config!r}: give a Config, or its settings by name.")
+    if not isinstance(strict, bool):
+        raise ConfigError(f"strict={strict!r}: give True or False.")
     settings = (config or Config()).replace(**overrides)
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs or ())
     if modules in (None, "auto"):

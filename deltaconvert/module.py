@@ -269,8 +269,11 @@ class DeltaModule(nn.Module):
             self._forget()
 
     def _weights(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), 0 if t.is_inference() else t._version)
-                for t in (*self.parameters(), *self.buffers())]
+        return weights_in(self.modules())
+
+    def is_compiled_from(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether its programs, if there are any, are of the weights in these as they are now."""
+        return not self._programs or self._compiled_from == weights_in(modules)
 
     def named_inputs(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """Return the tensors of a call by the names of the nodes that take them.
@@ -289,7 +292,7 @@ class DeltaModule(nn.Module):
             FrameError: for the wrong number of inputs, or something that is not a tensor.
         """
         call = frames.call if isinstance(frames, Frames) else None
-        names = self.input_names if call is None else call.names
+        names = self._targets if call is None else call.names
         if len(frames) != len(names) or not frames:
             raise FrameError(f"the model takes {count(len(names), 'input')} "
                              f"({', '.join(names)}), {len(frames)} were given.")
@@ -422,6 +425,13 @@ class DeltaModule(nn.Module):
             dropped = self._chance.choice(list(kept)[:-1])
             del kept[dropped]
             self._programs.pop(dropped, None)
+
+
+def weights_in(modules: Iterable[nn.Module]) -> list[tuple[int, int]]:
+    """Return what stands for the weights of modules, each as it is until it is written into."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version)
+            for module in modules for table in (module._parameters, module._buffers)
+            for t in table.values() if t is not None]
 
 
 def _together(memories: Iterable[Mapping[int, int]]) -> int:

@@ -42,6 +42,23 @@ def is_followed() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_transformed() -> bool:
+    """Whether ``torch.func`` transforms what is called: ``vmap``, ``grad``, ``jvp``."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def refuse_transformed() -> None:
+    """Refuse to be called under a transform of ``torch.func``.
+
+    Raises:
+        UnsupportedError: saying what to do instead.
+    """
+    if is_transformed():
+        raise UnsupportedError(
+            "a converted model is not transformed by torch.func (vmap, grad, jvp): it has a past, "
+            "and no gradients. Give it a batch, N x C x H x W, or transform the dense model.")
+
+
 def aside(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """Make a call that ``torch.compile`` leaves as it is: it is compiled by other means.
 
@@ -107,6 +124,7 @@ class Stream:
         """
         if is_followed():
             return aside(self, *frames, **named)
+        refuse_transformed()
         take(self._lock)
         try:
             given = [] if named else [without_gradient(f) for f in frames]

@@ -15,6 +15,7 @@ from deltaconvert.backends.base import create
 from deltaconvert.config import Config
 from deltaconvert.exported import ExportedModel
 from deltaconvert.model_graph import ModelGraph
+from deltaconvert.operators.conv2d import conv2d
 from deltaconvert.passes.channels_first import channels_first
 from deltaconvert.passes.find_convolutions import find_convolutions
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
@@ -93,10 +94,11 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
             operators do not take.
     """
     graph_module = GraphModule(root, _copy(traced.graph))
-    lanes, device = frames[0].shape[0], frames[0].device
+    device = frames[0].device
     chosen, fallback = create(config.backend, config, device), create("reference", config, device)
-    results = [fold_batch_norm(graph_module), infer(graph_module, frames),
-               store_as(graph_module, config.dtype), find_convolutions(graph_module),
+    results = [fold_batch_norm(graph_module), infer(graph_module, frames)]
+    lanes = _lanes(graph_module, frames)
+    results = [*results, store_as(graph_module, config.dtype), find_convolutions(graph_module),
                rejoin_maps(graph_module, lanes),
                channels_first(graph_module, lanes), fold_factors(graph_module),
                fold_squares(graph_module, chosen.squares), fuse(graph_module, chosen.unfused),
@@ -111,6 +113,14 @@ def specialize(root: nn.Module, traced: ModelGraph, frames: Sequence[Tensor],
     plan = plan_state(lowered, backends)
     return Program(lowered, traced.out_spec, delta_nodes(lowered), weights, plan, backends, config,
                    lanes, device, results, traced.input_names)
+
+
+def _lanes(graph_module: GraphModule, frames: Sequence[Tensor]) -> int:
+    """Return the batch size: 1 for a picture that is convolved as it comes, ``[C, H, W]``."""
+    alone = frames[0].dim() == 3 and any(
+        node.args[0].meta["value"].dim() == 3  # type: ignore[union-attr]
+        for node in graph_module.graph.find_nodes(op="call_function", target=conv2d))
+    return 1 if alone else len(frames[0])
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

@@ -87,7 +87,7 @@ class _Lowering:
     def _door_in(self, node: fx.Node) -> Description:
         spec = self._spec(node)
         return Description(
-            node.name, node.name, "", "sparsify", "", sparsify, None, (), {}, (), spec,
+            node.name, str(node.target), "", "sparsify", "", sparsify, None, (), {}, (), spec,
             threshold=self.config.input_threshold, norm=self.config.norm)
 
     def _door_out(self, result: Any, given: Any) -> Any:

@@ -22,11 +22,17 @@ from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.annotate import without_logging
 from deltaconvert.passes.calls import Call
 from deltaconvert.passes.functionalize import set_data
-from deltaconvert.passes.tracing.attributes import Attributes
+from deltaconvert.passes.tracing.attributes import Attributes, proxies
 from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
+from deltaconvert.passes.tracing.random_numbers import (
+    draws_beside_frames,
+    looks_at_drawn,
+    numbers_drawn,
+    random_numbers_kept,
+)
 from deltaconvert.passes.tracing.settings import changed_settings, restore_settings
 from deltaconvert.passes.tracing.shape_tracer import ShapeTracer
 from deltaconvert.passes.tracing.tracer import NotSupported, Tracer
@@ -62,6 +68,12 @@ def trace(model: nn.Module, frames: Sequence[Tensor] = (), hooks: bool = True) -
                          "takes for itself in every graph. Rename it, or convert the model as a "
                          "submodule of another.")
     copied = private_copy(model).eval()
+    if watching := [path for path, m in copied.named_modules() if _moves_scale(m)]:
+        raise TraceError(
+            f"{type(model).__name__} cannot be converted whole: {watching[0]} observes each frame, "
+            "in eval mode too, and rounds by what it saw. Say "
+            "model.apply(torch.ao.quantization.disable_observer) before, or convert the model as "
+            "it was before it was prepared for quantisation.")
     if isinstance(copied, nn.modules.batchnorm._NormBase):  # by itself it would be looked into
         copied._check_input_dim = lambda input: None  # type: ignore[method-assign]
     try:
@@ -121,12 +133,12 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         tracers.append(make_tracer())
         tracers[-1].proxy_buffer_attributes = record_buffers
         tracers[-1].hooks = hooks
-        with torch.no_grad():
+        with torch.no_grad(), tracers[-1].canvases:
             return tracers[-1].trace(model)
     before, known, by_numbers = Attributes(model), set(vars(model)), False
     try:
         with without_logging():
-            graph = find_state(model, lambda: run(True))
+            graph = _trace_with_care(model, before, lambda: run(True))
     except NotSupported:
         raise
     except Exception:
@@ -136,7 +148,7 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         tracers.clear()
         by_numbers = True
         with without_logging():
-            graph = find_state(model, lambda: run(False))
+            graph = _trace_with_care(model, before, lambda: run(False))
     if changed := changed_settings(model, [tracer.settings for tracer in tracers]):
         raise KeepsState(changed)
     restore_settings(tracers[0].settings)
@@ -158,6 +170,32 @@ def _run(make_tracer: Callable[[], Tracer], model: nn.Module, hooks: bool
         if name.startswith("_tensor_constant"):  # of the forwards that were for comparison
             delattr(model, name)
     return graph, tracers[0].out_spec, by_numbers
+
+
+def _trace_with_care(model: nn.Module, before: Attributes, run: Callable[[], fx.Graph]
+                     ) -> fx.Graph:
+    """Trace a forward that keeps no state, nor goes by random numbers that it draws for itself.
+
+    Raises:
+        KeepsState: naming the state.
+        NotSupported: random numbers.
+    """
+    with random_numbers_kept():
+        drawn = numbers_drawn()
+        try:
+            graph = find_state(model, run)
+            goes_by_them = draws_beside_frames(model, graph) or (
+                numbers_drawn() != drawn and looks_at_drawn(run))
+        except KeepsState as reason:
+            if reason.names or numbers_drawn() == drawn:
+                raise
+            goes_by_them = True
+        finally:
+            before.restore(proxies)
+    if goes_by_them:
+        raise NotSupported("it draws random numbers, and a graph would keep the first of them. "
+                           "Take them as an input, or draw them where self.training is set")
+    return graph
 
 
 def _refuse_numbers(model: nn.Module, graph: fx.Graph) -> None:
@@ -218,6 +256,12 @@ def _reads_constants(model: nn.Module, graph: fx.Graph) -> bool:
     known = {name for named in (model.named_parameters, model.named_buffers)
              for name, _ in named(remove_duplicate=False)}
     return any(node.op == "get_attr" and node.target not in known for node in graph.nodes)
+
+
+def _moves_scale(module: nn.Module) -> bool:
+    """Whether a module is a fake quantisation of ``torch.ao`` whose observer is on."""
+    on = [getattr(module, name, None) for name in ("observer_enabled", "fake_quant_enabled")]
+    return all(isinstance(flag, Tensor) and bool(flag.any()) for flag in on)
 
 
 def private_copy(model: nn.Module) -> nn.Module:

@@ -138,7 +138,7 @@ def test_conversions_rebuild_too(backend, change, dtype, tolerance):
 
 def test_another_device_is_refused():
     delta = deltaconvert.convert(net(), backend="reference")
-    with pytest.raises(FrameError, match=r"input 'input_1' is on the meta device"):
+    with pytest.raises(FrameError, match=r"input 'input' is on the meta device"):
         delta(FRAME.to("meta"))
 
 

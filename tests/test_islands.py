@@ -425,6 +425,58 @@ def test_auto_converts_the_parts_of_what_turns_out_to_keep_a_buffer(given):
     assert_agrees(model, delta, frames)
 
 
+def writes_its_weights(self, x):
+    with torch.no_grad():
+        self.part[0].weight.mul_(1.1)
+    return self.part(x)
+
+
+def has_other_weights(self, x):
+    self.part[0].weight = nn.Parameter(self.part[0].weight * 1.1)
+    return self.part(x)
+
+
+def trains_it_in_turn(self, x):
+    self.part.train(not self.part.training)
+    return self.part(x)
+
+
+def maps_it_over_the_batch(self, x):
+    return torch.vmap(self.part)(x[:, None]).squeeze(1)
+
+
+class Around(nn.Module):
+    """Calls a part as a function does, behind what cannot be traced."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.0), nn.BatchNorm2d(4), nn.ReLU())
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x + 1 if x.sum() > 0 else x)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("function", [writes_its_weights, has_other_weights, trains_it_in_turn,
+                                      maps_it_over_the_batch])
+def test_an_island_that_the_model_changes_is_left_to_the_dense_submodule(function, given):
+    dense = Around(function).eval()
+    frames = [torch.rand(2, 3, 8, 9) for _ in range(4)]
+    delta = deltaconvert.convert(copy.deepcopy(dense), frames[0] if given else None, modules="auto")
+    with torch.no_grad():
+        for frame in frames:
+            torch.testing.assert_close(delta(frame), dense(frame))
+
+
+@pytest.mark.parametrize("modules", [None, ["0"]])
+def test_a_transform_of_a_converted_model_is_refused(modules):
+    delta = deltaconvert.convert(nn.Sequential(nn.Conv2d(3, 4, 3)), modules=modules)
+    with pytest.raises(UnsupportedError, match=r"not transformed by torch\.func"):
+        torch.vmap(delta)(torch.rand(2, 1, 3, 8, 9))
+
+
 def test_auto_says_where_there_is_nothing():
     class Nothing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def test_a_refused_first_frame_leaves_it_empty(backend, kind):
 
 def test_a_refusal_says_which_input_and_lane_and_how_many():
     delta = deltaconvert.convert(net(), backend="reference")
-    with pytest.raises(FrameError, match=r"input 'input_1' holds 1 numbers .* \(lanes \[1\]\)"):
+    with pytest.raises(FrameError, match=r"input 'input' holds 1 numbers .* \(lanes \[1\]\)"):
         delta(*bad_frames()["NaN"])
     with pytest.raises(FrameError, match="is a ndarray, not a tensor"):
         delta(*bad_frames()["no tensor"])

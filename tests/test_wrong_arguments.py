@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 import deltaconvert
-from deltaconvert.errors import FrameError, FrameTypeError, InputError, UnsupportedError
+from deltaconvert.errors import (
+    ConfigError,
+    FrameError,
+    FrameTypeError,
+    InputError,
+    NotFiniteError,
+    UnsupportedError,
+)
 
 FRAME = torch.rand(1, 3, 16, 16)
 
@@ -30,6 +37,30 @@ def test_inputs_have_the_names_that_forward_gives_them(delta, name):
     with pytest.raises(FrameError, match=said):
         delta(**{name: FRAME})
     assert torch.equal(delta(input=FRAME), delta(FRAME))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_is_wrong_with_an_input_is_said_of_its_own_name(dense, backend):
+    delta = deltaconvert.convert(dense, backend=backend)
+    with pytest.raises(NotFiniteError, match=r"^input 'input' holds 1 numbers that are NaN"):
+        delta(FRAME.clone().index_put((torch.tensor(0),) * 4, torch.tensor(torch.nan)))
+    with pytest.raises(FrameError, match=r"takes 1 input \(input\), 2 were given"):
+        delta(FRAME, FRAME)
+
+
+@pytest.mark.parametrize("setting", ["strict", "dense_fallback", "graphs"])
+def test_what_is_true_or_false_is_no_text(dense, setting):
+    with pytest.raises(ConfigError, match=f"{setting}='no': give True or False"):
+        deltaconvert.convert(dense, **{setting: "no"})
+
+
+def test_a_picture_without_a_batch_is_one_lane(dense, delta):
+    frames = [torch.rand(3, 16, 16) for _ in range(3)]
+    report = deltaconvert.validate(dense, delta, frames)
+    assert (report.passed, report.lanes) == (True, 1)
+    delta(frames[0])
+    with pytest.raises(FrameError, match="lane 1 is not there"):
+        delta.reset(lanes=[1])
 
 
 def test_nothing_in_the_place_of_a_frame(delta):

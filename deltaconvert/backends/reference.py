@@ -160,7 +160,7 @@ def refuse_not_finite(node: DeltaNode, frame: Tensor) -> None:
     bad = ~frame.isfinite()
     lanes = bad.flatten(1).any(1).nonzero().flatten().tolist() if frame.dim() > 1 else [0]
     raise NotFiniteError(
-        f"input {node.about.name!r} holds {int(bad.sum())} numbers that are NaN or infinite "
+        f"input {node.about.path!r} holds {int(bad.sum())} numbers that are NaN or infinite "
         f"(lanes {lanes}). The frame was refused and the stream is as it was; check the decoder "
         "and the normalisation, or skip the frame.")
 

@@ -19,6 +19,8 @@ from deltaconvert.module import DeltaModule
 from deltaconvert.passes.compiler import compile_graph
 from deltaconvert.passes.trace import private_copy
 from deltaconvert.passes.tracing.attributes import Attributes
+from deltaconvert.passes.tracing.compare_graphs import same
+from deltaconvert.passes.tracing.random_numbers import random_numbers_kept
 
 
 def convert_islands(model: nn.Module, modules: Sequence[str] | str, inputs: Sequence[Any],
@@ -161,10 +163,16 @@ def _seen(model: nn.Module, inputs: Sequence[Any]) -> dict[str, tuple[Tensor, ..
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Leave what a model keeps from frame to frame as it was, and the random numbers."""
+    """Leave what a model keeps from frame to frame as it was, weights and random numbers too."""
     attributes = Attributes(model)
+    # By their numbers: a norm in train mode writes into its buffers, and PyTorch does not count it.
+    weights = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with random_numbers_kept():
             yield
     finally:
         attributes.restore(lambda value: True)
+        with torch.no_grad():
+            for weight, before in weights:
+                if not same(weight, before):
+                    weight.copy_(before)

@@ -28,7 +28,15 @@ from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.state import NodeStats, Observer
-from deltaconvert.stream import Stream, aside, checked_lanes, is_followed, take
+from deltaconvert.stream import (
+    Stream,
+    aside,
+    checked_lanes,
+    is_followed,
+    is_transformed,
+    refuse_transformed,
+    take,
+)
 from deltaconvert.summary import summarize
 
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -180,6 +188,7 @@ class IslandsStream:
         """
         if is_followed():
             return aside(self, *inputs, **named)
+        refuse_transformed()
         take(self._lock)
         self._made, self._answered = {}, []
         token = _RUNNING.set(self)
@@ -307,16 +316,26 @@ class _Answer:
     def __init__(self, path: str, root: nn.Module) -> None:
         self.path, self.root, self.dense = path, root, own_forward(root)
         self.hooks = InnerHooks(root)
+        self.modules = list(root.modules())
+        self.training = [m.training for m in self.modules]
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         stream = _RUNNING.get()
         island = None if stream is None else stream.module.islands.get(self.path)
         if stream is not None and island is not None and island._root is self.root and (
-                not self.hooks):  # a model may put them there when it is first called
+                self._is_as_converted(island)):
             answered, result = stream.answer(self.path, island, inputs, named)
             if answered:
                 return result
         return self.dense(*inputs, **named)
+
+    def _is_as_converted(self, island: DeltaModule) -> bool:
+        """Whether the model around it left it so, without hooks within, in eval mode.
+
+        Under a transform of ``torch.func`` its numbers are not to be had.
+        """
+        return not self.hooks and self.training == [m.training for m in self.modules] and (
+            island.is_compiled_from(self.modules) and not is_transformed())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Give a copy of the submodule its own dense ``forward``."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,35 @@ LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names} - {"__main__"
 LONGEST_GLOBAL = 1000
 
 
+class _Names(MutableMapping[str, Any]):
+    """What code keeps elsewhere than in a dict, as one: in a class, in a closure."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Any]], put: Callable[[str, Any], None],
+                 drop: Callable[[str], None]) -> None:
+        self._read, self._put, self._drop = read, put, drop
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._put(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._drop(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+
 class Attributes:
     """The attributes of all modules, and what is in lists, dicts and objects among them.
 
-    Also the lists and dicts that are globals of the modules' code, where functions beside a
-    model have their caches.
+    Also what the modules' code shares with others, where functions beside a model have their
+    caches: attributes of classes, variables of closures, globals. Of these, proxies alone are
+    undone, because other code may have set them meanwhile.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,6 +63,7 @@ class Attributes:
         self._parameters = list(model.named_parameters())
         self._versions = {id(tensor): _version(tensor) for _, tensor in self._named()}
         self._held += [(name, holder, _plain_copy(holder)) for name, holder in _globals(model)]
+        self._shared = [(name, holder, _plain_copy(holder)) for name, holder in _shared(model)]
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensor) for name, tensor, _ in self._tensors)
@@ -64,14 +90,14 @@ class Attributes:
         """Return name, holder, key and value of what is another value than before."""
         return [(name if isinstance(holder, (list, deque)) else _join(name, key), holder, key,
                  value)
-                for name, holder, before in self._held
+                for name, holder, before in (*self._held, *self._shared)
                 for known in [dict(_items(before))] for key, value in _items(holder)
                 if not _name(key).startswith("_tensor_constant")
                 and not _same(value, known.get(key, known))]
 
     def moving(self) -> Iterator[tuple[str, Any, Any, Any]]:
         """Yield name, holder, key and value of all numbers and tensors that are not parameters."""
-        for name, holder, _ in self._held:
+        for name, holder, _ in (*self._held, *self._shared):
             for key, value in _items(holder):
                 if isinstance(value, (int, float, Tensor)) and not isinstance(
                         value, (bool, nn.Parameter, fx.Proxy)):
@@ -88,6 +114,13 @@ class Attributes:
 
     def put_back(self, undo: Callable[[Any], Any]) -> None:
         """Put back what had the place of such new values; the numbers of tensors stay."""
+        for _, holder, before in self._shared:
+            for key, value in list(holder.items()):
+                if undo(value) and (proxies(value) or proxies(before.get(key))):
+                    if key in before:
+                        holder[key] = before[key]
+                    else:
+                        del holder[key]
         for _, holder, before in self._held:
             known = dict(_items(before))
             if isinstance(holder, (list, deque)):
@@ -151,17 +184,48 @@ def _holder(value: Any) -> Any:
 
 
 def _globals(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the short lists and dicts that are globals of the code of the model's modules."""
+    """Yield the short lists and dicts that the code of the model's modules shares."""
     seen: set[int] = set()
-    for function in _functions(model):
-        home = function.__globals__
-        if id(home) in seen:
-            continue
-        seen.add(id(home))
-        for key, value in list(home.items()):
+    for path, names in _shared(model):
+        for key, value in names.items():
             if isinstance(value, (list, dict, deque)) and len(value) <= LONGEST_GLOBAL and (
-                    not key.startswith("__")):
-                yield f"{function.__module__}.{key}", value
+                    not key.startswith("__") and id(value) not in seen):
+                seen.add(id(value))
+                yield _join(path, key), value
+
+
+def _shared(model: nn.Module) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
+    """Yield what the code of the model's modules shares: globals, closures, and their classes."""
+    homes: set[int] = set()
+    for function in _functions(model):
+        if id(function.__globals__) not in homes:
+            homes.add(id(function.__globals__))
+            yield function.__module__, function.__globals__
+        if function.__closure__:
+            yield "", _of_closure(function)
+    for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
+        if not _of_library(kind):
+            yield kind.__name__, _Names(partial(vars, kind), partial(setattr, kind),
+                                        partial(delattr, kind))
+
+
+def _of_closure(function: types.FunctionType) -> _Names:
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+    def read() -> dict[str, Any]:
+        return {name: cell.cell_contents for name, cell in cells.items()
+                if cell != types.CellType()}
+
+    def put(name: str, value: Any) -> None:
+        cells[name].cell_contents = value
+
+    def drop(name: str) -> None:
+        del cells[name].cell_contents
+    return _Names(read, put, drop)
+
+
+def _of_library(code: Any) -> bool:
+    return (code.__module__ or "torch").partition(".")[0] in LIBRARIES
 
 
 def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
@@ -173,10 +237,11 @@ def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
     while waiting:
         function = waiting.pop()
         if id(function) in seen or not isinstance(function, types.FunctionType) or (
-                function.__module__ or "torch").partition(".")[0] in LIBRARIES:
+                _of_library(function)):
             continue
         seen.add(id(function))
         yield function
+        waiting += _of_closure(function).values()
         named = [function.__globals__.get(name) for name in function.__code__.co_names]
         waiting += named
         waiting += [getattr(module, name, None) for module in named
@@ -185,14 +250,17 @@ def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
 
 
 def _plain_copy(holder: Any) -> Any:
-    return dict(dict.items(holder)) if isinstance(holder, dict) else list(holder)
+    if isinstance(holder, (list, deque)):
+        return list(holder)
+    return dict(dict.items(holder) if isinstance(holder, dict) else holder.items())
 
 
 def _items(holder: Any) -> Iterable[tuple[Any, Any]]:
     """Return keys and values; containers of a module are holders of their own."""
     if isinstance(holder, (list, deque)):
         return enumerate(list(holder))
-    return [(key, value) for key, value in list(dict.items(holder)) if not _is_table(key)]
+    pairs = dict.items(holder) if isinstance(holder, dict) else holder.items()
+    return [(key, value) for key, value in list(pairs) if not _is_table(key)]
 
 
 def _is_other(one: Any, other: Any) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from deltaconvert.passes.functionalize import writes_into_copy, written_into
@@ -31,7 +30,8 @@ class KeepsState(Exception):
 
     def __init__(self, names: Iterable[str]) -> None:
         """Name the attributes; none is for what is kept outside of the model."""
-        kept = ", ".join(sorted(set(names))) or "something outside of its attributes"
+        self.names = sorted(set(names))
+        kept = ", ".join(self.names) or "something outside of its attributes"
         super().__init__(f"it keeps {kept} from frame to frame")
 
 
@@ -43,7 +43,7 @@ def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
     """
     attributes = Attributes(model)
     try:
-        graph, constants = _trace_alone(model, attributes, trace)
+        graph, constants = _with_constants(model, attributes, trace)
         if kept := _receivers(model, graph, attributes):
             raise KeepsState(kept)
         if not caches_by_shape(model, graph, attributes) or not _same_with_caches(
@@ -58,11 +58,10 @@ def find_state(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
     return graph
 
 
-def _trace_alone(model: nn.Module, attributes: Attributes, trace: Callable[[], fx.Graph]
-                 ) -> tuple[fx.Graph, dict[str, Any]]:
-    """Trace with the same random numbers each time; copy the constants as they are then."""
-    with torch.random.fork_rng(devices=[]):
-        graph = trace()
+def _with_constants(model: nn.Module, attributes: Attributes, trace: Callable[[], fx.Graph]
+                    ) -> tuple[fx.Graph, dict[str, Any]]:
+    """Trace, and copy the constants as they are then."""
+    graph = trace()
     return graph, {name: value.clone() if isinstance(value, Tensor) and not isinstance(
         value, nn.Parameter) else value
                    for name, value in constants_of(model, attributes, graph).items()}
@@ -76,7 +75,7 @@ def _trace_again(model: nn.Module, graph: fx.Graph, constants: dict[str, Any],
     attributes.put_back(lambda value: any(p.node not in of_numbers for p in proxies(value)))
     size, held = len(graph.nodes), Attributes(model)
     try:
-        second, others = _trace_alone(model, held, trace)
+        second, others = _with_constants(model, held, trace)
         foreign = any(n.graph is not second for node in second.nodes for n in node.all_input_nodes)
     except Exception as error:  # the first one went well: it is what it left that this failed on
         raise KeepsState(changed) from error

@@ -25,12 +25,15 @@ Settings = dict[tuple[nn.Module, str], Any]
 def settings_of(leaf: nn.Module) -> Settings:
     """Return what a layer of PyTorch's, and what it is made of, goes by when it is called.
 
+    A dropout in eval mode goes by nothing else.
+
     Raises:
         NeedsShapes: it is set to the shape of a map.
     """
     found = {(module, name): vars(module)[name] for module in leaf.modules()
              if not isinstance(module, torch.jit.ScriptModule)
-             for name in (*getattr(module, "__constants__", ()),
+             for name in (*(() if isinstance(module, nn.modules.dropout._DropoutNd) else
+                            getattr(module, "__constants__", ())),
                           *(["training"] if isinstance(module, TRAINED_OTHERWISE) else []))
              if name in vars(module)}
     if proxies(list(found.values())):

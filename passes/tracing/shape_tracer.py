@@ -70,7 +70,6 @@ class ShapeTracer(Tracer):
         super().__init__(len(frames), getattr(frames, "call", None))
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.waiting = [self.mode.from_tensor(f) for f in frames]
-        self.evaluating = False
 
     def proxy(self, node: fx.Node) -> _ShapedProxy:
         super().proxy(node)

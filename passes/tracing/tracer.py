@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.passes.calls import Call
 from deltaconvert.passes.find_weight import SpectralNorm, WeightNorm
 from deltaconvert.passes.functionalize import written_into
+from deltaconvert.passes.tracing.canvases import Canvases
 from deltaconvert.passes.tracing.explain import line_of_user
 from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.proxies import MutableProxy
@@ -56,10 +57,16 @@ class Tracer(fx.Tracer):
         self.in_train_mode: set[nn.Module] = set()
         self.settings: Settings = {}
         self.refused: Exception | None = None
+        self.evaluating = False
+        self.canvases = Canvases(self)
 
     def proxy(self, node: fx.Node) -> Proxy:
         node.meta["result_type"] = result_type(self.root, node)
         return MutableProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Record an argument, what was written into as a proxy."""
+        return super().create_arg(self.canvases.seen(a) if isinstance(a, torch.Tensor) else a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep TorchScript as a call: there is no Python in it to follow.
@@ -85,7 +92,10 @@ class Tracer(fx.Tracer):
                                "in eval mode. Leave that to what trains it")
         is_leaf = self.is_leaf_module(m, self.path_of_module(m))
         if is_leaf:
-            self._note_settings(m)
+            now = settings_of(m)
+            if set_otherwise(self.settings, now):  # than at its call before, which its node is for
+                return forward(*args, **kwargs)
+            self.settings.update(now)
         made = super().call_module(m, forward, args, kwargs)
         if is_leaf and (m._forward_pre_hooks or m._forward_hooks):
             self._tell_hooks(m, args, kwargs, made)
@@ -116,14 +126,6 @@ class Tracer(fx.Tracer):
         except Exception as error:
             self.refused = error
             raise
-
-    def _note_settings(self, leaf: nn.Module) -> None:
-        now = settings_of(leaf)
-        for module, name in set_otherwise(self.settings, now):
-            raise NotSupported(f"its forward sets {self.path_of_module(module)}.{name} to "
-                               f"{vars(module)[name]} between two calls, before "
-                               f"{line_of_user(sys._getframe(2))}. Let it have a layer for each")
-        self.settings.update(now)
 
     def _holds(self, m: nn.Module) -> bool:
         """Whether a module is one of the model's, or one with weights, which had to be."""

@@ -70,7 +70,7 @@ FRAMES = {
     "too small": (torch.zeros(1, 3, 4, 4), errors.FrameShapeError,
                   r"fails on inputs of the shapes \[\(1, 4, 2, 2\)\].*Check the size"),
     "sparse": (torch.zeros(1, 3, 16, 16).to_sparse(), errors.FrameTypeError,
-               r"is torch.sparse_coo, torch.float32: .* Give input_1.to_dense\(\)"),
+               r"is torch.sparse_coo, torch.float32: .* Give input.to_dense\(\)"),
     "no tensor": ([[1.0]], errors.FrameTypeError, "is a list, not a tensor. Decode and normalise"),
 }
 

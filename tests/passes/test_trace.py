@@ -296,14 +296,41 @@ def test_a_forward_that_leaves_its_layers_set_otherwise_is_refused(name, change)
         deltaconvert.convert(model)
 
 
-def test_a_layer_that_is_set_otherwise_between_its_calls_is_refused():
+def strides(self, x):
+    self.conv.stride = (2, 2)
+    small = self.conv(x)
+    self.conv.stride = (1, 1)
+    return small, self.conv(x)
+
+
+def written_or_not(self, x):
+    y = self.conv(x)
+    self.relu.inplace = False
+    z = self.relu(y)
+    self.relu.inplace = True
+    return y + z, self.relu(y) + y
+
+
+def dropouts(self, x):
+    self.drop.p = 0.1
+    y = self.drop(self.conv(x))
+    self.drop.p, self.count = self.count / 10, self.count + 1
+    return self.drop(y)
+
+
+@pytest.mark.parametrize("forward", [strides, written_or_not, dropouts])
+def test_a_layer_that_is_set_otherwise_between_its_calls_is_taken_as_set(forward):
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3), relu=nn.ReLU(), drop=nn.Dropout(), count=0)
+    assert_same_outputs(model, frames_like(1, 3, 8, 9))
+
+
+def test_a_dropout_that_is_left_in_train_mode_is_refused():
     def forward(self, x):
-        self.conv.stride = (2, 2)
-        small = self.conv(x)
-        self.conv.stride = (1, 1)
-        return small, self.conv(x)
-    with pytest.raises(TraceError, match=r"sets conv\.stride to \(1, 1\) .*test_trace\.py:\d+"):
-        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 2, 3)))
+        y = self.drop(self.conv(x))
+        self.drop.train()
+        return y
+    with pytest.raises(TraceError, match=r"keeps drop\.training from frame to frame"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 2, 3), drop=nn.Dropout()))
 
 
 @pytest.mark.parametrize("left", [(1, 1), (2, 2)])
@@ -319,6 +346,24 @@ def test_a_layer_that_is_set_before_each_call_is_taken_as_set(left):
     delta = assert_same_outputs(model, frames_like(1, 3, 8, 9))
     frame = torch.ones(1, 3, 11, 8, dtype=torch.float64)
     torch.testing.assert_close(delta(frame), model.double()(frame))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize("by_graph", [False, True])
+def test_observers_of_quantisation_are_refused_and_switched_off_are_none(by_graph):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    by_fx = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).train()
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    frames = [frame.float() for frame in frames_like(1, 3, 8, 9)]
+    prepared = by_fx.prepare_qat_fx(
+        model, quantization.get_default_qat_qconfig_mapping("fbgemm"), (frames[0],)
+    ) if by_graph else quantization.prepare_qat(model)
+    prepared(frames[0])
+    with pytest.raises(TraceError, match=r"observes each frame, .*disable_observer"):
+        deltaconvert.convert(prepared)
+    prepared.apply(quantization.disable_observer).eval()
+    assert deltaconvert.validate(prepared, deltaconvert.convert(prepared), frames).passed
 
 
 def takes_gradients(self, x):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.errors import TraceError
@@ -226,6 +227,63 @@ STATES = {f.__name__: (f, name) for f, name in (
     (assigned, "past"), (written, "past"), (written_by_its_item, "past"), (added_to, "past"),
     (counted, "count"), (none_at_first, "hidden"), (in_a_list, "queue"),
     (in_a_submodule, "part.before"))}
+
+
+class OfAClass(Model):
+    last: list[Tensor] | Tensor | None = None
+    queue: ClassVar[list[Tensor]] = []
+
+
+def in_its_class(self, x):
+    y, last = self.conv(x), OfAClass.last
+    OfAClass.last = y
+    return y if last is None else y - last
+
+
+def in_a_list_of_its_class(self, x):
+    OfAClass.queue.append(self.conv(x))
+    return OfAClass.queue[0] * 2
+
+
+def around_a_forward():
+    last = None
+
+    def in_a_closure(self, x):
+        nonlocal last
+        y, before = self.conv(x), last
+        last = y
+        return y if before is None else y - before
+    return in_a_closure
+
+
+LAST = None
+
+
+def in_a_global_name(self, x):
+    global LAST
+    y, before = self.conv(x), LAST
+    LAST = y
+    return y if before is None else y - before
+
+
+SHARED = {f.__name__: (f, name) for f, name in (
+    (in_its_class, "OfAClass.last"), (in_a_list_of_its_class, "OfAClass.queue"),
+    (around_a_forward(), "last"),
+    (in_a_global_name, "tests.passes.tracing.test_find_state.LAST"))}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_state_in_what_the_code_shares_is_named_and_nothing_is_left(name):
+    function, attribute = SHARED[name]
+    stateful = OfAClass(function, conv=nn.Conv2d(3, 2, 3))
+    with pytest.raises(TraceError, match=f"keeps {attribute} from frame to frame"):
+        deltaconvert.convert(stateful)
+    islands = deltaconvert.convert(stateful, modules="auto")
+    for kept in (OfAClass.last, LAST, *OfAClass.queue):
+        assert kept is None
+    assert type(islands(FRAME)) is type(islands(FRAME)) is Tensor
+    OfAClass.last = None
+    OfAClass.queue.clear()
 
 
 def left_for_others(self, x):
