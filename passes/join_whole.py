@@ -17,8 +17,6 @@ clips all runs when anything changes, and each value kept on the way is as large
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule
@@ -30,7 +28,7 @@ from deltaconvert.passes.result import PassResult
 
 VIEWS = (reshape, permute)
 CUTS = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem")
-SMALL = 8192  # numbers of a lane
+GATED = 8  # times as many numbers as a gate has, or more, has what it is a gate of
 
 
 def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
@@ -47,7 +45,7 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
                  and (len(into) == 1 or (into and (node.target in VIEWS or _cuts(node))))
                  and all(depends[node] == depends[other] and _are_alike(node, other, volumes)
                          for other in into)
-                 and (into | {node} <= volumes or not _is_vector(node.meta["value"], lanes)))
+                 and (into | {node} <= volumes or not _is_gate(node)))
         last[node] = into if joins else frozenset([node])
     for node in graph.nodes:
         for other in last.get(node, ()):
@@ -99,10 +97,19 @@ def _inputs_behind(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:
     return found
 
 
-def _is_vector(value: object, lanes: int) -> bool:
-    """Whether this is a row of numbers for each lane, or little more; a tuple of tensors is not."""
-    return isinstance(value, Tensor) and (value.dim() <= 2
-                                          or math.prod(value.shape) <= SMALL * lanes)
+def _is_gate(node: fx.Node) -> bool:
+    """Whether this is a row of numbers for each lane, or little beside what reads it as well."""
+    value = node.meta["value"]
+    if not isinstance(value, Tensor):
+        return False
+    return value.dim() <= 2 or any(
+        _numbers(other) >= GATED * value.numel()
+        for reader in node.users for other in edges(reader))
+
+
+def _numbers(node: fx.Node) -> int:
+    value = node.meta["value"]
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def joined(graph_module: GraphModule) -> list[fx.Node]:
