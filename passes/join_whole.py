@@ -28,7 +28,7 @@ from deltaconvert.passes.result import PassResult
 
 VIEWS = (reshape, permute)
 CUTS = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem")
-GATED = 8  # times as many numbers as a gate has, or more, has what it is a gate of
+GATED = 8  # how many times as many numbers as a gate has what it is a gate of, or more
 
 
 def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
@@ -45,7 +45,7 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
                  and (len(into) == 1 or (into and (node.target in VIEWS or _cuts(node))))
                  and all(depends[node] == depends[other] and _are_alike(node, other, volumes)
                          for other in into)
-                 and (into | {node} <= volumes or not _is_gate(node)))
+                 and (into | {node} <= volumes or not _is_gate(node, lanes)))
         last[node] = into if joins else frozenset([node])
     for node in graph.nodes:
         for other in last.get(node, ()):
@@ -97,14 +97,21 @@ def _inputs_behind(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:
     return found
 
 
-def _is_gate(node: fx.Node) -> bool:
-    """Whether this is a row of numbers for each lane, or little beside what reads it as well."""
+def _is_gate(node: fx.Node, lanes: int) -> bool:
+    """Whether this is a row of numbers for each lane, or little to what it is brought to bear on.
+
+    That is another input of a reader, and what the reader makes of it, as large. The values of an
+    attention are little to its scores, but so is its result.
+    """
     value = node.meta["value"]
     if not isinstance(value, Tensor):
         return False
-    return value.dim() <= 2 or any(
-        _numbers(other) >= GATED * value.numel()
-        for reader in node.users for other in edges(reader))
+    if value.dim() < 2 or (value.dim() == 2 and value.shape[0] == lanes):
+        return True
+    most = value.numel() * GATED
+    return any(
+        _numbers(reader) >= most and any(_numbers(other) >= most for other in edges(reader))
+        for reader in node.users)
 
 
 def _numbers(node: fx.Node) -> int:
