@@ -79,9 +79,8 @@ def _between_whole(graph: fx.Graph) -> set[fx.Node]:
         rule = node.meta.get("rule")
         operator = registry.find(node.target) if node.op == "call_function" else None
         read = edges(node) if rule else []
-        if rule == "global" and not (operator.moves_only if operator else only_moves(node)):
-            computed.add(node)
-        elif rule == "global" and any(e in computed for e in read):
+        moves = operator.moves_only if operator else only_moves(node)
+        if rule == "global" and (not moves or any(e in computed for e in read)):
             computed.add(node)
         elif (rule == "local" and operator is not None and not node.meta["multiply_adds"]
                 and (operator.pixelwise or operator.moves_only)
