@@ -7,7 +7,7 @@ backend bound to the stream's buffers, kept in the state that is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -218,6 +218,25 @@ def fill(template: Any, values: tuple[Any, ...]) -> Any:
     if isinstance(template, slice):
         return slice(*(fill(t, values) for t in (template.start, template.stop, template.step)))
     return template
+
+
+def filler(template: Any) -> Callable[[Sequence[Any]], Any]:
+    """Return what does as `fill` with a template, prepared for one that is filled in each frame."""
+    if not any(slots(template)):
+        return lambda values: template
+    pairs = template.items() if isinstance(template, dict) else enumerate(template)
+    places = [(place, part) for place, part in pairs if any(slots(part))]
+    if not isinstance(template, tuple) or not all(
+            isinstance(part, Slot) and part.layout is None for _, part in places):
+        return lambda values: fill(template, tuple(values))
+    plain, taken = list(template), [(place, slot.index) for place, slot in places]
+
+    def filled(values: Sequence[Any]) -> list[Any]:
+        arguments = plain.copy()
+        for place, index in taken:
+            arguments[place] = values[index]
+        return arguments
+    return filled
 
 
 def _laid_out(value: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:

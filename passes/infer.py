@@ -25,6 +25,7 @@ from deltaconvert.operators import registry
 from deltaconvert.operators.cat import cat
 from deltaconvert.operators.pad import pad
 from deltaconvert.operators.pad_zero import pad_zero
+from deltaconvert.operators.reshape import reshape
 from deltaconvert.passes.annotate import (
     NeedsNumbers,
     annotate,
@@ -58,6 +59,7 @@ def infer(graph_module: GraphModule, frames: Sequence[Tensor]) -> PassResult:
     _inline_numbers(graph_module.graph)
     _drop_conversions(graph_module.graph, result)
     _drop_empty_parts(graph_module.graph, result)
+    _name_shapes(graph_module.graph)
     find_selects(graph_module.graph, result)
     graph_module.graph.eliminate_dead_code()
     _note_layouts(graph_module.graph)
@@ -113,6 +115,15 @@ def _inline_numbers(graph: fx.Graph) -> None:
         for user in list(node.users):
             _put(user, node, value)
         graph.erase_node(node)
+
+
+def _name_shapes(graph: fx.Graph) -> None:
+    """Write ``x.reshape_as(y)`` as the `reshape` that it is: of y only the shape is asked."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in ("reshape_as", "view_as") and (
+                not node.meta["constant"]):
+            node.op, node.target = "call_function", reshape
+            node.args, node.kwargs = node.args[:1], {"shape": tuple(node.meta["value"].shape)}
 
 
 def _put(user: fx.Node, node: fx.Node, value: Any) -> None:

@@ -7,17 +7,17 @@ and u is set, so that `lower` makes one delta node of them.
 Between nodes that run whole a value is compared and stored for nobody: all of the next one runs
 when anything has changed. A node joins its readers where all of them are one node already, so that
 only the last one's value leaves; a view joins each of its readers, and so does what cuts a tensor
-up, of whose parts not every backend has a place for all. Vectors stay nodes: those of gates, whose
-thresholds hold back what would touch every pixel, and a classifier's, for which backends have
-loops. So does what depends on fewer inputs of the model than its readers do: it may rest while
-they run. Operators that are not known join their like only, so that reports tell them apart. What
-is done to volumes (N x C x T x H x W) between these is their like, gates included: of a network for
-clips all runs when anything changes, and each value kept on the way is as large as a convolution's.
+up, of whose parts not every backend has a place for all. Vectors stay nodes: those for which
+backends have loops, and gates, whose thresholds hold back what would touch every pixel: what is
+little to that on which it is brought to bear, whatever its size. (Tokens of a small map are few
+numbers and no gates.) So does what depends on fewer inputs of the model than its readers do: it may
+rest while they run. Operators that are not known join their like only, so that reports tell them
+apart. What is done to volumes (N x C x T x H x W) between these is their like, gates included: of a
+network for clips all runs when anything changes, and each value kept on the way is as large as a
+convolution's.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, fx
@@ -30,7 +30,7 @@ from deltaconvert.passes.result import PassResult
 
 VIEWS = (reshape, permute)
 CUTS = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem")
-SMALL = 8192  # numbers of a lane
+GATED = 8  # how many times as many numbers as a gate has what it is a gate of, or more
 
 
 def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
@@ -47,7 +47,7 @@ def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
                  and (len(into) == 1 or (into and (node.target in VIEWS or _cuts(node))))
                  and all(depends[node] == depends[other] and _are_alike(node, other, volumes)
                          for other in into)
-                 and (into | {node} <= volumes or not _is_vector(node.meta["value"], lanes)))
+                 and (into | {node} <= volumes or not _is_gate(node, lanes)))
         last[node] = into if joins else frozenset([node])
     for node in graph.nodes:
         for other in last.get(node, ()):
@@ -99,10 +99,26 @@ def _inputs_behind(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:
     return found
 
 
-def _is_vector(value: object, lanes: int) -> bool:
-    """Whether this is a row of numbers for each lane, or little more; a tuple of tensors is not."""
-    return isinstance(value, Tensor) and (value.dim() <= 2
-                                          or math.prod(value.shape) <= SMALL * lanes)
+def _is_gate(node: fx.Node, lanes: int) -> bool:
+    """Whether this is a row or a pixel of each lane, or little to what it is brought to bear on.
+
+    That is another input of a reader, and what the reader makes of it, as large. The values of an
+    attention are little to its scores, but so is its result.
+    """
+    value = node.meta["value"]
+    if not isinstance(value, Tensor):
+        return False
+    if value.dim() < 2 or (value.dim() in (2, 4) and value.numel() == lanes * value.shape[1]):
+        return True
+    most = value.numel() * GATED
+    return any(
+        _numbers(reader) >= most and any(_numbers(other) >= most for other in edges(reader))
+        for reader in node.users)
+
+
+def _numbers(node: fx.Node) -> int:
+    value = node.meta["value"]
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def joined(graph_module: GraphModule) -> list[fx.Node]:

@@ -26,7 +26,7 @@ from deltaconvert.nodes import (
     Slot,
     SparsifyNode,
     copy_value,
-    fill,
+    filler,
     slots,
 )
 from deltaconvert.operators import registry
@@ -226,6 +226,7 @@ class Joined:
     def __init__(self, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
         """Find out who reads each result last."""
         self.calls = calls
+        self.run = [(function, filler(args), filler(params)) for function, args, params in calls]
         first, last_one = (getattr(function, "__name__", type(function).__name__)  # or a module
                            for function, *_ in (calls[0], calls[-1]))
         self.__name__ = f"{first}_to_{last_one}"
@@ -235,10 +236,8 @@ class Joined:
     def __call__(self, *inputs: Any) -> Any:
         """Call them; a result is dropped behind its last reader."""
         values = list(inputs)
-        for (function, args, params), done in zip(self.calls, self.done, strict=True):
-            found = tuple(values)
-            values.append(function(*fill(args, found), **fill(params, found)))
-            del found
+        for (function, args, params), done in zip(self.run, self.done, strict=True):
+            values.append(function(*args(values), **params(values)))
             for i in done:
                 values[i] = None
         return values[-1]

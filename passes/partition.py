@@ -19,7 +19,6 @@ from torch.fx import GraphModule
 
 from deltaconvert.footprint import Footprint, broadcast
 from deltaconvert.operators import registry
-from deltaconvert.operators.matmul import matmul
 from deltaconvert.operators.registry import Operator, Shapes
 from deltaconvert.passes.find_selects import only_moves
 from deltaconvert.passes.result import PassResult
@@ -38,7 +37,7 @@ def partition(graph_module: GraphModule, lanes: int) -> PassResult:
             result.refused[node.name] = node.meta["reason"]
         else:
             result.changed.append(f"{node.name}: {node.meta['rule']}")
-    for node in _on_products(graph_module.graph):
+    for node in _between_whole(graph_module.graph):
         node.meta.update(rule="global", footprints=(), reason="it is between nodes that run whole")
     return result
 
@@ -67,18 +66,26 @@ def _decide(node: fx.Node, lanes: int) -> None:
     node.meta.update(rule="local", footprints=tuple(_footprints(operator, shapes)))
 
 
-def _on_products(graph: fx.Graph) -> set[fx.Node]:
-    """Return what is done pixel by pixel to a matrix product, for nodes that run whole alone.
+def _between_whole(graph: fx.Graph) -> set[fx.Node]:
+    """Return what is moved or done pixel by pixel between nodes that run whole.
 
-    The scores of an attention are scaled, biased and masked: maps of a channel a head, all of
-    which change together.
+    As where the scores of an attention are scaled, biased and masked, maps of a channel a head, or
+    where its queries are cut out of a product: all of it changes together. What is but moves of
+    local values is not computed whole.
     """
     found: set[fx.Node] = set()
+    computed: set[fx.Node] = set()
     for node in graph.nodes:
-        operator = registry.find(node.target) if node.meta.get("rule") == "local" else None
-        if operator is not None and operator.pixelwise and not node.meta["multiply_adds"] and all(
-                e in found or (e.target is matmul and e.meta["rule"] == "global")
-                for e in edges(node)):
+        rule = node.meta.get("rule")
+        operator = registry.find(node.target) if node.op == "call_function" else None
+        read = edges(node) if rule else []
+        moves = operator.moves_only if operator else only_moves(node)
+        if rule == "global" and (not moves or any(e in computed for e in read)):
+            computed.add(node)
+        elif (rule == "local" and operator is not None and not node.meta["multiply_adds"]
+                and (operator.pixelwise or operator.moves_only)
+                and all(e in computed for e in read)):
+            computed.add(node)
             found.add(node)
     for node in reversed(graph.nodes):
         if not all(u in found or u.meta.get("rule") == "global" for u in node.users):

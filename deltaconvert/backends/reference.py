@@ -92,11 +92,11 @@ def _run_whole(node: DeltaNode, buffers: Buffers) -> Work:
             f"{node.about.name}: the result's shape depends on the data: {edge.spec.shape} as it "
             f"was compiled, {tuple(new.shape)} now ({node.about.source}). Convert the part before "
             "it.")
-    fresh = fresh_lanes(buffers.state, edge.mask.device)
+    state = buffers.state
+    fresh = fresh_lanes(state, edge.mask.device) if state.fresh.any() else None
     # All lanes, whichever changed: such an f may mix them (``x.flip(0)``, batch statistics).
-    everywhere = torch.ones_like(edge.mask, dtype=torch.bool)
-    apply_rule(edge, new, everywhere, fresh, node.about.norm)
-    return Work(edge.mask.numel(), len(fresh) * node.dense_multiply_adds)
+    apply_rule(edge, new, None, fresh, node.about.norm)
+    return Work(edge.mask.numel(), state.lanes * node.dense_multiply_adds)
 
 
 def _run_opaque(node: DeltaNode, buffers: Buffers) -> Work:
@@ -133,8 +133,7 @@ class ReferenceSparsify:
         if edge.spec.is_map and self.config.input_test == "block" and self.config.input_threshold:
             self._replace_blocks(frame, fresh)
         else:
-            everything = torch.ones_like(edge.mask, dtype=torch.bool)
-            apply_rule(edge, frame, everything, fresh, self.node.about.norm)
+            apply_rule(edge, frame, None, fresh, self.node.about.norm)
         return Work(edge.mask.numel(), 0)
 
     def _replace_blocks(self, frame: Tensor, fresh: Tensor) -> None:

@@ -46,14 +46,15 @@ def differs(new: Tensor, old: Tensor, is_map: bool, has_lanes: bool) -> Tensor:
     return unlike.any(1)
 
 
-def apply_rule(edge: Edge, new: Tensor, candidates: Tensor, fresh: Tensor, norm: Norm) -> None:
+def apply_rule(edge: Edge, new: Tensor, candidates: Tensor | None, fresh: Tensor | None,
+               norm: Norm) -> None:
     """Compare ``new`` with the edge's value at the candidates; write value, mask and counts.
 
     Args:
         edge: what is written.
         new: f of the inputs' values, as large as the value.
-        candidates: bool, as the mask.
-        fresh: bool, one a lane: propagate everything.
+        candidates: bool, as the mask; nothing where all pixels are.
+        fresh: bool, one a lane: propagate everything; nothing where no lane is.
         norm: over channels.
 
     A difference that is not a number (an overflow that came or went) propagates.
@@ -62,18 +63,22 @@ def apply_rule(edge: Edge, new: Tensor, candidates: Tensor, fresh: Tensor, norm:
     if edge.threshold.any():
         size = change_norm(new, edge.value, norm, spec.is_map, spec.has_lanes)
         limit = torch.from_numpy(edge.threshold).to(size)
-        exceeds = ~(size <= limit.view((-1,) + (1,) * (size.dim() - 1)))
+        changed = ~(size <= limit.view((-1,) + (1,) * (size.dim() - 1)))
     else:
-        exceeds = differs(new, edge.value, spec.is_map, spec.has_lanes)
-    if not spec.has_lanes:
-        fresh = fresh.any().reshape(1)
-    changed = (candidates & exceeds) | fresh.view((-1,) + (1,) * (exceeds.dim() - 1))
+        changed = differs(new, edge.value, spec.is_map, spec.has_lanes)
+    if candidates is not None:
+        changed &= candidates
+    if fresh is not None:
+        lanes = fresh if spec.has_lanes else fresh.any().reshape(1)
+        changed |= lanes.view((-1,) + (1,) * (changed.dim() - 1))
     if changed.all():
         edge.value.copy_(new)
-    else:
-        where = changed[:, None] if spec.is_map else changed.view(
-            (-1,) + (1,) * (new.dim() - 1)) if spec.has_lanes else changed.reshape(())
-        edge.value.copy_(torch.where(where, new, edge.value))
+        edge.mask.fill_(1)
+        edge.publish([spec.pixels] * len(edge.mask))
+        return
+    where = changed[:, None] if spec.is_map else changed.view(
+        (-1,) + (1,) * (new.dim() - 1)) if spec.has_lanes else changed.reshape(())
+    edge.value.copy_(torch.where(where, new, edge.value))
     edge.mask.copy_(changed)
     edge.publish(changed.reshape(changed.shape[0], -1).sum(1).tolist())
 

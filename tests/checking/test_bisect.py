@@ -40,7 +40,8 @@ def test_it_names_the_first_node_and_stops_there(frames, monkeypatch):
     apply_rule = reference.apply_rule
 
     def broken(edge, new, candidates, fresh, norm):
-        if edge.spec.name.endswith("2") and not bool(fresh.any()):
+        if edge.spec.name.endswith("2") and (
+                fresh is None or not bool(fresh.any())):
             new = new + 0.1
         apply_rule(edge, new, candidates, fresh, norm)
 

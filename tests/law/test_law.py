@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 
 import pytest
@@ -118,12 +119,12 @@ WHOLE = ["attention", "windows", "whole_map_norm", "einsum", "unknown", "mixes_l
 @suite(40)
 @given(data=st.data())
 def test_nodes_that_run_as_one_obey_the_law(backend, data):
-    """Of maps as small as these none would be: all that is no vector joins."""
+    """Gates too, which stay nodes otherwise: all that is no vector joins."""
     network = data.draw(networks(using=data.draw(st.lists(st.sampled_from(WHOLE), min_size=1,
                                                           max_size=3)), most_steps=3))
     clip = data.draw(clips(network.shape))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(join_whole, "SMALL", 0)
+        patch.setattr(join_whole, "GATED", data.draw(st.sampled_from([join_whole.GATED, math.inf])))
         run(network, clip, data.draw(st.sampled_from(DTYPES)), backend=backend,
             threshold=data.draw(amounts), norm=data.draw(st.sampled_from(["max", "rms"])),
             threshold_unit=data.draw(st.sampled_from(["absolute", "std"])))

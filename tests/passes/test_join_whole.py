@@ -55,7 +55,7 @@ def split_attention(self, x):
 
 
 #: models, and how many of the nodes that run whole remain
-JOINED = {attention: 1, of_one_tuple: 1, attention_of_channels: 3, split_attention: 5}
+JOINED = {attention: 1, of_one_tuple: 1, attention_of_channels: 2, split_attention: 4}
 
 
 def model(function, kind=Model):
@@ -74,6 +74,28 @@ def test_joins(function):
     delta = assert_same_outputs(model(function), frames_like(*SIZE))
     assert len(run_whole(delta)) == JOINED[function]
     assert all(node.output.shape is not None for node in run_whole(delta)), "a tuple of tensors"
+
+
+@pytest.mark.parametrize("function", [attention, of_one_tuple], ids=lambda f: f.__name__)
+def test_tokens_of_a_small_map_are_no_vectors(function):
+    delta = assert_same_outputs(model(function), frames_like(2, 8, 8, 8))
+    assert len(run_whole(delta)) == 1
+
+
+def test_joins_what_norms_all_tokens_as_rows():
+    """As LeViT: a norm of ``NL x C``, and queries cut out of what it makes, between views."""
+    def forward(self, x):
+        y = tokens(self, x)
+        y = self.rows(y.flatten(0, 1)).reshape_as(y).view(x.shape[0], -1, 2, 16)
+        q, k = y[..., :8].transpose(1, 2), y[..., 8:].transpose(1, 2)
+        y = F.softmax(q @ k.transpose(-2, -1), -1) @ k
+        return self.squeeze(y.transpose(1, 2).reshape(x.shape[0], 16, *x.shape[2:]))
+
+    torch.manual_seed(0)
+    made = Model(forward, widen=nn.Conv2d(8, 32, 1), rows=nn.BatchNorm1d(32),
+                 squeeze=nn.Conv2d(16, 8, 1))
+    (joined,) = run_whole(assert_same_outputs(made, frames_like(*SIZE)))
+    assert joined.rule == "global"
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
