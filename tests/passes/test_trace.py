@@ -747,3 +747,33 @@ def test_a_models_code_has_its_own_type_again():
 
 def test_no_c_code_takes_a_proxy_for_a_tensor():
     assert_same_outputs(Filled(), frames_like(1, 3, 6, 7))
+
+
+@torch.jit.script
+def scripted_gate(x: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+    """An activation as fast as it was once."""
+    return x * torch.sigmoid(scale * x)
+
+
+@torch.jit.script
+def scripted_shuffle(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """Branch on a shape, and call another."""
+    n, c, h, w = x.size()
+    if c % groups == 0:
+        x = x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return scripted_gate(x)
+
+
+def test_functions_of_torchscript_are_followed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.b(scripted_shuffle(scripted_gate(self.a(x)), groups=2))
+    model, frame = Net().eval(), torch.rand(1, 3, 12, 16)
+    run = torch.jit.ScriptFunction.__call__
+    delta = deltaconvert.convert(model, frame, strict=True)
+    assert torch.jit.ScriptFunction.__call__ is run
+    torch.testing.assert_close(delta(frame), model(frame).detach())
