@@ -225,7 +225,7 @@ def _refuse_gradients(graph: fx.Graph) -> None:
 
 
 def _refuse_writes(graph: fx.Graph) -> None:
-    """Refuse what writes into several tensors, or gives one the memory of another.
+    """Refuse what writes into several tensors, or gives one another's memory, or another size.
 
     A graph would not show it to later readers.
 
@@ -242,6 +242,9 @@ def _refuse_writes(graph: fx.Graph) -> None:
                 node.target is set_data and node.args[1].op == "get_attr"):
             raise NotSupported("it gives a tensor the memory of another at "
                                f"{node.meta['source']}. Let it copy the numbers there: x.copy_(y)")
+        if node.op == "call_method" and node.target in ("resize_", "resize_as_"):
+            raise NotSupported(f"it gives a tensor another size by .{node.target}() at "
+                               f"{node.meta['source']}. Let it make one there: x.new_zeros(size)")
 
 
 def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:

@@ -414,3 +414,49 @@ def test_antialiasing_to_one_column_is_as_in_the_model(mode):
     delta = deltaconvert.convert(model)
     for frame in torch.rand(3, 1, 3, 20, 30):
         torch.testing.assert_close(delta(frame), model(frame))
+
+
+class PassedOn(nn.Module):
+    """A wrapper that hands on whatever it is given, as those that average weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+def test_a_forward_that_names_no_input_goes_by_the_examples(backend, tmp_path):
+    model, small = PassedOn(net()), FRAME[:, :, :6].contiguous()
+    with pytest.raises(TraceError, match="give convert its example_inputs"):
+        deltaconvert.convert(model)
+    delta = deltaconvert.convert(model, FRAME, backend=backend)
+    for frame in (FRAME, FRAME + 1, small):
+        torch.testing.assert_close(delta(frame), dense(model, frame))
+    deltaconvert.save(delta, tmp_path / "model.delta")
+    torch.testing.assert_close(deltaconvert.load(tmp_path / "model.delta")(FRAME),
+                               dense(model))
+
+
+def test_any_number_of_frames():
+    def forward(self, *frames):
+        return self.conv(sum(frames))
+    model = Model(forward, conv=nn.Conv2d(3, 2, 3)).eval()
+    delta = deltaconvert.convert(model, [FRAME, FRAME])
+    for count in (2, 3, 2):
+        frames = [FRAME + place for place in range(count)]
+        torch.testing.assert_close(delta(*frames), model(*frames).detach())
+
+
+def test_a_shape_that_the_example_settles_leaves_the_part_before_it():
+    def forward(self, x):
+        x = self.body(x)
+        x[x < 0] *= 0.1
+        return x
+    model = Model(forward, body=net()).eval()
+    islands = deltaconvert.convert(model, FRAME, modules="auto")
+    assert list(islands.islands) == ["body"]
+    torch.testing.assert_close(islands(FRAME), dense(model))
+    with pytest.raises(UnsupportedError, match="depends on the data"):
+        deltaconvert.convert(model, FRAME)(FRAME)

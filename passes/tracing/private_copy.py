@@ -43,7 +43,9 @@ def private_copy(model: nn.Module) -> nn.Module:
                          "to stay as it is. Make what cannot be copied where it is used, or take "
                          "it out of the model's attributes before.") from error
     for module in copied.modules():
-        for table in (vars(module), module._forward_hooks, module._forward_pre_hooks):
+        tables: tuple[dict[Any, Any], ...] = (vars(module), module._forward_hooks,
+                                              module._forward_pre_hooks)
+        for table in tables:
             for name, value in table.items():
                 if isinstance(value, (types.FunctionType, types.MethodType, partial)):
                     table[name] = _following(value, copies)

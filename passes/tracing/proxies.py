@@ -146,14 +146,15 @@ def answering(model: nn.Module) -> Iterator[None]:
         return issubclass(_stood_for(value), kinds) or ask(value, kinds)
     patched = [names for names in _names_of_code(model) if "type" not in names]
     builtins.isinstance, run = asked, torch.jit.ScriptFunction.__call__
-    torch.jit.ScriptFunction.__call__ = _following_scripts(run)
+    torch.jit.ScriptFunction.__call__ = (  # type: ignore[method-assign]
+        _following_scripts(run))
     for names in patched:
         names["type"] = _Type
     try:
         yield
     finally:
         builtins.isinstance = ask
-        torch.jit.ScriptFunction.__call__ = run
+        torch.jit.ScriptFunction.__call__ = run  # type: ignore[method-assign]
         for names in patched:
             del names["type"]
 

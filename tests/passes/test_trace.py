@@ -280,6 +280,15 @@ def test_a_tensor_that_is_given_the_memory_of_another_is_refused(forward):
         deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
 
 
+def test_a_tensor_that_is_given_another_size_is_refused():
+    def forward(self, x):
+        volume = x.new().resize_(x.size(0), 2, *x.size()[1:]).zero_()
+        volume[:, 0] = self.conv(x)
+        return volume
+    with pytest.raises(TraceError, match=r"another size by \.resize_\(\) at .*new_zeros"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
+
+
 @pytest.mark.parametrize("name, change", [
     ("norm.training", lambda self: self.norm.train()),
     ("norm.training", lambda self: self.train()),
