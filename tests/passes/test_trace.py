@@ -282,7 +282,7 @@ def test_a_tensor_that_is_given_the_memory_of_another_is_refused(forward):
 
 def test_a_tensor_that_is_given_another_size_is_refused():
     def forward(self, x):
-        volume = x.new().resize_(x.size(0), 2, *x.size()[1:]).zero_()
+        volume = x.new().resize_(x.size(0), 2, 3, x.size(2), x.size(3)).zero_()
         volume[:, 0] = self.conv(x)
         return volume
     with pytest.raises(TraceError, match=r"another size by \.resize_\(\) at .*new_zeros"):
