@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -26,6 +27,7 @@ from deltaconvert.module import DeltaModule
 from deltaconvert.passes.calls import arranged
 from deltaconvert.passes.compiler import compile_graph
 from deltaconvert.passes.tracing.find_state import KeepsState
+from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.tracer import own_forward, unwrapped
 from deltaconvert.passes.views import is_repeated
 from deltaconvert.preprocessing import Preprocessing
@@ -119,7 +121,9 @@ def convert(model: nn.Module | ExportedProgram,
                                 strict=strict, preprocessing=preprocessing,
                                 retraces=not isinstance(model, ExportedModel))
             try:
-                if frames:
+                if frames and modules:
+                    delta.new_stream()(*inputs)  # the numbers may settle a shape
+                elif frames:
                     delta.program(delta.signature(frames), frames)
                 elif modules and _may_keep_state(traced):
                     raise UnsupportedError("it may keep a buffer from frame to frame: what may be "
@@ -152,9 +156,12 @@ def _islands_or(reason: UnsupportedError, model: nn.Module, inputs: Sequence[Any
 
 def _arranged(model: nn.Module, inputs: Sequence[Any]) -> Sequence[Tensor]:
     """Return the tensors in the example inputs, which may be nested, or beside numbers."""
-    if all(isinstance(i, Tensor) for i in inputs) or isinstance(model, ExportedModel):
+    if not inputs or isinstance(model, (ExportedModel, torch.jit.ScriptModule)):
         return inputs
-    return arranged(own_forward(model), inputs, {})
+    forward = own_forward(model)
+    if all(isinstance(i, Tensor) for i in inputs) and input_parameters(forward):
+        return inputs
+    return arranged(forward, inputs, {})
 
 
 def _what(given: Any) -> str:

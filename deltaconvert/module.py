@@ -30,6 +30,7 @@ from deltaconvert.model_graph import ModelGraph, autocast_of
 from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.calls import Call, Frames, arranged, without_gradient
 from deltaconvert.passes.compiler import recompile_graph, specialize
+from deltaconvert.passes.tracing.input_parameters import input_parameters
 from deltaconvert.passes.tracing.tracer import own_forward
 from deltaconvert.preprocessing import Preprocessing
 from deltaconvert.program import Program
@@ -136,14 +137,14 @@ class DeltaModule(nn.Module):
         Raises:
             FrameError: for inputs that the model does not have.
         """
-        if not named and len(inputs) == len(self.input_names) and all(
+        if not named and not self._goes_by_call and len(inputs) == len(self.input_names) and all(
                 isinstance(i, Tensor) for i in inputs):
             return [without_gradient(i) for i in inputs]
         if self._retraces:
             found = arranged(self._forward, inputs, named, self._targets, self._signature)
             assert found.call is not None
-            return list(found) if found.call.is_flat and found.call.names == self._targets else (
-                found)
+            plain = found.call.is_flat and found.call.names == self._targets
+            return list(found) if plain and not self._goes_by_call else found
         waiting = self._targets[len(inputs):]
         if wrong := sorted(set(named) - set(waiting)):
             raise FrameError(f"{', '.join(wrong)}: no input of that name is left; the inputs are "
@@ -153,6 +154,11 @@ class DeltaModule(nn.Module):
     @cached_property
     def _forward(self) -> Callable[..., Any]:
         return own_forward(self._root)
+
+    @cached_property
+    def _goes_by_call(self) -> bool:
+        """Whether ``forward(*args)`` names no input, so that only a call tells what there is."""
+        return self._retraces and not input_parameters(self._forward)
 
     @cached_property
     def _signature(self) -> inspect.Signature:

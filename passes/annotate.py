@@ -102,6 +102,16 @@ def _place_of_asked(node: fx.Node) -> int | None:
     return None if place is None or place >= len(node.args) else place
 
 
+def _with_asked(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Put a tensor in the place of the shape that `annotate` left of one."""
+    place = _place_of_asked(node)
+    if place is None or not isinstance(args[place], tuple):
+        return args
+    value = node.meta["value"]
+    like = torch.zeros((), dtype=value.dtype, device=value.device).expand(args[place])
+    return (*args[:place], like, *args[place + 1:])
+
+
 def with_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[Any, dict[str, Any]]:
     """Return a call's arguments with values for nodes, in lists and dicts that may be written to.
 
@@ -124,11 +134,7 @@ def computed(graph_module: GraphModule, node: fx.Node) -> Any:
     if node.op == "get_attr":
         return attribute(graph_module, str(node.target))
     args, kwargs = with_values(node, lambda n: computed(graph_module, n))
-    place = _place_of_asked(node)
-    if place is not None and isinstance(args[place], tuple):  # `annotate` left a shape there
-        value = node.meta["value"]
-        like = torch.zeros((), dtype=value.dtype, device=value.device).expand(args[place])
-        args = (*args[:place], like, *args[place + 1:])
+    args = _with_asked(node, args)
     return _call(graph_module, node, args, kwargs)
 
 
@@ -148,6 +154,7 @@ def _run(graph_module: GraphModule, node: fx.Node, mode: FakeTensorMode | None,
         return _like(value) if mode is None and n is asked and isinstance(
             value, FakeTensor) else value
     args, kwargs = with_values(node, value_of)
+    args = _with_asked(node, args)  # of a run on fake tensors that was not enough
     try:
         if mode is None:
             return _call(graph_module, node, args, kwargs)

@@ -7,8 +7,6 @@ with the user's own line in ``meta["source"]``.
 
 from __future__ import annotations
 
-import copy
-import pickle
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 
-from deltaconvert.errors import TraceError, lacks_memory
+from deltaconvert.errors import TraceError
 from deltaconvert.model_graph import autocast_of
 from deltaconvert.passes.annotate import without_logging
 from deltaconvert.passes.calls import Call
@@ -26,6 +24,7 @@ from deltaconvert.passes.tracing.attributes import Attributes, proxies
 from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_refusal
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
+from deltaconvert.passes.tracing.private_copy import private_copy
 from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
 from deltaconvert.passes.tracing.random_numbers import (
     draws_beside_frames,
@@ -226,7 +225,7 @@ def _refuse_gradients(graph: fx.Graph) -> None:
 
 
 def _refuse_writes(graph: fx.Graph) -> None:
-    """Refuse what writes into several tensors, or gives one the memory of another.
+    """Refuse what writes into several tensors, or gives one another's memory, or another size.
 
     A graph would not show it to later readers.
 
@@ -243,6 +242,9 @@ def _refuse_writes(graph: fx.Graph) -> None:
                 node.target is set_data and node.args[1].op == "get_attr"):
             raise NotSupported("it gives a tensor the memory of another at "
                                f"{node.meta['source']}. Let it copy the numbers there: x.copy_(y)")
+        if node.op == "call_method" and node.target in ("resize_", "resize_as_"):
+            raise NotSupported(f"it gives a tensor another size by .{node.target}() at "
+                               f"{node.meta['source']}. Let it make one there: x.new_zeros(size)")
 
 
 def _reads_buffers(tracer: fx.Tracer, model: nn.Module) -> bool:
@@ -262,29 +264,6 @@ def _moves_scale(module: nn.Module) -> bool:
     """Whether a module is a fake quantisation of ``torch.ao`` whose observer is on."""
     on = [getattr(module, name, None) for name in ("observer_enabled", "fake_quant_enabled")]
     return all(isinstance(flag, Tensor) and bool(flag.any()) for flag in on)
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """Copy a model, with what ``torch.nn.utils.weight_norm`` leaves in it.
-
-    That is a computed weight as an attribute, and PyTorch copies no tensors with a gradient. A
-    function of TorchScript is not copied either, and need not be: it holds no weights.
-
-    Raises:
-        TraceError: where something in it cannot be copied.
-    """
-    held = [value for module in model.modules() for value in vars(module).values()]
-    copies: dict[int, Any] = {id(value): value.detach().clone() for value in held
-                              if isinstance(value, Tensor) and not value.is_leaf}
-    copies |= {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
-    try:
-        return copy.deepcopy(model, copies)
-    except (TypeError, RuntimeError, AttributeError, pickle.PickleError) as error:
-        if lacks_memory(error):
-            raise
-        raise TraceError(f"{type(model).__name__} cannot be copied ({error}), and the original is "
-                         "to stay as it is. Make what cannot be copied where it is used, or take "
-                         "it out of the model's attributes before.") from error
 
 
 def _path(node: fx.Node) -> str:

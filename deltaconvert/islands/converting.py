@@ -151,7 +151,8 @@ def _seen(model: nn.Module, inputs: Sequence[Any]) -> dict[str, tuple[Tensor, ..
                 seen.setdefault(path, given)
         return note
     handles = [module.register_forward_pre_hook(noting(path), with_kwargs=True)
-               for path, module in model.named_modules() if path]
+               for path, module in model.named_modules()
+               if path and not isinstance(module, torch.jit.ScriptModule)]  # which take none
     try:
         with torch.no_grad(), _as_it_was(model):
             model(*inputs)

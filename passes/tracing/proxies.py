@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.fx.proxy import Attribute
+from torch.utils import _pytree as pytree
 
 from deltaconvert.passes.functionalize import set_data
 from deltaconvert.passes.tracing.result_types import ATTRIBUTES
@@ -127,6 +128,8 @@ class _Type(metaclass=_AsksProxies):
 def answering(model: nn.Module) -> Iterator[None]:
     """Answer what a model asks by ``isinstance(x, Tensor)`` and, in its own code, ``type(x)``.
 
+    And follow functions of TorchScript into the Python that they were made of.
+
     Others are told of the proxy. Its ``__class__`` may not say it: PyTorch's C++ goes by that, and
     would take a proxy for the memory of a tensor.
     """
@@ -142,15 +145,28 @@ def answering(model: nn.Module) -> Iterator[None]:
             return ask(value, kinds)
         return issubclass(_stood_for(value), kinds) or ask(value, kinds)
     patched = [names for names in _names_of_code(model) if "type" not in names]
-    builtins.isinstance = asked
+    builtins.isinstance, run = asked, torch.jit.ScriptFunction.__call__
+    torch.jit.ScriptFunction.__call__ = (  # type: ignore[method-assign]
+        _following_scripts(run))
     for names in patched:
         names["type"] = _Type
     try:
         yield
     finally:
         builtins.isinstance = ask
+        torch.jit.ScriptFunction.__call__ = run  # type: ignore[method-assign]
         for names in patched:
             del names["type"]
+
+
+def _following_scripts(run: Callable[..., Any]) -> Callable[..., Any]:
+    def call(script: Any, *args: Any, **named: Any) -> Any:
+        # One of `torch.jit.trace`, which has no name, may have gone another way than its Python.
+        if hasattr(script, "__name__") and any(
+                issubclass(type(leaf), Proxy) for leaf in pytree.tree_leaves((args, named))):
+            return script._torchdynamo_inline(*args, **named)
+        return run(script, *args, **named)
+    return call
 
 
 def _names_of_code(model: nn.Module) -> list[dict[str, Any]]:

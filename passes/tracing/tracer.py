@@ -171,8 +171,8 @@ class Tracer(fx.Tracer):
         """Return a proxy for each parameter that is an input, by place or by name."""
         inputs = input_parameters(forward, self.given)
         if not inputs:
-            raise TypeError(f"forward{inspect.signature(root_fn)} names no input; wrap the model "
-                            "in one whose forward names each")
+            raise TypeError(f"forward{inspect.signature(root_fn)} names no input; give convert its "
+                            "example_inputs, or wrap the model in one whose forward names each")
         proxies = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in inputs}
         return [proxies.pop(p.name) for p in _leading(forward, inputs)], proxies
 

@@ -158,3 +158,15 @@ def test_a_quantised_model_is_refused():
                           quantized.DeQuantize())
     with pytest.raises(deltaconvert.UnsupportedError, match="before it was quantised"):
         deltaconvert.convert(model)(torch.rand(1, 3, 4, 4))
+
+
+def marks_the_best(self, x):
+    """Make a mask of a map's shape, whose number of pixels only its numbers tell."""
+    scores = self.conv(x)[:, :1]
+    mask = torch.zeros_like(scores).flatten(1)
+    mask = mask.scatter(1, scores.flatten(1).topk(3, dim=1).indices, 1.0)
+    return torch.nonzero(mask).float() + x.mean()
+
+
+def test_a_shape_that_was_asked_for_is_asked_again_where_numbers_are_needed():
+    assert_same_outputs(Model(marks_the_best, conv=nn.Conv2d(3, 2, 3)), frames_like(1, 3, 8, 9))

@@ -280,6 +280,15 @@ def test_a_tensor_that_is_given_the_memory_of_another_is_refused(forward):
         deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
 
 
+def test_a_tensor_that_is_given_another_size_is_refused():
+    def forward(self, x):
+        volume = x.new().resize_(x.size(0), 2, 3, x.size(2), x.size(3)).zero_()
+        volume[:, 0] = self.conv(x)
+        return volume
+    with pytest.raises(TraceError, match=r"another size by \.resize_\(\) at .*new_zeros"):
+        deltaconvert.convert(Model(forward, conv=nn.Conv2d(3, 3, 1)))
+
+
 @pytest.mark.parametrize("name, change", [
     ("norm.training", lambda self: self.norm.train()),
     ("norm.training", lambda self: self.train()),
@@ -747,3 +756,33 @@ def test_a_models_code_has_its_own_type_again():
 
 def test_no_c_code_takes_a_proxy_for_a_tensor():
     assert_same_outputs(Filled(), frames_like(1, 3, 6, 7))
+
+
+@torch.jit.script
+def scripted_gate(x: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+    """An activation as fast as it was once."""
+    return x * torch.sigmoid(scale * x)
+
+
+@torch.jit.script
+def scripted_shuffle(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """Branch on a shape, and call another."""
+    n, c, h, w = x.size()
+    if c % groups == 0:
+        x = x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return scripted_gate(x)
+
+
+def test_functions_of_torchscript_are_followed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.b(scripted_shuffle(scripted_gate(self.a(x)), groups=2))
+    model, frame = Net().eval(), torch.rand(1, 3, 12, 16)
+    run = torch.jit.ScriptFunction.__call__
+    delta = deltaconvert.convert(model, frame, strict=True)
+    assert torch.jit.ScriptFunction.__call__ is run
+    torch.testing.assert_close(delta(frame), model(frame).detach())
