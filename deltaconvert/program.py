@@ -90,7 +90,11 @@ class Program:
         return seen
 
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
-        """Return frames by the inputs' names in the precision of the doors that they come to."""
+        """Return frames by the inputs' names as their doors take them: precision and dimensions."""
+        turned = self._turned
+        if turned:
+            frames = {name: turned[name].evaluate(frame) if name in turned else frame
+                      for name, frame in frames.items()}
         doors = self._doors
         return [converted(frame, doors.get(name)) for name, frame in frames.items()]
 
@@ -98,6 +102,11 @@ class Program:
     def _doors(self) -> dict[str, torch.dtype | None]:
         return {n.about.name: n.about.output.dtype for n in self.nodes
                 if n.about.rule == "sparsify"}
+
+    @cached_property
+    def _turned(self) -> dict[str, DeltaNode]:
+        return {n.about.name: n for n in self.nodes if n.about.rule == "sparsify"
+                and n.about.params}
 
     def _allocate(self) -> Allocated:
         try:
