@@ -19,6 +19,7 @@ from deltaconvert.backends.cuda import CudaBackend
 from deltaconvert.backends.cuda.context import Context
 from deltaconvert.config import Config
 from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.plan_state import Plan
 from deltaconvert.state import State
 from tests.backends.cpu.sparsify.test_step import LAYOUTS
@@ -369,6 +370,20 @@ def test_out_of_memory_names_the_bytes_and_the_way_out(monkeypatch):
     monkeypatch.setattr(Plan, "allocate", allocate)
     with pytest.raises(UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes"):
         deltaconvert.convert(Small(), backend="cuda")(small_clip()[0])
+
+
+def test_out_of_memory_within_a_frame_names_them_too(monkeypatch):
+    def evaluate(node, *values):
+        raise torch.OutOfMemoryError("of what the operator needs, the allocator says")
+
+    model, frame = Small(), small_clip()[0]
+    delta = deltaconvert.convert(model, frame, backend="cuda")
+    with monkeypatch.context() as short, pytest.raises(
+            UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes"):
+        short.setattr(DeltaNode, "evaluate", evaluate)
+        delta(frame)
+    for found, wanted in zip(delta(frame), model(frame), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_auto_falls_back_with_the_reason(monkeypatch):
