@@ -71,8 +71,8 @@ class Program:
         """Say what a stream needs, where the device's memory is not enough for it."""
         return UnsupportedError(
             f"a stream of {self.lanes} lanes needs {self.plan.nbytes / 1e6:.0f} MB on "
-            f"{self.device} ({self.plan.value_bytes / 1e6:.0f} MB of values), beside what operators "
-            "work with for a moment, and they are not free. Run fewer lanes or smaller frames, go "
+            f"{self.device} ({self.plan.value_bytes / 1e6:.0f} MB of values) and what operators "
+            "work with for a moment, and that is not free. Run fewer lanes or smaller frames, go "
             "to half precision with model.half(), or drop other streams.")
 
     def _new_state(self) -> State:
