@@ -2,7 +2,7 @@
 //
 // Specialised on NUMBER, and PACKS: of 16 bytes, that the channels of a strip are; 0 where they are
 // no few whole ones.
-#include "common.cuh"
+#include "whole.cuh"
 
 constexpr int THREADS = 256;
 constexpr int EACH = 4;  // pixels of a thread, whose loads are under way together
@@ -13,7 +13,9 @@ struct FrameArgs {
     Rule rule;
     const Number* frame;
     Number* value;
-    byte* marks;  // [lanes * plane]: what examine_* says to replace_pixels
+    // What examine_* says to replace_*: [lanes * plane]; of values that are no maps
+    // float [lanes, gridDim.x], the grid's parts of the norm.
+    byte* marks;
     int* bad;     // [lanes]: the frame holds what is not finite
     long long stride_lane, stride_channel, stride_row, stride_col;  // of the frame
     int step;     // numbers from a pixel of the value to the next
@@ -235,4 +237,51 @@ extern "C" __global__ void __launch_bounds__(THREADS) replace_pixels(FrameArgs a
             list_changes(args.rule, moves, pixel);
         }
     }
+}
+
+// Values that are no maps, whose numbers lie one behind the other: a lane, blockIdx.y, changes as
+// one pixel.
+extern "C" __global__ void __launch_bounds__(THREADS) examine_values(FrameArgs args) {
+    SHARED_MEMORY(memory);
+    wait_for_earlier_kernels();
+    let_next_kernel_begin();
+    const int lane = blockIdx.y;
+    const Number* now = args.frame + lane * args.stride_lane;
+    const Number* old = args.value + static_cast<long long>(lane) * args.step;
+    const float threshold = args.rule.thresholds[lane];
+    float sum = 0.f;
+    bool finite = true;
+    UNROLL_BY_4
+    for (long long c = blockIdx.x * THREADS + threadIdx.x; c < args.rule.channels;
+         c += gridDim.x * THREADS) {
+        const float x = to_float(now[c]);
+        finite = finite && is_finite(x);
+        sum += score(x, to_float(old[c]), threshold, args.rule.rms);
+    }
+    if (!finite) args.bad[lane] = 1;
+    sum = block_sum(sum, reinterpret_cast<float*>(memory));
+    if (threadIdx.x == 0)
+        reinterpret_cast<float*>(args.marks)[lane * gridDim.x + blockIdx.x] = sum;
+}
+
+// Decides, each block for itself, and replaces; with the same grid.
+extern "C" __global__ void __launch_bounds__(THREADS) replace_values(FrameArgs args) {
+    SHARED_MEMORY(memory);
+    wait_for_earlier_kernels();
+    let_next_kernel_begin();
+    const int lane = blockIdx.y;
+    if (args.bad[lane]) return;
+    float sum = 0.f;
+    for (int part = threadIdx.x; part < gridDim.x; part += THREADS)
+        sum += reinterpret_cast<const float*>(args.marks)[lane * gridDim.x + part];
+    const bool changed = replaces(args.rule, lane,
+                                  block_sum(sum, reinterpret_cast<float*>(memory)));
+    if (blockIdx.x == 0) tell(args.rule, changed, lane);
+    if (!changed) return;
+    const Number* now = args.frame + lane * args.stride_lane;
+    Number* value = args.value + static_cast<long long>(lane) * args.step;
+    UNROLL_BY_4
+    for (long long c = blockIdx.x * THREADS + threadIdx.x; c < args.rule.channels;
+         c += gridDim.x * THREADS)
+        value[c] = now[c];
 }

@@ -18,7 +18,7 @@ from deltaconvert.backends.base import Backend, Buffers, Step
 from deltaconvert.config import Config
 from deltaconvert.errors import UnsupportedError, lacks_memory
 from deltaconvert.nodes import DeltaNode
-from deltaconvert.passes.plan_state import Allocated, Plan
+from deltaconvert.passes.plan_state import Plan
 from deltaconvert.passes.result import PassResult
 from deltaconvert.state import Edge, State
 
@@ -60,7 +60,23 @@ class Program:
         Raises:
             UnsupportedError: they do not fit into the device's memory.
         """
-        buffers, scratch, masks = self._allocate()
+        try:
+            return self._new_state()
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            raise self.too_large() from error
+
+    def too_large(self) -> UnsupportedError:
+        """Say what a stream needs, where the device's memory is not enough for it."""
+        return UnsupportedError(
+            f"a stream of {self.lanes} lanes needs {self.plan.nbytes / 1e6:.0f} MB on "
+            f"{self.device} ({self.plan.value_bytes / 1e6:.0f} MB of values) and what operators "
+            "work with for a moment, and that is not free. Run fewer lanes or smaller frames, go "
+            "to half precision with model.half(), or drop other streams.")
+
+    def _new_state(self) -> State:
+        buffers, scratch, masks = self.plan.allocate(self.device)
         state = State(self.lanes, np.ones(self.lanes, np.bool_),
                       self.config.threshold_unit == "std", masks)
         # What the state keeps does not keep it: a stream's memory is free with the stream, not
@@ -90,7 +106,11 @@ class Program:
         return seen
 
     def as_stored(self, frames: Mapping[str, Any]) -> list[Any]:
-        """Return frames by the inputs' names in the precision of the doors that they come to."""
+        """Return frames by the inputs' names as their doors take them: precision and dimensions."""
+        turned = self._turned
+        if turned:
+            frames = {name: turned[name].evaluate(frame) if name in turned else frame
+                      for name, frame in frames.items()}
         doors = self._doors
         return [converted(frame, doors.get(name)) for name, frame in frames.items()]
 
@@ -99,17 +119,10 @@ class Program:
         return {n.about.name: n.about.output.dtype for n in self.nodes
                 if n.about.rule == "sparsify"}
 
-    def _allocate(self) -> Allocated:
-        try:
-            return self.plan.allocate(self.device)
-        except (MemoryError, RuntimeError) as error:
-            if not lacks_memory(error):
-                raise
-            raise UnsupportedError(
-                f"a stream of {self.lanes} lanes needs {self.plan.nbytes / 1e6:.0f} MB on "
-                f"{self.device} ({self.plan.value_bytes / 1e6:.0f} MB of values), and they are not "
-                "free. Run fewer lanes or smaller frames, go to half precision with model.half(), "
-                "or drop other streams.") from error
+    @cached_property
+    def _turned(self) -> dict[str, DeltaNode]:
+        return {n.about.name: n for n in self.nodes if n.about.rule == "sparsify"
+                and n.about.params}
 
     def _bind(self, node: DeltaNode, buffers: Buffers) -> Step:
         backend = self.backends[node.backend]

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import FrameError, InputError, StreamBusyError, UnsupportedError
+from deltaconvert.errors import (
+    FrameError,
+    InputError,
+    StreamBusyError,
+    UnsupportedError,
+    lacks_memory,
+)
 from deltaconvert.passes.calls import without_gradient
 from deltaconvert.program import Program
 from deltaconvert.state import NodeStats, Observer, State
@@ -120,7 +126,7 @@ class Stream:
         Raises:
             FrameError: the frame was refused; the stream is as it was.
             StreamBusyError: another thread is inside this stream.
-            UnsupportedError: ``torch.export``, or a trace, follows the call.
+            UnsupportedError: ``torch.export``, or a trace, follows the call; or memory is short.
         """
         if is_followed():
             return aside(self, *frames, **named)
@@ -226,8 +232,10 @@ class Stream:
         try:
             leaves = state.runner(frames) if state.runner else (
                 program.graph_module(state, *frames))
-        except BaseException:
+        except BaseException as error:
             state.fresh[:] = True  # half-way: nothing in it can be trusted
+            if lacks_memory(error):
+                raise program.too_large() from error
             raise
         state.fresh[:] = False
         state.add_frame()

@@ -8,6 +8,8 @@ In memory maps are channels last anyway; this is about what their dimensions mea
 is called on the other layout. A map is known to have its channels last where a permutation
 put them there, or where it enters a norm or a matrix product over its last dimension. What
 comes out is permuted back for readers that are not rewritten; where there are none, that goes.
+
+A frame that comes so is seen channels first by its door, which compares pixel by pixel.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ OVER_LAST = (layer_norm, rms_norm, linear)  # whose last dimension is the channe
 def channels_first(graph_module: GraphModule, lanes: int) -> PassResult:
     """Rewrite the graph in place."""
     rewriting = _Rewriting(graph_module, lanes)
+    for frame in graph_module.graph.find_nodes(op="placeholder"):
+        rewriting.turn(frame)
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and not node.meta["constant"]:
             rewriting.take(node)
@@ -52,6 +56,29 @@ class _Rewriting:
         self.module, self.graph, self.lanes = graph_module, graph_module.graph, lanes
         self.result = PassResult("channels_first")
         self.twins: dict[fx.Node, fx.Node] = {}
+
+    def turn(self, frame: fx.Node) -> None:
+        """Have a frame with its channels last come channels first, and permute it back."""
+        if not (self._is_map(frame) and self._becomes_first(frame)):
+            return
+        readers = list(frame.users)
+        frame.meta["value"] = frame.meta["value"].permute(CHANNELS_FIRST)
+        frame.meta["turned"] = CHANNELS_FIRST
+        back = write(self.module, call(permute, frame, dims=CHANNELS_LAST), frame.next, frame)
+        for reader in readers:
+            reader.replace_input_with(frame, back)
+        self.result.changed.append(f"{frame.name}: channels last")
+
+    def _becomes_first(self, node: fx.Node) -> bool:
+        """Whether a map is permuted to channels first, or would be here, maybe behind others."""
+        for reader in node.users:
+            operator = registry.find(reader.target) if reader.op == "call_function" else None
+            if _is_permute(reader, CHANNELS_FIRST):
+                return True
+            if operator and operator.channels_first and self._is_map(reader) and (
+                    reader.target in OVER_LAST or self._becomes_first(reader)):
+                return True
+        return False
 
     def take(self, node: fx.Node) -> None:
         """Rewrite one call, if it has another form and is on such maps."""

@@ -19,7 +19,6 @@ convolution's.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule
 
@@ -27,6 +26,7 @@ from deltaconvert.operators.permute import permute
 from deltaconvert.operators.reshape import reshape
 from deltaconvert.passes.partition import edges
 from deltaconvert.passes.result import PassResult
+from deltaconvert.passes.store_as import floating_dtype
 
 VIEWS = (reshape, permute)
 CUTS = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem")
@@ -36,7 +36,7 @@ GATED = 8  # how many times as many numbers as a gate has what it is a gate of, 
 def join_whole(graph_module: GraphModule, lanes: int) -> PassResult:
     """Annotate the graph; ``lanes`` is the batch size."""
     graph, result = graph_module.graph, PassResult("join_whole")
-    depends, volumes = _inputs_behind(graph), _volumes(graph)
+    depends, volumes = _inputs_behind(graph), _volumes(graph_module)
     # Of the nodes that run whole: the last ones that each runs with.
     last: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in reversed(graph.nodes):
@@ -70,16 +70,17 @@ def _are_alike(node: fx.Node, other: fx.Node, volumes: set[fx.Node]) -> bool:
     return (node in volumes or is_unknown(node)) == (other in volumes or is_unknown(other))
 
 
-def _volumes(graph: fx.Graph) -> set[fx.Node]:
+def _volumes(graph_module: GraphModule) -> set[fx.Node]:
     """Return what is computed whole of maps over time, from the first operator on not known.
 
     In a model's own precision only: what is not known computes in that, whatever is kept.
     """
     found: set[fx.Node] = set()
-    for node in graph.nodes:
+    own = floating_dtype(list(graph_module.parameters()))
+    for node in graph_module.graph.nodes:
         value, rule = node.meta.get("value"), node.meta.get("rule")
         if (rule in ("global", "unknown") and isinstance(value, Tensor) and value.dim() == 5
-                and value.dtype in (torch.float32, torch.float64)
+                and value.dtype == own
                 and (is_unknown(node) or any(e in found for e in edges(node)))):
             found.add(node)
     return found

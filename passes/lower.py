@@ -87,7 +87,8 @@ class _Lowering:
     def _door_in(self, node: fx.Node) -> Description:
         spec = self._spec(node)
         return Description(
-            node.name, str(node.target), "", "sparsify", "", sparsify, None, (), {}, (), spec,
+            node.name, str(node.target), "", "sparsify", "", sparsify, None, (Slot(0),),
+            {"dims": node.meta["turned"]} if "turned" in node.meta else {}, (), spec,
             threshold=self.config.input_threshold, norm=self.config.norm)
 
     def _door_out(self, result: Any, given: Any) -> Any:
@@ -253,9 +254,9 @@ class _Method:
         return getattr(receiver, self.__name__)(*args, **kwargs)
 
 
-def sparsify(frame: Tensor) -> Tensor:
-    """Say what the door in computes: the frame itself."""
-    return frame
+def sparsify(frame: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """Say what the door in compares with: the frame itself, or with its dimensions moved."""
+    return frame if dims is None else frame.permute(dims)
 
 
 def densify(value: Tensor) -> Tensor:

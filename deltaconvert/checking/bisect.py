@@ -126,7 +126,7 @@ class _Watcher:
         about = node.about
         sources = [spec.name for spec in about.inputs]
         if about.rule == "sparsify":
-            dense: Any = self.inputs[about.name]
+            dense: Any = node.evaluate(self.inputs[about.name])
         else:
             dense = node.evaluate(*(self.dense[name] for name in sources))
         self.dense[about.name] = dense

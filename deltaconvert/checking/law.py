@@ -187,7 +187,7 @@ class LawChecker:
             if node.about.rule == "sparsify":
                 frame = self._inputs.get(node.about.name)
                 return [] if frame is None else self._check_door(
-                    node, edge, frame.to(edge.value.dtype))
+                    node, edge, node.evaluate(frame).to(edge.value.dtype))
             values = [self._edges[spec.name].value for spec in node.about.inputs]
             expected = node.evaluate(*values)
             if not isinstance(edge.value, Tensor):

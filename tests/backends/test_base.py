@@ -18,7 +18,7 @@ def test_a_backend_that_lacks_a_part_is_not_made():
         def supports(self, node):
             return None
 
-    with pytest.raises(TypeError, match="abstract methods bind, fold_filters, plan"):
+    with pytest.raises(TypeError, match=r"abstract methods '?bind'?, '?fold_filters'?, '?plan'?"):
         Half()
 
 

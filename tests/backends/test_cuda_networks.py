@@ -19,6 +19,7 @@ from deltaconvert.backends.cuda import CudaBackend
 from deltaconvert.backends.cuda.context import Context
 from deltaconvert.config import Config
 from deltaconvert.errors import FrameError, UnsupportedError
+from deltaconvert.nodes import DeltaNode
 from deltaconvert.passes.plan_state import Plan
 from deltaconvert.state import State
 from tests.backends.cpu.sparsify.test_step import LAYOUTS
@@ -100,6 +101,52 @@ def test_the_door_in_is_the_references(settings, layout):
             next(iter(edges_of(d).values())) for d in (ours, oracle))
         assert torch.equal(mask, expected_mask)
         assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"input_threshold": 0.05},
+                                      {"input_threshold": 0.05, "norm": "rms"}],
+                         ids=["exact", "max", "rms"])
+@pytest.mark.parametrize("size", [5, 700])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_frame_that_is_no_map_comes_in_lane_by_lane(settings, size, gaps):
+    ours, oracle = (deltaconvert.convert(nn.Conv3d(3, 2, 1), backend=name, **settings)
+                    for name in ("cuda", "reference"))
+    frame = torch.rand(2, 3, 4, 2, size, generator=torch.Generator().manual_seed(0))
+    for step, lane in ((0.0, 0), (0.0, 0), (0.04, 1), (0.04, 1), (0.3, 0), (3.0, 1)):
+        frame = frame.clone()
+        frame[lane, 2, 3, 1, -1] += step
+        for delta in (ours, oracle):
+            delta(frame.transpose(1, 2).contiguous().transpose(1, 2) if gaps else frame)
+        found, expected = (next(iter(edges_of(d).values())) for d in (ours, oracle))
+        assert all(map(torch.equal, found, expected))
+    assert {n.backend for n in ours.stream.program.nodes} == {"cuda"}
+    frame[1, 0, 0, 0, 0] = torch.nan
+    before = next(iter(edges_of(ours).values()))[0]
+    ours(frame)
+    with pytest.raises(deltaconvert.FrameError, match=r"lanes \[1\]"):
+        ours(torch.zeros_like(frame))
+    after = next(iter(edges_of(ours).values()))[0]
+    assert torch.equal(after, before)
+
+
+def test_a_frame_with_its_channels_last_is_compared_pixel_by_pixel():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = (x / 2 - 0.1).permute(0, 3, 1, 2)
+            return self.head(self.stem(x).permute(0, 2, 3, 1))
+
+    model = Last()
+    delta = deltaconvert.convert(model, backend="cuda")
+    for frame in small_clip():
+        frame = frame.permute(0, 2, 3, 1).contiguous()
+        torch.testing.assert_close(delta(frame), model(frame), rtol=1e-4, atol=1e-5)
+    mask = delta.stream._state.edges["x"].mask
+    assert mask.shape == (2, 12, 14)
+    assert int(mask.sum()) == 9
 
 
 def test_all_nodes_run_here_and_outputs_are_copies():
@@ -323,6 +370,20 @@ def test_out_of_memory_names_the_bytes_and_the_way_out(monkeypatch):
     monkeypatch.setattr(Plan, "allocate", allocate)
     with pytest.raises(UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes"):
         deltaconvert.convert(Small(), backend="cuda")(small_clip()[0])
+
+
+def test_out_of_memory_within_a_frame_names_them_too(monkeypatch):
+    def evaluate(node, *values):
+        raise torch.OutOfMemoryError("of what the operator needs, the allocator says")
+
+    model, frame = Small(), small_clip()[0]
+    delta = deltaconvert.convert(model, frame, backend="cuda")
+    with monkeypatch.context() as short:
+        short.setattr(DeltaNode, "evaluate", evaluate)
+        with pytest.raises(UnsupportedError, match=r"2 lanes needs \d+ MB .*Run fewer lanes"):
+            delta(frame)
+    for found, wanted in zip(delta(frame), model(frame), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_auto_falls_back_with_the_reason(monkeypatch):

@@ -36,6 +36,22 @@ def test_an_exact_network_differs_nowhere(frames):
     assert "all 4 nodes keep the law in all 5 frames" in str(found)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_frames_with_their_channels_last_are_held_against_what_the_door_sees(frames, backend):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+    delta = deltaconvert.convert(Last(), backend=backend)
+    found = bisect(delta, [f.permute(0, 2, 3, 1) for f in frames])
+    assert (found.frames, found.breach) == (5, None)
+    assert all(error.relative_rms < 1e-6 for error in found.errors)
+
+
 def test_it_names_the_first_node_and_stops_there(frames, monkeypatch):
     apply_rule = reference.apply_rule
 

@@ -582,3 +582,23 @@ def test_what_no_kernel_compares_is_part_of_the_graph(launcher):
         assert (found[1] != wanted[1]).float().mean() < 0.01
     assert delta.stream._state.runner.graph is not None
     assert all(node.backend == "cuda" for node in delta.stream.program.nodes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("norm", ["max", "rms"])
+def test_frames_that_are_no_maps_are_part_of_the_graph(dtype, norm, launcher):
+    model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU(), nn.Conv3d(4, 2, 1)).eval().to(GPU, dtype)
+    delta = deltaconvert.convert(model, input_threshold=0.05, norm=norm)
+    clip = [torch.rand(2, 3, 8, 20, 36, device=GPU, dtype=dtype)]
+    for step, lane in ((0.0, 0), (4.0, 1), (0.0, 0), (-4.0, 0)):
+        clip.append(clip[-1].clone())
+        clip[-1][lane, :, 1:3] += step
+    for frame in clip:
+        torch.testing.assert_close(delta(frame), model(frame), rtol=1e-2, atol=1e-2)
+    assert delta.stream._state.runner.graph is not None
+    before = delta(clip[-1] + 0.01)  # within the threshold of either norm
+    assert torch.equal(before, delta(clip[-1]))
+    clip[-1][1, 0, 0, 0, 0] = torch.nan
+    assert torch.equal(delta(clip[-1]), before)
+    with pytest.raises(FrameError, match=r"lanes \[1\]"):
+        delta.stream.check()

@@ -105,7 +105,7 @@ class Law:
     def assert_law(self, node: DeltaNode, edge: Edge) -> None:
         about = node.about
         if about.rule == "sparsify":
-            exact, rounding = self.frames[about.name].double(), 0.0
+            exact, rounding = node.evaluate(self.frames[about.name]).double(), 0.0
         else:
             values = [self.edges[spec.name].value for spec in about.inputs]
             exact = evaluate_at_double(node, values)

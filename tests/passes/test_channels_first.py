@@ -66,6 +66,37 @@ CASES = {
 }
 
 
+def normalised(self, x):
+    return self.norm((x - self.mean) / 2).permute(FIRST)
+
+
+@pytest.mark.parametrize("function, parts, expected", [
+    (lambda self, x: self.spread(x.permute(FIRST)), PARTS, ["x", "conv2d"]),
+    (lambda self, x: self.one(x.relu()), PARTS, ["x", "relu", "conv2d", "permute"]),
+    (normalised, {"norm": nn.LayerNorm(4), "mean": torch.rand(4)},
+     ["x", "sub", "div", "layer_norm2d"]),
+    (lambda self, x: (x.flatten(1), self.spread(x.permute(FIRST))), PARTS,
+     ["x", "permute", "flatten", "conv2d"])],
+    ids=["a convolution", "a matrix product", "a norm", "others read it"])
+def test_a_frame_with_its_channels_last_comes_channels_first(function, parts, expected):
+    model = Model(function, **parts)
+    delta = assert_same_outputs(model, frames_like(2, 6, 8, 4))
+    nodes = program_of(delta).nodes
+    door, *others = nodes
+    assert sorted(["x", *(n.about.function_name for n in others)]) == sorted(expected)
+    assert door.about.output.shape == (2, 4, 6, 8)
+
+
+@pytest.mark.parametrize("function", [
+    lambda self, x: self.spread(x), lambda self, x: self.one(x.permute(LAST)),
+    lambda self, x: x.relu().permute(LAST)])
+def test_a_frame_with_its_channels_first_is_left(function):
+    model = Model(function, **PARTS)
+    delta = assert_same_outputs(model, frames_like(2, 4, 6, 8))
+    assert program_of(delta).nodes[0].about.output.shape == (2, 4, 6, 8)
+    assert not program_of(delta).nodes[0].about.params
+
+
 @pytest.mark.parametrize("what", CASES)
 def test_permutations_go_and_all_is_local(what):
     function, parts, before, after = CASES[what]

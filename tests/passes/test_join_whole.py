@@ -210,3 +210,10 @@ def test_a_network_for_clips_is_one_node():
     delta = assert_same_outputs(model, frames_like(*SIZE))
     told = [(n.about.rule, n.about.reason) for n in program_of(delta).nodes if n.about.reason]
     assert told == [("unknown", "Conv3d is not an operator that deltaconvert knows")]
+    model, frame = model.bfloat16(), torch.rand(SIZE).bfloat16()
+    delta = deltaconvert.convert(model)
+    delta(frame)
+    assert len(program_of(delta).nodes) == 3  # in whatever precision, if it is the model's own
+    kept = deltaconvert.convert(model, dtype="float32")
+    kept(frame)
+    assert len(program_of(kept).nodes) > 3

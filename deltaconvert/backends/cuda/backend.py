@@ -83,8 +83,8 @@ class CudaBackend(Program, Backend):
         about = node.about
         if reason := _edge_refusal(about.output):
             return reason
-        if about.rule == "sparsify" and not about.output.is_map:
-            return f"{about.name} is not a map of lanes"
+        if about.rule == "sparsify" and not about.output.has_lanes:
+            return f"{about.name} has no dimension of lanes"
         dtype = about.output.dtype
         if dtype not in NUMBERS and (about.rule == "sparsify" or (
                 about.rule == "local" and dtype is not None and dtype.is_floating_point)):

@@ -81,7 +81,7 @@ class Frames:
     def __init__(self, door: CudaSparsify) -> None:
         """Make both."""
         edge = door.buffers.output
-        self.value, self.size = edge.value.clone(), size_of(edge)
+        self.value, self.size, self.is_map = edge.value.clone(), size_of(edge), edge.spec.is_map
         self.changed = self.value.clone()
         generator = torch.Generator(self.value.device).manual_seed(0)
         noise = torch.randn(self.value.shape, device=self.value.device, generator=generator)
@@ -90,7 +90,13 @@ class Frames:
         self.other = other.clamp(-most, most).to(self.value.dtype)  # or it would be refused
 
     def change(self, side: float) -> None:
-        """Take numbers over, in a rectangle with sides of so many parts of the map's."""
+        """Take numbers over, in a rectangle with sides of so many parts of the map's.
+
+        What is no map changes as a whole.
+        """
+        if not self.is_map:
+            self.changed.copy_(self.other)
+            return
         starts = [int(size * (1 - side) / 2) for size in self.size]
         rows, cols = (slice(start, start + max(1, round(size * side)))
                       for start, size in zip(starts, self.size, strict=True))

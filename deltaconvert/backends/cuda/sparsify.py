@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STRIP, MOST_PACKS = 8, 6  # pixels that are compared together, as in sparsify.cu
 BLOCK, WARPS = 8, THREADS // 32  # pixels a side, and how many blocks a thread block has at once
+MOST_PARTS, NUMBERS_A_THREAD = 1024, 8  # of what is no map
 
 
 def prepare(node: DeltaNode, program: Program) -> None:
@@ -32,8 +33,9 @@ def prepare(node: DeltaNode, program: Program) -> None:
 
 
 def plan(node: DeltaNode, data: None, program: Program) -> tuple[list[Scratch], int]:
-    """Return the marks of the frame under examination."""
-    size = math.prod(node.about.output.mask_shape)
+    """Return the marks of the frame under examination, or the parts of its norm."""
+    spec = node.about.output
+    size = math.prod(spec.mask_shape) if spec.is_map else 4 * MOST_PARTS * spec.lanes
     return [Scratch(f"cuda.marks.{node.about.name}", size)], 0
 
 
@@ -58,19 +60,29 @@ class CudaSparsify:
             marks=buffers.scratch[f"cuda.marks.{node.about.name}"].data_ptr(),
             bad=context.bad.data_ptr(), step=pixel_step(edge), lanes=lanes, height=height,
             width=width, threshold=config.input_threshold, cap=config.cap)
-        block = config.input_test == "block" and config.input_threshold > 0
-        entry = "examine_blocks" if block else "examine_pixels"
-        pixels = edge.mask.numel()
-        units = lanes * -(-height // BLOCK) * -(-width // BLOCK) * WARPS * 4 if block else pixels
-        dtype = edge.value.dtype
         self.context, self.buffers = context, buffers  # kept: the launches hold addresses
         self.runner: Runner | None = None
         self.place: tuple[object, ...] = ()  # of the frame that the launches point to
-        self.packs = _packs(args.step * edge.value.element_size())
-        self.examination = Launch(kernel("sparsify.cu", entry, dtype, PACKS=self.packs), args,
-                                  (blocks(context, units, THREADS, 8), 1), THREADS)
-        self.replacement = Launch(kernel("sparsify.cu", "replace_pixels", dtype, PACKS=0), args,
-                                  (blocks(context, pixels, THREADS * STRIP, 8), 1), THREADS)
+        self.packs = _packs(args.step * edge.value.element_size()) if edge.spec.is_map else 0
+        if edge.spec.is_map:
+            block = config.input_test == "block" and config.input_threshold > 0
+            pixels = edge.mask.numel()
+            units = lanes * -(-height // BLOCK) * -(-width // BLOCK) * WARPS * 4 if block else (
+                pixels)
+            self.examination = self._launch("examine_blocks" if block else "examine_pixels", args,
+                                            (blocks(context, units, THREADS, 8), 1))
+            self.replacement = self._launch("replace_pixels", args, (
+                blocks(context, pixels, THREADS * STRIP, 8), 1))
+        else:
+            parts = blocks(context, args.rule.channels, THREADS * NUMBERS_A_THREAD)
+            grid = min(parts, MOST_PARTS), lanes
+            self.examination = self._launch("examine_values", args, grid)
+            self.replacement = self._launch("replace_values", args, grid)
+
+    def _launch(self, entry: str, args: FrameArgs, grid: tuple[int, int]) -> Launch:
+        packs = self.packs if entry.startswith("examine") else 0
+        which = kernel("sparsify.cu", entry, self.buffers.output.value.dtype, PACKS=packs)
+        return Launch(which, args, grid, THREADS, 4 * WARPS if entry.endswith("values") else 0)
 
     @property
     def launches(self) -> list[Launch]:
@@ -96,11 +108,17 @@ class CudaSparsify:
 
     def point_to(self, frame: Tensor) -> None:
         """Let both launches read a frame."""
+        is_map = self.buffers.output.spec.is_map
+        if not is_map:
+            frame = self.frame = frame.contiguous()  # kept until it is read
         place = frame.data_ptr(), *frame.stride()
         if place == self.place:
             return
         self.place, args = place, self.examination.args
         assert isinstance(args, FrameArgs)
+        if not is_map:
+            args.frame, args.stride_lane = place[0], args.step
+            return
         args.frame, args.stride_lane, args.stride_channel, args.stride_row, args.stride_col = place
         args.packed = (
             frame.is_contiguous(memory_format=torch.channels_last)
