@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,7 @@ class CupyLauncher:
 
     def join(self) -> None:
         """See `Launcher`."""
-        self._driver.joins = True
+        self._driver.next.joins = True
 
     def launch(self, launch: Launch) -> None:
         """Run on PyTorch's current stream of the device; see `Launcher`."""
@@ -180,6 +181,21 @@ def current_stream(index: int) -> int:
     return int(raw(index) if raw else torch.cuda.current_stream(index).cuda_stream)
 
 
+def own_stream(device: int) -> torch.cuda.Stream:
+    """Make a CUDA stream that nobody else is given, on a device in use; it is never destroyed.
+
+    PyTorch gives its 32 out in turns, so that two threads may get the same one, and whatever is
+    launched on a stream that is captured becomes part of the graph, whoever launches it.
+
+    Raises:
+        RuntimeError: the driver has none.
+    """
+    handle = ctypes.c_void_p()
+    if status := driver().cuStreamCreate(ctypes.byref(handle), NON_BLOCKING):
+        raise RuntimeError(f"cuStreamCreate: error {status}")
+    return torch.cuda.ExternalStream(handle.value or 0, device=device)
+
+
 class _Attribute(ctypes.Structure):
     """``CUlaunchAttribute``."""
 
@@ -194,6 +210,13 @@ class _Config(ctypes.Structure):
                 ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
 
 
+class _Next(threading.local):
+    """What is said of this thread's next launch: others may launch in between."""
+
+    joins = False
+
+
+NON_BLOCKING = 1  # CU_STREAM_...: beside the default stream
 NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # CU_FUNC_ATTRIBUTE_...
 CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CU_LAUNCH_ATTRIBUTE_...
 
@@ -209,7 +232,7 @@ class Driver:
     def __init__(self, overlap: bool) -> None:
         """Load the driver; ``overlap`` launches kernels before the one ahead is done."""
         self._library = driver()
-        self.overlap, self.joins = overlap, False
+        self.overlap, self.next = overlap, _Next()
 
     def launch(self, function: int, launch: Launch, stream: int) -> None:
         """Launch a function.
@@ -221,7 +244,7 @@ class Driver:
         args = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
         self._check(launch, self._library.cuLaunchKernelEx(
             ctypes.byref(config), ctypes.c_void_p(function), args, None))
-        self.joins = False
+        self.next.joins = False
 
     def allow_large_clusters(self, function: int, launch: Launch) -> None:
         """Let a kernel have clusters that not every GPU of its kind need be able to run."""
@@ -240,7 +263,7 @@ class Driver:
     def _config(self, launch: Launch, stream: int) -> _Config:
         attributes = (_Attribute * 2)()
         count = 0
-        if self.overlap and not self.joins:
+        if self.overlap and not self.next.joins:
             attributes[0].id, attributes[0].value[0] = PROGRAMMATIC_STREAM_SERIALIZATION, 1
             count = 1
         if launch.cluster > 1:

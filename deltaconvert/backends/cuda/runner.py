@@ -31,7 +31,7 @@ from deltaconvert.backends.cuda.library import LibraryStep
 from deltaconvert.backends.cuda.sparsify import CudaSparsify
 from deltaconvert.backends.exits import exits
 from deltaconvert.cuda.arguments import MOST_SOURCES, BeginArgs, ConditionArgs, DenseArgs, EndArgs
-from deltaconvert.cuda.launcher import Launch, current_stream
+from deltaconvert.cuda.launcher import Launch, current_stream, own_stream
 from deltaconvert.cuda.loader import kernel
 from deltaconvert.errors import FrameError
 from deltaconvert.nodes import DeltaNode
@@ -351,7 +351,7 @@ def _streams_for(device: int) -> list[torch.cuda.Stream]:
     """Return what graphs are captured on that are to run on the current stream."""
     key = device, current_stream(device)
     if key not in _streams:
-        _streams[key] = [torch.cuda.Stream(device) for _ in range(MOST_BRANCHES)]
+        _streams[key] = [own_stream(device) for _ in range(MOST_BRANCHES)]
     return _streams[key]
 
 
