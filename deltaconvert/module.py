@@ -274,7 +274,7 @@ class DeltaModule(nn.Module):
         if self._programs and self._compiled_from != self._weights():
             self._forget()
 
-    def _weights(self) -> list[tuple[int, int]]:
+    def _weights(self) -> tuple[list[int], list[int]]:
         return weights_in(self.modules())
 
     def is_compiled_from(self, modules: Iterable[nn.Module]) -> bool:
@@ -433,11 +433,15 @@ class DeltaModule(nn.Module):
             self._programs.pop(dropped, None)
 
 
-def weights_in(modules: Iterable[nn.Module]) -> list[tuple[int, int]]:
+def weights_in(modules: Iterable[nn.Module]) -> tuple[list[int], list[int]]:
     """Return what stands for the weights of modules, each as it is until it is written into."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version)
-            for module in modules for table in (module._parameters, module._buffers)
-            for t in table.values() if t is not None]
+    weights = [t for module in modules for table in (module._parameters, module._buffers)
+               for t in table.values() if t is not None]
+    try:
+        versions = [t._version for t in weights]
+    except RuntimeError:  # only here, since islands compare in each frame
+        versions = [0 if t.is_inference() else t._version for t in weights]
+    return [t.data_ptr() for t in weights], versions
 
 
 def _together(memories: Iterable[Mapping[int, int]]) -> int:

@@ -25,7 +25,7 @@ from deltaconvert.passes.tracing.explain import SHAPES_HELP, explain, explain_re
 from deltaconvert.passes.tracing.find_numbers import with_numbers
 from deltaconvert.passes.tracing.find_state import KeepsState, find_state
 from deltaconvert.passes.tracing.private_copy import private_copy
-from deltaconvert.passes.tracing.proxies import NeedsShapes, answering
+from deltaconvert.passes.tracing.proxies import NeedsShapes, NotSupported, answering
 from deltaconvert.passes.tracing.random_numbers import (
     draws_beside_frames,
     looks_at_drawn,
@@ -34,7 +34,7 @@ from deltaconvert.passes.tracing.random_numbers import (
 )
 from deltaconvert.passes.tracing.settings import changed_settings, restore_settings
 from deltaconvert.passes.tracing.shape_tracer import ShapeTracer
-from deltaconvert.passes.tracing.tracer import NotSupported, Tracer
+from deltaconvert.passes.tracing.tracer import Tracer
 
 # Methods that take numbers out of a tensor.
 TAKEN = frozenset({"item", "tolist", "numpy", "__array__"})

@@ -146,8 +146,10 @@ class Attributes:
 
 def storage(tensor: Any) -> int:
     """Return what stands for the memory that a tensor is in; 0 where it has none to be seen."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return int(tensor.untyped_storage()._cdata) if plain else 0
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        return 0
+    held = tensor.untyped_storage()
+    return held.data_ptr() or int(held._cdata)  # where NumPy's memory lies, not who says so
 
 
 def proxies(value: Any) -> list[fx.Proxy]:

@@ -7,6 +7,7 @@ After: from its first write on, what is done with ``z``, or with a view of it, i
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.passes.functionalize import IN_PLACE_METHODS
 from deltaconvert.passes.tracing.attributes import proxies, storage
+from deltaconvert.passes.tracing.explain import line_of_user
+from deltaconvert.passes.tracing.proxies import NotSupported
 
 if TYPE_CHECKING:
     from deltaconvert.passes.tracing.tracer import Tracer
@@ -54,14 +57,24 @@ class Canvases(TorchFunctionMode):
         return made
 
     def seen(self, tensor: Tensor) -> Any:
-        """Return a proxy of what was written into, be it by another view; others as they are."""
+        """Return a proxy of what was written into, be it by another view; others as they are.
+
+        Raises:
+            NotSupported: a view of it as other numbers.
+        """
         if not self._written:
             return tensor
         with torch._C.DisableTorchFunction():  # these questions are no calls of the model's
             canvas, proxy = self._written.get(storage(tensor), (None, None))
             lies = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+            other = canvas is not None and (tensor.dtype is not canvas.dtype
+                                            or tensor.is_conj() or tensor.is_neg())
         if proxy is None:
             return tensor
+        if other:
+            raise NotSupported("it looks at a tensor that maps are written into as another dtype, "
+                               f"at {line_of_user(sys._getframe(1))}. Let it compute there what "
+                               "it takes in that dtype from the maps")
         return proxy if tensor is canvas else self._tracer.create_proxy(
             "call_method", "as_strided", (proxy, *lies), {})
 

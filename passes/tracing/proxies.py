@@ -32,6 +32,10 @@ LIBRARIES = frozenset({"torch", "deltaconvert", "copy", "pickle", "weakref", "ty
 VIEWS = frozenset({"T", "mT", "H", "mH", "real", "imag"})
 
 
+class NotSupported(Exception):
+    """Raised for what can be traced, but means something that no graph says."""
+
+
 class NeedsShapes(Exception):
     """Raised where a graph may be wrong that was made without knowing shapes."""
 

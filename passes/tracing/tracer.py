@@ -24,7 +24,7 @@ from deltaconvert.passes.functionalize import written_into
 from deltaconvert.passes.tracing.canvases import Canvases
 from deltaconvert.passes.tracing.explain import line_of_user
 from deltaconvert.passes.tracing.input_parameters import input_parameters
-from deltaconvert.passes.tracing.proxies import MutableProxy
+from deltaconvert.passes.tracing.proxies import MutableProxy, NotSupported
 from deltaconvert.passes.tracing.result_types import result_type
 from deltaconvert.passes.tracing.settings import (
     TRAINED_OTHERWISE,
@@ -34,10 +34,6 @@ from deltaconvert.passes.tracing.settings import (
 )
 
 Arguments = tuple[list[Any], dict[str, Any]]
-
-
-class NotSupported(Exception):
-    """Raised for what can be traced, but means something that no graph says."""
 
 
 class Tracer(fx.Tracer):
