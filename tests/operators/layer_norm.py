@@ -19,7 +19,7 @@ def over_channels(norm: nn.Module) -> Call:
 
 
 norm, rms = trained(nn.LayerNorm(3, eps=0.1)), trained(nn.RMSNorm(3, eps=0.1))
-rows, rms_rows = trained(nn.LayerNorm([4, 5])), trained(nn.RMSNorm([5]))
+rows, rms_rows = trained(nn.LayerNorm([4, 5])), trained(nn.RMSNorm([4, 5]))
 whole = {
     "module": rows,
     "F": Call(lambda self, x: F.layer_norm(x, (4, 5), self.n.weight, self.n.bias), n=rows),
@@ -50,8 +50,7 @@ OPERATORS = {
     "rms_norm": Cases(
         [Value("over tokens", Call(lambda self, x: self.n(x.flatten(2)), n=nn.RMSNorm(2, eps=0)),
                [maps([[3, -3]])], torch.tensor([[[1.0, -1]]]), 1e-6)],
-        [Group([(2, 20, 3, 5)], {
-            "module": Call(lambda self, x: self.n(x.flatten(1, 2)), n=rms_rows),
-            "F": Call(lambda self, x: F.rms_norm(x.flatten(1, 2), (5,), self.n.weight),
-                      n=rms_rows)}, others=["flatten"])]),
+        [Group([(2, 3, 4, 5)], {
+            "module": rms_rows,
+            "F": Call(lambda self, x: F.rms_norm(x, (4, 5), self.n.weight), n=rms_rows)})]),
 }
