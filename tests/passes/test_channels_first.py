@@ -76,7 +76,7 @@ def normalised(self, x):
     (normalised, {"norm": nn.LayerNorm(4), "mean": torch.rand(4)},
      ["x", "sub", "div", "layer_norm2d"]),
     (lambda self, x: (x.flatten(1), self.spread(x.permute(FIRST))), PARTS,
-     ["x", "permute", "flatten", "conv2d"])],
+     ["x", "permute_to_flatten", "conv2d"])],
     ids=["a convolution", "a matrix product", "a norm", "others read it"])
 def test_a_frame_with_its_channels_last_comes_channels_first(function, parts, expected):
     model = Model(function, **parts)
