@@ -142,6 +142,8 @@ def kernels(capability: int) -> list[Kernel]:
         made += without_lists(torch.float32)
     for dtype in (torch.float32, *HALVES):
         made.append(kernel("sparsify.cu", "examine_pixels", dtype, PACKS=3 * dtype.itemsize // 2))
+        made += [kernel("sparsify.cu", entry, dtype, PACKS=0)
+                 for entry in ("examine_values", "replace_values")]
         if dtype != torch.bfloat16:  # but for the conversions, float16's
             made += [of_neighbours(dtype, *taps) for taps in (
                 (3, 1, 1), (3, 2, 1), (3, 2, 2), (5, 1, 1), (5, 2, 1), (5, 1, 2), (7, 1, 1),
