@@ -59,12 +59,17 @@ def fallbacks(nodes: Sequence[DeltaNode]) -> list[Fallback]:
     """Return every fallback of a program, in order of execution.
 
     Nodes that run whole by nature, without a reason to be said (a classifier's matrix), and
-    concatenations in place are none.
+    concatenations in place are none. Of nodes that run as one, each that is not known is told.
     """
     total = sum(n.dense_multiply_adds for n in nodes) or 1
     found = []
     for node in nodes:
         about = node.about
+        if about.unknown:
+            found += [Fallback(part.name, part.path, part.source or "line unknown", "unknown",
+                               part.reason, advice_for(part), part.multiply_adds / total)
+                      for part in about.unknown]
+            continue
         by_backend = node.fallback_reason if about.rule == "local" and not about.aliases else ""
         reason = about.reason or by_backend
         if about.rule in ("unknown", "global", "local") and reason:

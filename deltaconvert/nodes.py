@@ -98,6 +98,7 @@ class Description:
         threshold, norm: settled from the configuration.
         aliases: the value is a view of its inputs' buffers (a concatenation written in
             place): nothing to compute, the mask is the union of the inputs' masks.
+        unknown: of nodes that run as one, those that are not known.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Description:
     shapes: Shapes | None = None
     constants: dict[str, Tensor] = field(default_factory=dict)
     advice: str = ""
+    unknown: tuple[Description, ...] = ()
 
     @property
     def function_name(self) -> str:

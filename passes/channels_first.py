@@ -76,7 +76,8 @@ class _Rewriting:
             if _is_permute(reader, CHANNELS_FIRST):
                 return True
             if operator and operator.channels_first and self._is_map(reader) and (
-                    reader.target in OVER_LAST or self._becomes_first(reader)):
+                    _has_form(reader, operator) if reader.target in OVER_LAST else
+                    self._becomes_first(reader)):
                 return True
         return False
 
@@ -138,6 +139,16 @@ class _Rewriting:
         new.name = name
         node.meta["multiply_adds"] = 0
         self.result.changed.append(f"{name}: {meaning.function.__name__}")
+
+
+def _has_form(node: fx.Node, operator: registry.Operator) -> bool:
+    """Whether a call has a form for channels that come first; a norm of whole maps has none."""
+    assert operator.channels_first
+    try:
+        operator.channels_first(*node.args, **node.kwargs)
+    except Refusal:
+        return False
+    return True
 
 
 def _is_permute(node: Any, dims: tuple[int, ...]) -> bool:

@@ -147,7 +147,8 @@ class _Lowering:
             args=tuple(Slot(i) for i in range(len(inputs))), params={},
             inputs=tuple(map(self._spec, inputs)), shapes=None, constants={},
             multiply_adds=sum(p.multiply_adds for p in parts),
-            threshold=threshold, norm=norm)
+            threshold=threshold, norm=norm, unknown=tuple(
+                part for part, member in zip(parts, members, strict=True) if is_unknown(member)))
 
     def _held_back(self, node: fx.Node, parts: list[Description]) -> tuple[float, Norm]:
         """Return threshold and norm of nodes that run as one.

@@ -186,19 +186,19 @@ class LawChecker:
         with torch.no_grad():
             if node.about.rule == "sparsify":
                 frame = self._inputs.get(node.about.name)
-                return [] if frame is None else self._check_door(
-                    node, edge, node.evaluate(frame).to(edge.value.dtype))
+                return [] if frame is None else self._check_door(node, edge, frame)
             values = [self._edges[spec.name].value for spec in node.about.inputs]
             expected = node.evaluate(*values)
             if not isinstance(edge.value, Tensor):
                 return self._check_leaves(node, edge, expected)
             return self._compare(node, edge, expected, values)
 
-    def _check_door(self, node: DeltaNode, edge: Edge, frame: Tensor) -> list[Breach]:
+    def _check_door(self, node: DeltaNode, edge: Edge, given: Tensor) -> list[Breach]:
         """Check the door in, whose f is the frame; its block test bounds means and pixels."""
         config = self._delta.config
+        frame = node.evaluate(given).to(edge.value.dtype)
         if not (config.input_test == "block" and config.input_threshold and edge.spec.is_map):
-            return self._compare(node, edge, frame, [])
+            return self._compare(node, edge, frame, [given])
         pixels = change_norm(frame, edge.value, node.about.norm, True, True)
         mean = F.avg_pool2d(frame - edge.value, BLOCK, ceil_mode=True, count_include_pad=False)
         blocks = change_norm(mean, torch.zeros_like(mean), node.about.norm, True, True)
