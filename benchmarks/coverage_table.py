@@ -205,9 +205,6 @@ def shares(model: nn.Module, delta: Delta, frame: Any) -> dict[str, Any]:
             **{rule: sums[rule] / total for rule in ("local", "global", "unknown", "outside")}}
 
 
-EVERY_PLACE = "it multiplies every place with every other"  # of a product that is a part of a node
-
-
 def beyond(nodes: list[DeltaNode], outside: int, total: int) -> dict[str, float]:
     """Return the shares outside local nodes by what they are: an exception, or a reason."""
     sums = Counter({OUTSIDE: outside})
@@ -223,8 +220,7 @@ def _what(node: DeltaNode) -> str:
     ranks = {len(edge.shape) for edge in about.inputs if edge.shape is not None}
     if name == "linear" and ranks == {2}:
         return CLASSIFIER
-    if name in ("linear", "matmul", "einsum") or "attention" in name + about.reason or (
-            about.reason == EVERY_PLACE):
+    if name in ("linear", "matmul", "einsum") or "attention" in name + about.reason:
         return ATTENTION
     if about.output.shape is not None and len(about.output.shape) == 4 and not about.output.is_map:
         return BATCHES

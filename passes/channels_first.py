@@ -69,16 +69,22 @@ class _Rewriting:
             reader.replace_input_with(frame, back)
         self.result.changed.append(f"{frame.name}: channels last")
 
-    def _becomes_first(self, node: fx.Node) -> bool:
+    def _becomes_first(self, frame: fx.Node) -> bool:
         """Whether a map is permuted to channels first, or would be here, maybe behind others."""
-        for reader in node.users:
-            operator = registry.find(reader.target) if reader.op == "call_function" else None
-            if _is_permute(reader, CHANNELS_FIRST):
-                return True
-            if operator and operator.channels_first and self._is_map(reader) and (
-                    _has_form(reader, operator) if reader.target in OVER_LAST else
-                    self._becomes_first(reader)):
-                return True
+        waiting, seen = [frame], {frame}
+        while waiting:
+            for reader in waiting.pop().users:
+                operator = registry.find(reader.target) if reader.op == "call_function" else None
+                if _is_permute(reader, CHANNELS_FIRST):
+                    return True
+                if not (operator and operator.channels_first and self._is_map(reader)):
+                    continue
+                if reader.target in OVER_LAST:
+                    if _has_form(reader, operator):
+                        return True
+                elif reader not in seen:
+                    seen.add(reader)
+                    waiting.append(reader)
         return False
 
     def take(self, node: fx.Node) -> None:

@@ -15,7 +15,7 @@ ADVICE = "none: every place is weighed against every other; its threshold keeps 
 
 
 def _every_place(shapes: Shapes) -> str:
-    return "it multiplies every place with every other"
+    return "it multiplies every place with every other, as an attention does"
 
 
 @operator(rule="global", not_local=_every_place, advice=ADVICE)

@@ -97,6 +97,17 @@ def test_a_frame_with_its_channels_first_is_left(function):
     assert not program_of(delta).nodes[0].about.params
 
 
+def curve(self, x):
+    for _ in range(30):
+        x = x + self.strength * (x * x - x)
+    return x
+
+
+def test_many_ways_through_a_graph_are_gone_once():
+    """As of a curve that is applied again and again (Zero-DCE): three to the power of 30."""
+    assert_same_outputs(Model(curve, strength=torch.full((4, 1, 1), 0.01)), frames_like(2, 4, 6, 8))
+
+
 @pytest.mark.parametrize("what", CASES)
 def test_permutations_go_and_all_is_local(what):
     function, parts, before, after = CASES[what]

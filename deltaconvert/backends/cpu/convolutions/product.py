@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from deltaconvert.backends.cpu.compiling.vectors import BLOCK, CACHE_LINE, WIDTH
+from deltaconvert.backends.cpu.rows.row import everywhere
 
 _FLOAT, _INT, _INDEX, _BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(8)
 _SHORT = ir.IntType(16)
@@ -28,13 +29,6 @@ _VECTOR = ir.VectorType(_FLOAT, WIDTH)
 _BITS = ir.VectorType(_INDEX, WIDTH)
 
 
-def _everywhere(builder: Any, number: Any, kind: Any) -> Any:
-    """Return a vector with one number in all places."""
-    nothing = ir.Constant(kind, ir.Undefined)
-    return builder.shuffle_vector(builder.insert_element(nothing, number, _INDEX(0)), nothing,
-                                  ir.Constant(_BITS, None))
-
-
 class Singles:
     """float32: a number of a row at a time, times a line of columns."""
 
@@ -42,7 +36,7 @@ class Singles:
 
     def row(self, builder: Any, address: Any) -> Any:
         """Load a step of a row, for all columns."""
-        return _everywhere(builder, _load(builder, address, _FLOAT), _VECTOR)
+        return everywhere(builder, _load(builder, address, _FLOAT), WIDTH)
 
     def columns(self, builder: Any, address: Any) -> Any:
         """Load a vector of a line."""
@@ -64,12 +58,12 @@ class Pairs:
 
     def row(self, builder: Any, address: Any) -> Any:
         """Load a pair, for all columns."""
-        return _everywhere(builder, _load(builder, address, _INDEX), _BITS)
+        return everywhere(builder, _load(builder, address, _INDEX), WIDTH)
 
     def half(self, builder: Any, address: Any) -> Any:
         """Load the last number where their number is odd: what lies behind it is not its own."""
         number = builder.zext(_load(builder, address, _SHORT), _INDEX)
-        return _everywhere(builder, number, _BITS)
+        return everywhere(builder, number, WIDTH)
 
     def columns(self, builder: Any, address: Any) -> Any:
         """Load a vector of a line."""
